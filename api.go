@@ -1,0 +1,294 @@
+package main
+
+// api.go is the gate that every request of the route table goes through: authenticate, read, call,
+// answer. A handler is an ordinary function from (context, caller, input) to (output, error); what it
+// takes and gives is declared by its types, and it never sees a request or a response.
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/netip"
+	"reflect"
+	"strconv"
+	"strings"
+)
+
+// access says who may call a route. Its zero value is nobody: a row that forgets it stops the start.
+type access int
+
+const (
+	nobody access = iota
+	anyone        // no token is looked at
+	users         // a living session of an active account
+	admins        // the same, of an admin
+)
+
+// route is one row of the table.
+type route struct {
+	method, path string // the path below the API prefix
+	access       access
+	status       int // of success
+	endpoint     endpoint
+	summary      string
+	refusals     []*problem // beyond those that the gate gives by itself
+}
+
+// endpoint is a handler with its types.
+type endpoint struct {
+	in, out reflect.Type
+	call    func(ctx context.Context, c *caller, in any) (any, error)
+}
+
+// handle makes an endpoint of a handler.
+func handle[In, Out any](f func(context.Context, *caller, In) (Out, error)) endpoint {
+	return endpoint{reflect.TypeFor[In](), reflect.TypeFor[Out](), func(ctx context.Context, c *caller, in any) (any, error) {
+		return f(ctx, c, *in.(*In))
+	}}
+}
+
+// none is the input of a handler that takes nothing, or the output of one that gives nothing.
+type none struct{}
+
+// caller is who makes a request: the account and session of the token, both zero on a public route,
+// and where the request comes from.
+type caller struct {
+	user
+	sessionID int64
+	client    netip.Addr
+	agent     string // the User-Agent header, cut and cleaned
+	requestID string
+}
+
+// page is an output that is one page of a list. Next is the id of its last item where more follows, else 0.
+type page[T any] struct {
+	Items []T
+	Next  int64
+}
+
+func (p page[T]) content() (items any, next int64) { return p.Items, p.Next }
+
+// problem is an error that clients may see: RFC 9457's document. Its code is stable. Problems are the
+// closed set below; any other error is internal, logged in full and answered as errInternal.
+type problem struct {
+	status int
+	code   string
+	detail string
+	header [2]string // name and value of the header that goes with it, if any
+	errors []fieldError
+}
+
+func (p *problem) Error() string { return p.code + ": " + p.detail }
+
+// because is p with another detail.
+func (p *problem) because(detail string) *problem {
+	q := *p
+	q.detail = detail
+	return &q
+}
+
+var (
+	challenge        = [2]string{"WWW-Authenticate", "Bearer"}
+	invalidChallenge = [2]string{"WWW-Authenticate", `Bearer error="invalid_token"`} // RFC 6750, section 3
+
+	errMalformedBody      = &problem{status: 400, code: "malformed_body"}
+	errNotAuthenticated   = &problem{status: 401, code: "not_authenticated", detail: "Not authenticated: send a bearer token in the Authorization header.", header: challenge}
+	errInvalidToken       = &problem{status: 401, code: "invalid_token", detail: "The access token is invalid, has expired, or its session has ended.", header: invalidChallenge}
+	errInvalidCredentials = &problem{status: 401, code: "invalid_credentials", detail: "Incorrect e-mail or password.", header: challenge}
+	errInvalidRefresh     = &problem{status: 401, code: "invalid_refresh_token", detail: "The refresh token is invalid, has expired, or its session has ended.", header: invalidChallenge}
+	errRefreshReused      = &problem{status: 401, code: "refresh_reused", detail: "The refresh token was used before; its session has been ended. Log in again.", header: invalidChallenge}
+	errAdminRequired      = &problem{status: 403, code: "admin_required", detail: "Not enough permissions: this needs an admin."}
+	errAccountInactive    = &problem{status: 403, code: "account_inactive", detail: "The account is deactivated."}
+	errRegistrationClosed = &problem{status: 403, code: "registration_closed", detail: "Registration is closed; an admin can create accounts."}
+	errWrongPassword      = &problem{status: 403, code: "wrong_password", detail: "The current password is wrong."}
+	errSelfDelete         = &problem{status: 403, code: "self_delete", detail: "An admin cannot delete the own account here; use DELETE /users/me."}
+	errNotFound           = &problem{status: 404, code: "not_found", detail: "There is nothing here under this address."}
+	errMethodNotAllowed   = &problem{status: 405, code: "method_not_allowed", detail: "The resource does not take this method; Allow lists those it does."}
+	errEmailTaken         = &problem{status: 409, code: "email_taken", detail: "The e-mail address is already registered."}
+	errLastAdmin          = &problem{status: 409, code: "last_admin", detail: "At least one active admin must remain."}
+	errBodyTooLarge       = &problem{status: 413, code: "body_too_large"}
+	errUnsupportedMedia   = &problem{status: 415, code: "unsupported_media_type"}
+	errInvalidRequest     = &problem{status: 422, code: "invalid_request"}
+	errInternal           = &problem{status: 500, code: "internal_error", detail: "Something went wrong here; the request_id names it in the log."}
+	errUnavailable        = &problem{status: 503, code: "database_unavailable", detail: "The database is not available; try again.", header: [2]string{"Retry-After", "1"}}
+	errBusy               = &problem{status: 503, code: "busy", detail: "Too many passwords are being checked; try again.", header: [2]string{"Retry-After", "2"}}
+	errDraining           = &problem{status: 503, code: "shutting_down", detail: "This server is shutting down.", header: [2]string{"Retry-After", "1"}}
+)
+
+// invalid is the 422 for these faults.
+func invalid(faults ...fieldError) *problem {
+	p := *errInvalidRequest
+	p.errors = faults
+	var parts []string
+	for _, f := range faults {
+		loc := make([]string, len(f.Loc))
+		for i, step := range f.Loc {
+			loc[i] = fmt.Sprint(step)
+		}
+		parts = append(parts, strings.Join(loc, ".")+" "+f.Msg)
+	}
+	p.detail = "The request is invalid: " + strings.Join(parts, "; ") + "."
+	return &p
+}
+
+// gate makes the HTTP handler of a row.
+func (s *server) gate(rt route) http.HandlerFunc {
+	in := compileInput(rt.endpoint.in)
+	if rt.access == nobody || rt.status == 0 || rt.summary == "" {
+		panic(rt.method + " " + rt.path + ": a row needs access, status and summary")
+	}
+	return func(w http.ResponseWriter, r *http.Request) {
+		x := w.(*exchange)
+		x.route = rt.path
+		out, err := s.answer(x, r, &rt, &in)
+		if err != nil {
+			s.fail(x, err)
+			return
+		}
+		s.reply(x, r, rt.status, out)
+	}
+}
+
+func (s *server) answer(x *exchange, r *http.Request, rt *route, in *input) (any, error) {
+	c := caller{client: x.client, requestID: x.id, agent: cleanAgent(r.UserAgent())}
+	if rt.access != anyone {
+		if err := s.authenticate(r, &c); err != nil {
+			return nil, err
+		}
+		x.userID = c.ID
+		if rt.access == admins && !c.IsAdmin {
+			return nil, errAdminRequired
+		}
+	}
+	value := reflect.New(rt.endpoint.in)
+	if err := read(x, r, in, value.Interface()); err != nil {
+		return nil, err
+	}
+	return rt.endpoint.call(r.Context(), &c, value.Interface())
+}
+
+// read fills dst from the path, the query and the body.
+func read(x *exchange, r *http.Request, in *input, dst any) error {
+	rd := newReading(in, dst)
+	for _, name := range in.names("path") {
+		rd.take("path", name, func(f *field) *fieldError { return f.setText(rd.dst, r.PathValue(name)) })
+	}
+	if !rd.readPairs("query", r.URL.RawQuery) {
+		rd.faults = append(rd.faults, fieldError{[]any{"query"}, "must be name=value pairs in percent-encoded UTF-8", "query_malformed"})
+	}
+	rd.finish("query")
+	if err := readBody(x, r, rd); err != nil {
+		return err
+	}
+	if rd.faults != nil {
+		return invalid(rd.faults...)
+	}
+	return nil
+}
+
+// readBody reads the body in the media type that it declares and the input takes.
+func readBody(x *exchange, r *http.Request, rd *reading) error {
+	var want []string
+	kinds := map[string]string{"application/json": "json", "application/x-www-form-urlencoded": "form"}
+	for _, media := range []string{"application/json", "application/x-www-form-urlencoded"} {
+		if rd.in.takes(kinds[media]) {
+			want = append(want, media)
+		}
+	}
+	if want == nil {
+		if n, _ := r.Body.Read(make([]byte, 1)); n > 0 || r.ContentLength > 0 {
+			return errUnsupportedMedia.because("This endpoint takes no body.")
+		}
+		return nil
+	}
+	media, params, err := mime.ParseMediaType(strings.Join(r.Header.Values("Content-Type"), ","))
+	charset, other := params["charset"], len(params) > 1
+	kind := kinds[media]
+	if err != nil || !rd.in.takes(kind) || other || len(params) == 1 && !strings.EqualFold(charset, "utf-8") || r.Header.Get("Content-Encoding") != "" {
+		return errUnsupportedMedia.because("The body must be " + strings.Join(want, " or ") + ", in UTF-8 and not compressed, and declared so in Content-Type.")
+	}
+	tooLarge := errBodyTooLarge.because(fmt.Sprintf("The body must have at most %d bytes.", maxBody))
+	if r.ContentLength > maxBody {
+		return tooLarge
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(x.ResponseWriter, r.Body, maxBody))
+	if err != nil {
+		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			return tooLarge
+		}
+		return errMalformedBody.because("The body ended too early, or came too slowly.")
+	}
+	if kind == "form" {
+		if !rd.readPairs("form", string(body)) {
+			return errMalformedBody.because("The body is not a form of percent-encoded name=value pairs.")
+		}
+	} else if syntax := rd.readJSON(body); syntax != "" {
+		return errMalformedBody.because(syntax)
+	}
+	rd.finish(kind)
+	return nil
+}
+
+// reply writes a success: out as JSON, or nothing for none.
+func (s *server) reply(x *exchange, r *http.Request, status int, out any) {
+	if p, ok := out.(interface{ content() (any, int64) }); ok {
+		items, next := p.content()
+		out = items
+		if next != 0 {
+			query := r.URL.Query()
+			query.Del("skip")
+			query.Set("after", strconv.FormatInt(next, 10))
+			x.Header().Set("Link", "<"+r.URL.Path+"?"+query.Encode()+`>; rel="next"`)
+		}
+	}
+	if u, ok := out.(user); ok && status == http.StatusCreated {
+		x.Header().Set("Location", s.cfg.APIPrefix+"/users/"+strconv.FormatInt(u.ID, 10))
+	}
+	if _, ok := out.(none); ok {
+		x.WriteHeader(status)
+		return
+	}
+	s.write(x, status, "application/json", out)
+}
+
+// fail writes err as a problem document. What is not the client's doing is logged with its cause.
+func (s *server) fail(x *exchange, err error) {
+	p, known := errors.AsType[*problem](err)
+	switch {
+	case errors.Is(err, context.Canceled):
+		p = errBusy // the client has gone while it waited: nobody reads this
+	case !known:
+		p = errInternal
+		s.log.Error("internal_error", "request_id", x.id, "route", x.route, "error", err.Error())
+	case p.status == http.StatusServiceUnavailable:
+		s.log.Warn(p.code, "request_id", x.id, "route", x.route, "error", err.Error())
+	}
+	if p.header[0] != "" {
+		x.Header().Set(p.header[0], p.header[1])
+	}
+	s.write(x, p.status, "application/problem+json", struct {
+		Type      string       `json:"type"`
+		Title     string       `json:"title"`
+		Status    int          `json:"status"`
+		Detail    string       `json:"detail"`
+		Code      string       `json:"code"`
+		RequestID string       `json:"request_id"`
+		Errors    []fieldError `json:"errors,omitempty"`
+	}{"about:blank", http.StatusText(p.status), p.status, p.detail, p.code, x.id, p.errors})
+}
+
+// write encodes first and only then sets headers, so that a failure to encode can still be answered.
+func (s *server) write(x *exchange, status int, media string, v any) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // an output type that JSON cannot express: the recovery answers 500
+	}
+	x.Header().Set("Content-Type", media)
+	x.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	x.WriteHeader(status)
+	x.Write(body) // the client may have gone: the access line has the bytes
+}

@@ -1,0 +1,258 @@
+package main
+
+// config.go is the manual of the settings: the tags of config are what -h prints and what is enforced.
+// A setting NAME comes from the environment, or from a file .env in the working directory, which the
+// environment overrides. NAME_FILE names a file to read it from, as container secrets are given. An
+// empty value counts as none. Values are never printed: any of them may be a secret in the wrong place.
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"net/url"
+	"os"
+	"path"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+)
+
+type config struct {
+	AppName          string         `env:"APP_NAME" default:"Latch" doc:"name of the service; refused as a password"`
+	Debug            bool           `env:"DEBUG" default:"false" doc:"log at debug level, and accept a SECRET_KEY marked development-only"`
+	Host             string         `env:"HOST" default:"127.0.0.1" doc:"address to listen on; the image sets 0.0.0.0"`
+	Port             int64          `env:"PORT" default:"8000" min:"1" max:"65535" doc:"port to listen on"`
+	APIPrefix        string         `env:"API_V1_PREFIX" default:"/api/v1" doc:"path before every endpoint"`
+	DatabaseURL      string         `env:"DATABASE_URL" doc:"postgresql://user:password@host:5432/name; unset: development, with a private PostgreSQL under .data/"`
+	DatabaseMaxConns int64          `env:"DATABASE_MAX_CONNS" default:"8" min:"1" max:"1000" doc:"most connections to PostgreSQL; 4 to 8 serve a few cores best"`
+	DatabaseEcho     bool           `env:"DATABASE_ECHO" default:"false" doc:"log statements and durations, never arguments"`
+	SecretKeys       []string       `env:"SECRET_KEY" doc:"key of 32 bytes or more (openssl rand -hex 32); several with commas: the first signs, all verify; required with DATABASE_URL"`
+	Algorithm        string         `env:"ALGORITHM" default:"HS256" enum:"HS256" doc:"how tokens are signed"`
+	AccessMinutes    int64          `env:"ACCESS_TOKEN_EXPIRE_MINUTES" default:"30" min:"1" max:"1440" doc:"lifetime of an access token"`
+	RefreshDays      int64          `env:"REFRESH_TOKEN_EXPIRE_DAYS" default:"7" min:"1" max:"30" doc:"how long a session lives without a refresh; 30 days in all"`
+	RefreshGrace     int64          `env:"REFRESH_GRACE_SECONDS" default:"10" min:"0" max:"300" doc:"how long a spent refresh token still gets its successor"`
+	RegistrationOpen bool           `env:"REGISTRATION_OPEN" default:"true" doc:"whether anyone may register"`
+	CORSOrigins      []string       `env:"CORS_ORIGINS" doc:"origins whose pages may call the API, such as https://app.example.com; exact, with commas"`
+	TrustedProxies   []netip.Prefix `env:"TRUSTED_PROXIES" doc:"addresses or networks whose X-Forwarded-For and -Proto are believed, with commas"`
+	LogLevel         string         `env:"LOG_LEVEL" enum:"debug,info,warn,error" doc:"least level that is logged (info; debug with DEBUG)"`
+	LogFormat        string         `env:"LOG_FORMAT" enum:"json,text" doc:"form of the log (json; text in development)"`
+	ShutdownDelay    int64          `env:"SHUTDOWN_DELAY" default:"0" min:"0" max:"300" doc:"seconds between failing /health/db and closing, for load balancers to notice"`
+}
+
+// setting is one field of config with its tags.
+type setting struct {
+	reflect.StructField
+	name string
+}
+
+func settings() (all []setting) {
+	for f := range reflect.TypeFor[config]().Fields() {
+		all = append(all, setting{f, f.Tag.Get("env")})
+	}
+	return all
+}
+
+// printSettings writes the table of settings.
+func printSettings(w io.Writer) {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, s := range settings() {
+		fmt.Fprintf(table, "  %s\t%s\t%s\n", s.name, s.Tag.Get("default"), s.Tag.Get("doc"))
+	}
+	table.Flush()
+}
+
+// loadConfig reads all settings. The error joins every problem, a line each, without values.
+func loadConfig(getenv func(string) string, dotenv string) (*config, error) {
+	cfg := &config{}
+	file, problems := parseDotEnv(dotenv)
+	for _, s := range settings() {
+		text, err := s.lookUp(getenv, file)
+		if err == nil && text == "" {
+			text = s.Tag.Get("default")
+		}
+		if err == nil && text != "" {
+			err = s.set(reflect.ValueOf(cfg).Elem().FieldByIndex(s.Index), text)
+		}
+		if err != nil {
+			problems = append(problems, fmt.Errorf("%s: %w", s.name, err))
+		}
+	}
+	return cfg, errors.Join(append(problems, cfg.check()...)...)
+}
+
+// lookUp returns the text of a setting: the environment's before the file's.
+func (s setting) lookUp(getenv func(string) string, file map[string]string) (string, error) {
+	for _, get := range []func(string) string{getenv, func(name string) string { return file[name] }} {
+		text, from := get(s.name), get(s.name+"_FILE")
+		switch {
+		case text != "" && from != "":
+			return "", fmt.Errorf("is given together with %s_FILE; unset one", s.name)
+		case from != "":
+			content, err := os.ReadFile(from)
+			if err != nil {
+				return "", fmt.Errorf("the file that %s_FILE names cannot be read", s.name)
+			}
+			return strings.TrimRight(string(content), "\r\n"), nil
+		case text != "":
+			return text, nil
+		}
+	}
+	return "", nil
+}
+
+// set parses text into the field v.
+func (s setting) set(v reflect.Value, text string) error {
+	switch to := v.Addr().Interface().(type) {
+	case *string:
+		if enum := s.Tag.Get("enum"); enum != "" && !slices.Contains(strings.Split(enum, ","), text) {
+			return fmt.Errorf("must be one of %s", strings.ReplaceAll(enum, ",", ", "))
+		}
+		*to = text
+	case *bool:
+		b, err := strconv.ParseBool(strings.ToLower(text))
+		if err != nil {
+			return errors.New("must be true or false")
+		}
+		*to = b
+	case *int64:
+		n, err := strconv.ParseInt(text, 10, 64)
+		lowest, _ := strconv.ParseInt(s.Tag.Get("min"), 10, 64)
+		highest, _ := strconv.ParseInt(s.Tag.Get("max"), 10, 64)
+		if err != nil || n < lowest || n > highest {
+			return fmt.Errorf("must be a whole number from %d to %d", lowest, highest)
+		}
+		*to = n
+	case *[]string:
+		for item := range strings.SplitSeq(text, ",") {
+			*to = append(*to, strings.TrimSpace(item))
+		}
+	case *[]netip.Prefix:
+		for item := range strings.SplitSeq(text, ",") {
+			prefix, err := netip.ParsePrefix(strings.TrimSpace(item))
+			if addr, err2 := netip.ParseAddr(strings.TrimSpace(item)); err2 == nil {
+				prefix, err = netip.PrefixFrom(addr, addr.BitLen()), nil
+			}
+			if err != nil {
+				return errors.New("must be addresses or networks such as 10.0.0.0/8, with commas")
+			}
+			*to = append(*to, prefix.Masked())
+		}
+	}
+	return nil
+}
+
+// check finds what no single field shows, and completes the defaults that depend on others.
+func (c *config) check() (problems []error) {
+	fault := func(bad bool, text string) {
+		if bad {
+			problems = append(problems, errors.New(text))
+		}
+	}
+	if after, ok := strings.CutPrefix(c.DatabaseURL, "postgresql+asyncpg://"); ok { // SQLAlchemy's spelling
+		c.DatabaseURL = "postgresql://" + after
+	}
+	fault(c.DatabaseURL != "" && !strings.HasPrefix(c.DatabaseURL, "postgres://") && !strings.HasPrefix(c.DatabaseURL, "postgresql://"),
+		"DATABASE_URL: must start with postgresql://")
+	fault(c.DatabaseURL != "" && len(c.SecretKeys) == 0, "SECRET_KEY: is required with DATABASE_URL; make one with: openssl rand -hex 32")
+	for i, key := range c.SecretKeys {
+		if why := weakKey(key, c.Debug); why != "" {
+			problems = append(problems, fmt.Errorf("SECRET_KEY: key %d %s; make one with: openssl rand -hex 32", i+1, why))
+		}
+		fault(slices.Contains(c.SecretKeys[:i], key), "SECRET_KEY: the same key stands there twice")
+	}
+	fault(!regexp.MustCompile(`^(/[A-Za-z0-9._-]+)+$`).MatchString(c.APIPrefix) || path.Clean(c.APIPrefix) != c.APIPrefix,
+		"API_V1_PREFIX: must be a path such as /api/v1, without a slash at the end")
+	for _, origin := range c.CORSOrigins {
+		u, err := url.Parse(origin)
+		fault(err != nil || u.Host == "" || u.Scheme+"://"+u.Host != origin, "CORS_ORIGINS: must be exact origins such as https://app.example.com, without a path; * is not one")
+	}
+	if c.LogLevel == "" {
+		c.LogLevel = map[bool]string{true: "debug", false: "info"}[c.Debug]
+	}
+	if c.LogFormat == "" {
+		c.LogFormat = map[bool]string{true: "text", false: "json"}[c.DatabaseURL == ""]
+	}
+	return problems
+}
+
+// publicKeys are keys that stand in documentation, where everybody can read them.
+var publicKeys = []string{
+	"09d25e094faa6ca2556c818166b7a9563b93f7099f6f0f4caa6cf63b88e8d3e7", // FastAPI's tutorial
+	"a-string-secret-at-least-256-bits-long",                           // jwt.io
+}
+
+// weakKey says why a signing key must not be used, or "".
+func weakKey(key string, debug bool) string {
+	lower := strings.ToLower(key)
+	distinct := map[byte]bool{}
+	for i := range len(key) {
+		distinct[key[i]] = true
+	}
+	placeholder := slices.ContainsFunc([]string{"change-in-production", "changeme", "change-me", "change_me", "change-this", "changethis", "your-secret", "your_secret", "super-secret", "placeholder"},
+		func(s string) bool { return strings.Contains(lower, s) })
+	switch {
+	case len(key) < 32: // the size of the hash: RFC 7518, section 3.2
+		return "has fewer than 32 bytes"
+	case len(distinct) < 8 || strings.Contains((key + key)[1:2*len(key)-1], key): // a random hex key has all 16 digits but for luck
+		return "repeats the same bytes"
+	case placeholder || slices.Contains(publicKeys, key):
+		return "is a placeholder"
+	case strings.Contains(lower, "development-only") && !debug:
+		return "is for development only (DEBUG=true)"
+	}
+	return ""
+}
+
+var (
+	dotEnvName  = regexp.MustCompile(`^(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)[ \t]*=[ \t]*`)
+	dotEnvInner = strings.NewReplacer(`\\`, `\`, `\"`, `"`, `\n`, "\n", `\$`, "$")
+)
+
+// parseDotEnv reads lines NAME=value. A value may stand in single quotes, taken as it is, or in double
+// quotes, with \\ \" \n \$; without quotes it ends at " #", which starts a comment. Nothing is expanded.
+func parseDotEnv(text string) (values map[string]string, problems []error) {
+	values = map[string]string{}
+	for i, line := range strings.Split(text, "\n") {
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		bad := func(why string) { problems = append(problems, fmt.Errorf(".env: line %d %s", i+1, why)) }
+		m := dotEnvName.FindStringSubmatch(line)
+		if m == nil || strings.ContainsRune(line, 0) {
+			bad("is not NAME=value")
+			continue
+		}
+		value, ok := dotEnvValue(line[len(m[0]):])
+		if _, twice := values[m[1]]; twice {
+			bad("sets a name that was set before")
+		} else if !ok {
+			bad("has a quote that is not closed, or text behind it")
+		}
+		values[m[1]] = value
+	}
+	return values, problems
+}
+
+var (
+	singleQuoted = regexp.MustCompile(`^'([^']*)'[ \t]*(?:#.*)?$`)
+	doubleQuoted = regexp.MustCompile(`^"((?:[^"\\]|\\.)*)"[ \t]*(?:#.*)?$`)
+)
+
+func dotEnvValue(text string) (value string, ok bool) {
+	if m := singleQuoted.FindStringSubmatch(text); m != nil {
+		return m[1], true
+	}
+	if m := doubleQuoted.FindStringSubmatch(text); m != nil {
+		return dotEnvInner.Replace(m[1]), true
+	}
+	if strings.HasPrefix(text, "#") {
+		return "", true
+	}
+	value, _, _ = strings.Cut(strings.ReplaceAll(text, "\t#", " #"), " #")
+	return strings.TrimSpace(value), !strings.HasPrefix(text, `"`) && !strings.HasPrefix(text, "'")
+}

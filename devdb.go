@@ -1,0 +1,277 @@
+package main
+
+// devdb.go is the database of "go run .": a private PostgreSQL from this machine's own programs, with its
+// data and its socket under .data/, or, where there is none with pgvector, from Docker's image.
+//
+// Several processes may use it at once (the server, and "admin" in another terminal): each holds a shared
+// lock on .data/lock, and the last one out stops it. The kernel drops the lock of a process that was
+// killed; the PostgreSQL that it leaves running is found by the next start and used.
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	osuser "os/user"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// devImage is used where no local PostgreSQL has pgvector.
+const devImage = "pgvector/pgvector:pg17"
+
+// devDB is a running private PostgreSQL.
+type devDB struct {
+	url, where string // where: for people, what holds the data
+	dir        string // absolute
+	bin        string // PostgreSQL's programs; empty: Docker
+	lock       *os.File
+}
+
+// startDevDB starts the PostgreSQL whose data is in dir, made at need, or joins it where it runs already.
+// settings are further ones of postgresql.conf, as name=value.
+func startDevDB(dir string, settings ...string) (*devDB, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil { // root's PostgreSQL is another user, and must get in
+		return nil, err
+	}
+	db := &devDB{dir: dir}
+	if db.lock, err = os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(db.lock.Fd()), syscall.LOCK_EX); err != nil { // one at a time gets it going
+		return nil, err
+	}
+	if db.bin = findPostgres(db.dataVersion()); db.bin != "" {
+		err = db.startLocal(settings)
+	} else {
+		err = db.startDocker()
+	}
+	if err != nil {
+		db.lock.Close()
+		return nil, err
+	}
+	return db, syscall.Flock(int(db.lock.Fd()), syscall.LOCK_SH)
+}
+
+// stop stops PostgreSQL, unless another process uses it.
+func (db *devDB) stop() error {
+	defer db.lock.Close()
+	syscall.Flock(int(db.lock.Fd()), syscall.LOCK_UN)
+	if syscall.Flock(int(db.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+		return nil
+	}
+	if db.bin == "" {
+		return run(exec.Command("docker", "stop", db.container()))
+	}
+	return db.pg("pg_ctl", "stop", "-D", db.data(), "-m", "fast")
+}
+
+// secret returns the signing key of this directory, made at the first call.
+func (db *devDB) secret() (string, error) { return keepSecret(filepath.Join(db.dir, "secret_key")) }
+
+func keepSecret(file string) (string, error) {
+	if old, err := os.ReadFile(file); err == nil {
+		return string(old), nil
+	}
+	key := make([]byte, 32)
+	rand.Read(key)
+	text := hex.EncodeToString(key)
+	return text, os.WriteFile(file, []byte(text), 0o600)
+}
+
+func (db *devDB) data() string { return filepath.Join(db.dir, "postgres") }
+
+// dataVersion is the major version that the data was made by, or "" where there is none yet.
+func (db *devDB) dataVersion() string {
+	version, _ := os.ReadFile(filepath.Join(db.data(), "PG_VERSION"))
+	return strings.TrimSpace(string(version))
+}
+
+// findPostgres returns the directory of the newest PostgreSQL's programs, 14 or later and of this major version
+// if it is not "", that has pgvector 0.7 or later, the first with halfvec; "" where there is none.
+func findPostgres(major string) (bin string) {
+	var dirs []string
+	for _, pattern := range []string{"/usr/lib/postgresql/*/bin", "/opt/homebrew/opt/postgresql@*/bin", "/usr/local/opt/postgresql@*/bin", "/usr/pgsql-*/bin", "/usr/local/pgsql/bin"} {
+		found, _ := filepath.Glob(pattern)
+		dirs = append(dirs, found...)
+	}
+	if onPath, err := exec.LookPath("pg_ctl"); err == nil {
+		dirs = append(dirs, filepath.Dir(onPath))
+	}
+	best := 13
+	for _, dir := range dirs {
+		out, err := exec.Command(filepath.Join(dir, "pg_config"), "--version", "--sharedir").Output()
+		lines := strings.Split(string(out), "\n")
+		if err != nil || len(lines) < 2 {
+			continue
+		}
+		version := strings.FieldsFunc(strings.TrimPrefix(lines[0], "PostgreSQL "), func(r rune) bool { return r < '0' || r > '9' })
+		n, _ := strconv.Atoi(slices.Concat(version, []string{""})[0])
+		control, _ := os.ReadFile(filepath.Join(lines[1], "extension", "vector.control"))
+		_, after, _ := bytes.Cut(control, []byte("default_version = '0."))
+		minor, _, _ := bytes.Cut(after, []byte("."))
+		vector, _ := strconv.Atoi(string(minor))
+		if n > best && vector >= 7 && (major == "" || major == strconv.Itoa(n)) && exec.Command(filepath.Join(dir, "initdb"), "--version").Run() == nil {
+			bin, best = dir, n
+		}
+	}
+	return bin
+}
+
+// startLocal makes the data directory if there is none and starts PostgreSQL on it if it does not run.
+// The socket lies in the data directory, which only its owner can enter; there is no TCP.
+func (db *devDB) startLocal(settings []string) error {
+	db.where = db.data()
+	db.url = "postgresql://latch@/postgres?host=" + url.QueryEscape(db.data())
+	if db.dataVersion() == "" {
+		if err := db.initData(); err != nil {
+			return err
+		}
+	}
+	if db.pg("pg_ctl", "status", "-D", db.data()) == nil {
+		return nil
+	}
+	options := "-c listen_addresses= -c unix_socket_directories=." // relative: a socket's path has at most 103 bytes
+	for _, s := range settings {
+		options += " -c " + s
+	}
+	log := filepath.Join(db.data(), "log")
+	if err := db.pg("pg_ctl", "start", "-w", "-D", db.data(), "-l", log, "-o", options); err != nil {
+		return fmt.Errorf("%w; its log is %s", err, log)
+	}
+	return nil
+}
+
+// initData makes the data directory beside its place and renames it, so that an interrupted
+// initdb leaves nothing that looks like data.
+func (db *devDB) initData() error {
+	unfinished := db.data() + ".new"
+	if err := os.RemoveAll(unfinished); err != nil {
+		return err
+	}
+	if err := os.Mkdir(unfinished, 0o700); err != nil {
+		return err
+	}
+	if os.Geteuid() == 0 {
+		owner, err := postgresUser()
+		if err != nil {
+			return err
+		}
+		uid, _ := strconv.Atoi(owner.Uid)
+		gid, _ := strconv.Atoi(owner.Gid)
+		if err := os.Chown(unfinished, uid, gid); err != nil {
+			return err
+		}
+	}
+	locale := "C.UTF-8"
+	if runtime.GOOS == "darwin" {
+		locale = "en_US.UTF-8"
+	}
+	if err := db.pg("initdb", "-D", unfinished, "-U", "latch", "-A", "trust", "-E", "UTF8", "--locale="+locale); err != nil {
+		return err
+	}
+	return os.Rename(unfinished, db.data())
+}
+
+// pg runs one of PostgreSQL's programs. They refuse to run as root, so root runs them as another user.
+func (db *devDB) pg(name string, args ...string) error {
+	args = append([]string{filepath.Join(db.bin, name)}, args...)
+	if os.Geteuid() == 0 {
+		owner, err := postgresUser()
+		if err != nil {
+			return err
+		}
+		as := []string{"setpriv", "--reuid=" + owner.Uid, "--regid=" + owner.Gid, "--init-groups"}
+		if !reachable(db.dir) { // a checkout in /root: let it pass the closed directories above its own
+			as = append(as, "--inh-caps=+dac_override", "--ambient-caps=+dac_override")
+		}
+		args = append(as, args...)
+	}
+	return run(exec.Command(args[0], args[1:]...))
+}
+
+// postgresUser is whom root starts PostgreSQL as.
+func postgresUser() (*osuser.User, error) {
+	for _, name := range []string{"postgres", "nobody"} {
+		if u, err := osuser.Lookup(name); err == nil {
+			return u, nil
+		}
+	}
+	return nil, errors.New("PostgreSQL does not run as root, and there is no user postgres or nobody: run this as an ordinary user")
+}
+
+// reachable tells whether everybody may pass through the directories above dir.
+func reachable(dir string) bool {
+	for ; dir != filepath.Dir(dir); dir = filepath.Dir(dir) {
+		if info, err := os.Stat(dir); err != nil || info.Mode()&0o001 == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// run runs a command; the error has what it printed.
+func run(cmd *exec.Cmd) error {
+	cmd.Dir = "/" // PostgreSQL's programs complain where they cannot enter the working directory
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s: %w\n%s", filepath.Base(cmd.Path), err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// container names Docker's container and volume after the directory, so that two checkouts have two.
+func (db *devDB) container() string {
+	sum := sha256.Sum256([]byte(db.dir))
+	return "latch-" + hex.EncodeToString(sum[:6])
+}
+
+// startDocker starts the image, with the data in a volume and a random port on the loopback address.
+func (db *devDB) startDocker() error {
+	if v := db.dataVersion(); v != "" {
+		return fmt.Errorf("the data in %s needs PostgreSQL %s with pgvector, which is gone; install it again, or move the data away", db.data(), v)
+	}
+	if run(exec.Command("docker", "info")) != nil {
+		return errors.New("no PostgreSQL (14 or later) with pgvector (0.7 or later) here, and no Docker.\n" + installHint())
+	}
+	password, err := keepSecret(filepath.Join(db.dir, "postgres_password"))
+	if err != nil {
+		return err
+	}
+	name := db.container()
+	if run(exec.Command("docker", "start", name)) != nil {
+		create := exec.Command("docker", "run", "--detach", "--name", name, "--publish", "127.0.0.1::5432", "--volume", name+":/var/lib/postgresql/data",
+			"--env", "POSTGRES_USER=latch", "--env", "POSTGRES_DB=postgres", "--env", "POSTGRES_PASSWORD", devImage)
+		create.Env = append(os.Environ(), "POSTGRES_PASSWORD="+password)
+		if err := run(create); err != nil {
+			return err
+		}
+	}
+	out, err := exec.Command("docker", "port", name, "5432/tcp").Output()
+	if err != nil {
+		return fmt.Errorf("docker port: %w", err)
+	}
+	address, _, _ := strings.Cut(string(out), "\n")
+	db.url, db.where = "postgresql://latch:"+password+"@"+address+"/postgres", "Docker volume "+name
+	return nil
+}
+
+func installHint() string {
+	if runtime.GOOS == "darwin" {
+		return "Install it with: brew install postgresql@17 pgvector"
+	}
+	return "Install it with: ./setup.sh (Debian and Ubuntu), or your system's packages; or set DATABASE_URL."
+}

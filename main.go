@@ -1,0 +1,265 @@
+// Latch is the back end that every product starts with: accounts, tokens and administration on
+// PostgreSQL, ready for vectors, in one program.
+//
+//	latch                  serve; migrates first
+//	latch migrate          apply pending migrations and exit
+//	latch migrate -check   exit 1 when one is pending or an applied one was edited
+//	latch admin EMAIL      make EMAIL an admin; creates the account where there is none,
+//	                       with the password from standard input, or one that it prints
+//	latch healthcheck      exit 0 when the server on this machine answers
+//	latch -h, -version
+//
+// Exit status: 0 done, 1 failed, 2 wrong usage or settings. "latch -h" lists the settings.
+//
+// Read the files in this order: server.go (the routes), api.go (the gate), read.go and json.go (strict
+// reading), auth.go and users.go (what requests mean), token.go, password.go, store.go with schema.sql
+// (all SQL), migrate.go, config.go, devdb.go.
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const version = "0.1.0"
+
+// drainTimeout bounds the wait for requests under way: the longest that one may take.
+const drainTimeout = requestTimeout + writeTimeout
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := program{os.Getenv, os.Stdin, os.Stdout, os.Stderr}.run(ctx, os.Args[1:])
+	stop()
+	os.Exit(code)
+}
+
+// program is the world that the commands see.
+type program struct {
+	getenv         func(string) string
+	stdin          *os.File
+	stdout, stderr io.Writer
+}
+
+const usage = `Latch %s: accounts, tokens and administration on PostgreSQL.
+
+  latch                  serve; migrates first
+  latch migrate [-check] apply pending migrations; -check: only exit 1 if there are any
+  latch admin EMAIL      make EMAIL an admin, creating the account where there is none
+  latch healthcheck      exit 0 when the server on this machine answers
+  latch -h | -version
+
+Settings, from the environment or .env, each also as NAME_FILE; with defaults:
+
+`
+
+// run executes one command and returns the exit status.
+func (p program) run(ctx context.Context, args []string) int {
+	command := strings.Join(args, " ")
+	switch {
+	case command == "-h" || command == "-help" || command == "--help" || command == "help":
+		fmt.Fprintf(p.stdout, usage, version)
+		printSettings(p.stdout)
+		return 0
+	case command == "-version" || command == "--version":
+		fmt.Fprintln(p.stdout, "latch", version)
+		return 0
+	case command == "" || command == "migrate" || command == "migrate -check" || command == "healthcheck" || len(args) == 2 && args[0] == "admin":
+	default:
+		fmt.Fprintln(p.stderr, "latch: unknown command or flag; latch -h lists them")
+		return 2
+	}
+	dotenv, err := os.ReadFile(".env")
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		fmt.Fprintln(p.stderr, "latch: .env cannot be read:", err)
+		return 2
+	}
+	cfg, err := loadConfig(p.getenv, string(dotenv))
+	if err != nil {
+		fmt.Fprintln(p.stderr, err)
+		return 2
+	}
+	if command == "healthcheck" {
+		err = healthcheck(ctx, cfg)
+	} else {
+		err = p.withDatabase(ctx, cfg, args)
+	}
+	if err != nil {
+		fmt.Fprintln(p.stderr, "latch:", err)
+		return 1
+	}
+	return 0
+}
+
+// withDatabase runs a command that needs the database, which in development is started for it.
+func (p program) withDatabase(ctx context.Context, cfg *config, args []string) (err error) {
+	log := newLogger(cfg, p.stdout)
+	var dev *devDB
+	if cfg.DatabaseURL == "" {
+		if dev, err = startDevDB(".data"); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, dev.stop()) }()
+		secret, err := dev.secret()
+		if err != nil {
+			return err
+		}
+		cfg.DatabaseURL = dev.url
+		if len(cfg.SecretKeys) == 0 {
+			cfg.SecretKeys = []string{secret}
+		}
+	}
+	check := len(args) == 2 && args[1] == "-check"
+	if err := migrate(ctx, cfg.DatabaseURL, parseMigrations(schemaSQL), check, log); err != nil || len(args) > 0 && args[0] == "migrate" {
+		return err
+	}
+	var echo *slog.Logger
+	if cfg.DatabaseEcho {
+		echo = log
+	}
+	st, err := openStore(ctx, cfg.DatabaseURL, cfg.DatabaseMaxConns, echo)
+	if err != nil {
+		return err
+	}
+	defer st.close()
+	s := newServer(cfg, st, newHasher(todaysParams), log)
+	if len(args) > 0 {
+		return p.admin(ctx, s, args[1])
+	}
+	return p.serve(ctx, s, dev)
+}
+
+// newLogger logs in the form and from the level that the settings say.
+func newLogger(cfg *config, w io.Writer) *slog.Logger {
+	var level slog.Level
+	level.UnmarshalText([]byte(cfg.LogLevel)) // config has only the names that slog knows
+	options := &slog.HandlerOptions{Level: level}
+	if cfg.LogFormat == "text" {
+		return slog.New(slog.NewTextHandler(w, options))
+	}
+	return slog.New(slog.NewJSONHandler(w, options))
+}
+
+// serve answers requests until ctx ends, then drains: /health/db fails, so that load balancers turn
+// away, SHUTDOWN_DELAY passes, and the requests under way are finished. A second signal ends at once.
+func (p program) serve(ctx context.Context, s *server, dev *devDB) error {
+	listener, err := listen(s.cfg, dev != nil && p.getenv("PORT") == "")
+	if err != nil {
+		return err
+	}
+	if dev != nil {
+		base := "http://" + listener.Addr().String()
+		fmt.Fprintf(p.stdout, "\n  %s %s, development\n\n  API    %s%s\n  Docs   %s/docs\n  Data   %s\n  Admin  go run . admin you@example.com   (in another terminal)\n\n  Ctrl-C stops it all.\n\n",
+			s.cfg.AppName, version, base, s.cfg.APIPrefix, base, dev.where)
+	}
+	s.log.Info("serving", "address", listener.Addr().String(), "version", version)
+	go s.sweep(ctx)
+	hs := s.httpServer()
+	failed := make(chan error, 1)
+	go func() { failed <- hs.Serve(listener) }()
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+	}
+	again, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	s.draining.Store(true)
+	s.log.Info("draining", "delay_s", s.cfg.ShutdownDelay)
+	select {
+	case <-again.Done():
+	case <-time.After(time.Duration(s.cfg.ShutdownDelay) * time.Second):
+	}
+	patience, cancel := context.WithTimeout(again, drainTimeout)
+	defer cancel()
+	if err := hs.Shutdown(patience); err != nil {
+		hs.Close()
+		return fmt.Errorf("stopped with requests under way: %w", err)
+	}
+	s.log.Info("stopped")
+	return nil
+}
+
+// listen opens the port. With another, which is for development, it tries the next nine if it is taken,
+// so that two checkouts run side by side.
+func listen(cfg *config, another bool) (net.Listener, error) {
+	var lc net.ListenConfig
+	for port := cfg.Port; ; port++ {
+		l, err := lc.Listen(context.Background(), "tcp", net.JoinHostPort(cfg.Host, strconv.FormatInt(port, 10)))
+		if err == nil || !errors.Is(err, syscall.EADDRINUSE) || !another || port == cfg.Port+9 {
+			if errors.Is(err, syscall.EADDRINUSE) {
+				err = fmt.Errorf("port %d is in use by another program; set PORT to a free one", port)
+			}
+			return l, err
+		}
+	}
+}
+
+// admin makes email an active admin. Where there is no account it makes one, with the password that is
+// piped in, or with one that it prints.
+func (p program) admin(ctx context.Context, s *server, address string) error {
+	email, refusal := parseEmail(address)
+	if refusal != "" {
+		return errors.New("EMAIL " + refusal)
+	}
+	err := s.store.promote(ctx, email)
+	if err == nil {
+		fmt.Fprintln(p.stdout, email, "is an active admin; the password is unchanged.")
+		return nil
+	}
+	if !errors.Is(err, errNotFound) {
+		return err
+	}
+	password := ""
+	if info, err := p.stdin.Stat(); err == nil && info.Mode()&os.ModeCharDevice == 0 { // neither a terminal nor /dev/null
+		password, _ = bufio.NewReader(io.LimitReader(p.stdin, maxPasswordBytes+2)).ReadString('\n')
+		password = strings.TrimRight(password, "\r\n")
+	}
+	generated := password == ""
+	if generated {
+		password = rand.Text()
+	}
+	if _, err := s.addUser(ctx, email, password, nil, true, true); err != nil {
+		return err
+	}
+	fmt.Fprintln(p.stdout, email, "is a new admin.")
+	if generated {
+		fmt.Fprintln(p.stdout, "Password:", password)
+	}
+	return nil
+}
+
+// healthcheck asks the server on this machine whether it lives.
+func healthcheck(ctx context.Context, cfg *config) error {
+	host := cfg.Host
+	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, "GET", "http://"+net.JoinHostPort(host, strconv.FormatInt(cfg.Port, 10))+cfg.APIPrefix+"/health", nil)
+	if err != nil {
+		return err
+	}
+	answer, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return fmt.Errorf("health is %s", answer.Status)
+	}
+	return nil
+}

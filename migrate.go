@@ -1,0 +1,200 @@
+package main
+
+// migrate.go applies the sections of schema.sql. Any number of processes may start at once on one
+// database: each section is applied by one of them, under an advisory lock that ends with its transaction,
+// so that neither a killed process nor PgBouncer's transaction mode can leave it behind. The lock is
+// polled, not waited for: a waiting statement would hold a snapshot, which CREATE INDEX CONCURRENTLY
+// in turn waits for.
+
+import (
+	"context"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+//go:embed schema.sql
+var schemaSQL string
+
+const (
+	migrationLock = 0x6c61746368 // "latch" in ASCII: the key of the advisory lock
+	lockPoll      = 50 * time.Millisecond
+	databaseWait  = 60 * time.Second // for a database that is still starting, as in compose
+	databasePoll  = 250 * time.Millisecond
+)
+
+// migration is one section.
+type migration struct {
+	version        int
+	name, sql, sum string
+	outsideTx      bool
+}
+
+var sectionHead = regexp.MustCompile(`(?m)^-- migration (\d+): (.+?)( \(no transaction\))?$`)
+
+// parseMigrations splits a schema file into its sections. It panics unless they are numbered 1, 2, 3 …:
+// the file is part of the program.
+func parseMigrations(schema string) (all []migration) {
+	schema = strings.ReplaceAll(schema, "\r\n", "\n") // a checkout on Windows has the same checksums
+	heads := sectionHead.FindAllStringSubmatchIndex(schema, -1)
+	for i, h := range heads {
+		end := len(schema)
+		if i+1 < len(heads) {
+			end = heads[i+1][0]
+		}
+		version, _ := strconv.Atoi(schema[h[2]:h[3]])
+		if version != i+1 {
+			panic(fmt.Sprintf("schema.sql: section %d is headed migration %d", i+1, version))
+		}
+		sql := strings.TrimSpace(schema[h[1]:end])
+		sum := sha256.Sum256([]byte(sql))
+		all = append(all, migration{version, schema[h[4]:h[5]], sql, hex.EncodeToString(sum[:]), h[6] >= 0})
+	}
+	return all
+}
+
+// errPending says that migrations have to be applied.
+var errPending = errors.New("migrations are pending")
+
+// migrate brings the database at url up to all. It waits for a database that is still starting. With
+// checkOnly it changes nothing and returns errPending where something is to be done. An edited section and
+// a database that is newer than this program are errors.
+func migrate(ctx context.Context, url string, all []migration, checkOnly bool, log *slog.Logger) error {
+	conn, err := connectPatiently(ctx, url, log)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	for {
+		next, err := nextMigration(ctx, conn, all)
+		switch {
+		case err != nil || next == nil:
+			return err
+		case checkOnly:
+			return fmt.Errorf("%w: from %d (%s) on", errPending, next.version, next.name)
+		}
+		applied, err := apply(ctx, conn, all, next.version)
+		if err != nil {
+			return fmt.Errorf("migration %d (%s): %w", next.version, next.name, describe(err))
+		}
+		if applied {
+			log.Info("migrated", "version", next.version, "name", next.name)
+		}
+	}
+}
+
+// connectPatiently connects outside the pool, whose connections need types that the first migration makes.
+// Only a database that is not there yet is waited for, not one that refuses the password.
+func connectPatiently(ctx context.Context, url string, log *slog.Logger) (*pgx.Conn, error) {
+	conf, err := pgx.ParseConfig(url)
+	if err != nil {
+		return nil, errors.New("DATABASE_URL: is not a PostgreSQL URL") // pgx's error would hold it
+	}
+	conf.ConnectTimeout = connectTimeout
+	conf.DefaultQueryExecMode = pgx.QueryExecModeExec
+	for start := time.Now(); ; {
+		conn, err := pgx.ConnectConfig(ctx, conf)
+		if err == nil || ctx.Err() != nil || time.Since(start) > databaseWait || !isNetwork(err) && !sqlState(err, "57P03", "53300") {
+			if err != nil {
+				err = fmt.Errorf("cannot connect to the database: %w", describe(err))
+			}
+			return conn, err
+		}
+		log.Warn("waiting_for_database", "error", describe(err).Error())
+		select {
+		case <-ctx.Done():
+		case <-time.After(databasePoll):
+		}
+	}
+}
+
+// nextMigration compares what was applied with all, and returns the first that is missing, or nil.
+// It takes no lock, so a start on a current database waits for nobody.
+func nextMigration(ctx context.Context, q querier, all []migration) (*migration, error) {
+	var exists bool
+	if err := q.QueryRow(ctx, `SELECT to_regclass('schema_migrations') IS NOT NULL`).Scan(&exists); err != nil {
+		return nil, describe(err)
+	}
+	if !exists {
+		return &all[0], nil
+	}
+	rows, _ := q.Query(ctx, `SELECT checksum FROM schema_migrations ORDER BY version`)
+	sums, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, describe(err)
+	}
+	for i, sum := range sums {
+		if i >= len(all) {
+			return nil, fmt.Errorf("the database is at migration %d, and this program knows only %d: run a newer latch", len(sums), len(all))
+		}
+		if sum != all[i].sum {
+			return nil, fmt.Errorf("migration %d (%s) was edited after it was applied: restore its text, and put the change into a new section", i+1, all[i].name)
+		}
+	}
+	if len(sums) == len(all) {
+		return nil, nil
+	}
+	return &all[len(sums)], nil
+}
+
+// apply applies the migration of this version unless another process did while this one waited for the lock.
+func apply(ctx context.Context, conn *pgx.Conn, all []migration, version int) (applied bool, err error) {
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		for locked := false; !locked; {
+			if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, int64(migrationLock)).Scan(&locked); err != nil {
+				return err
+			}
+			if !locked {
+				time.Sleep(lockPoll)
+			}
+		}
+		next, err := nextMigration(ctx, tx, all)
+		if err != nil || next == nil || next.version != version {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `
+			CREATE TABLE IF NOT EXISTS schema_migrations (
+			    version    integer     PRIMARY KEY,
+			    name       text        NOT NULL,
+			    checksum   text        NOT NULL, -- SHA-256 of the section, hexadecimal
+			    applied_at timestamptz NOT NULL DEFAULT now()
+			)`); err != nil {
+			return err
+		}
+		if err := next.run(ctx, tx.Conn()); err != nil {
+			return err
+		}
+		applied = true
+		_, err = tx.Exec(ctx, `INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)`, version, next.name, next.sum)
+		return err
+	})
+	return applied && err == nil, err
+}
+
+// run executes the section on the connection that holds the lock, or, where it must be outside a
+// transaction, on a second one beside it.
+func (m *migration) run(ctx context.Context, conn *pgx.Conn) error {
+	if !m.outsideTx {
+		return conn.PgConn().Exec(ctx, m.sql).Close()
+	}
+	second, err := pgx.ConnectConfig(ctx, conn.Config())
+	if err != nil {
+		return err
+	}
+	defer second.Close(context.WithoutCancel(ctx))
+	for statement := range strings.SplitSeq(m.sql, ";\n") {
+		if err := second.PgConn().Exec(ctx, statement).Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}

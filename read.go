@@ -1,0 +1,360 @@
+package main
+
+// read.go reads what clients send, strictly and one way only. A handler's input is a struct whose
+// tags say where each field comes from and what it may hold; the tags are compiled when the route
+// table is built, so a wrong tag stops the start, and the OpenAPI document can be made from the
+// very limits that are enforced here.
+//
+//	path:"id" query:"limit" json:"email" form:"username"   where the value is and what it is called
+//	min:"1" max:"100"     bounds: of the value for numbers, of the length in code points for text
+//	default:"100"         used where the field is absent
+//	enum:"a,b"            the only values
+//	format:"email"        a rule of the formats table; it may rewrite the value
+//	doc:"…" example:"…"   for the documentation only
+//
+// A plain field is required unless it has a default, a pointer is optional, and a nullString is
+// optional and may be null. A field may have both a json and a form name: then the body may be either.
+
+import (
+	"fmt"
+	"math"
+	"net/url"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+// nullString is a text field with three states: absent (Set is false), null (Value is nil), or a text.
+type nullString struct {
+	Set   bool
+	Value *string
+}
+
+// fieldError is one entry of a 422's "errors", with pydantic's words for type, which FastAPI clients
+// know. Nothing in it comes from the client: an unknown field is reported without its name.
+type fieldError struct {
+	Loc  []any  `json:"loc"`
+	Msg  string `json:"msg"`
+	Type string `json:"type"`
+}
+
+// field is one compiled input field.
+type field struct {
+	name           string   // on the wire
+	places         []string // where it may stand: path, query, json, form
+	index          int      // in the struct
+	kind           reflect.Kind
+	optional, null bool
+	min, max       int64
+	enum           []string
+	format         string
+	def            string
+	doc, example   string
+}
+
+// input is a compiled input type.
+type input struct{ fields []field }
+
+// at tells whether the field may stand in place.
+func (f *field) at(place string) bool { return slices.Contains(f.places, place) }
+
+// takes tells whether any field can stand in place: an input without json and form has no body.
+func (in *input) takes(place string) bool { return len(in.names(place)) > 0 }
+
+// location is the first part of a fieldError's loc for place.
+func location(place string) string {
+	if place == "json" || place == "form" {
+		return "body"
+	}
+	return place
+}
+
+// formats are the rules a format tag can name. Each returns the value to keep, or why it is refused.
+var formats = map[string]func(string) (value, refusal string){
+	"email":    parseEmail,
+	"password": checkPasswordLength,
+}
+
+var inputTags = []string{"path", "query", "json", "form", "min", "max", "default", "enum", "format", "doc", "example"}
+
+// compileInput reads the tags of the struct type t. It panics on anything it does not understand.
+func compileInput(t reflect.Type) input {
+	var in input
+	for i := range t.NumField() {
+		sf := t.Field(i)
+		tags := parseTags(sf)
+		f := field{index: i, max: math.MaxInt64, def: tags["default"], doc: tags["doc"], example: tags["example"], format: tags["format"]}
+		for _, place := range []string{"path", "query", "json", "form"} {
+			name, ok := tags[place]
+			if ok && f.name != "" && (f.name != name || location(place) != location(f.places[0])) {
+				panic(fmt.Sprintf("%s.%s: one place and one name a field", t, sf.Name))
+			}
+			if ok {
+				f.name, f.places = name, append(f.places, place)
+			}
+		}
+		f.setType(t, sf)
+		f.setLimits(t, sf, tags)
+		if f.name == "" || slices.ContainsFunc(in.fields, func(o field) bool { return o.name == f.name }) {
+			panic(fmt.Sprintf("%s.%s: no name, or one used before", t, sf.Name))
+		}
+		in.fields = append(in.fields, f)
+	}
+	return in
+}
+
+// parseTags is the whole of a field's tag, so that a misspelt key cannot pass unseen.
+func parseTags(sf reflect.StructField) map[string]string {
+	tags := map[string]string{}
+	for rest := strings.TrimSpace(string(sf.Tag)); rest != ""; rest = strings.TrimSpace(rest) {
+		key, after, _ := strings.Cut(rest, ":")
+		quoted, err := strconv.QuotedPrefix(after)
+		if _, twice := tags[key]; err != nil || twice || !slices.Contains(inputTags, key) {
+			panic(fmt.Sprintf("field %s: bad tag at %q", sf.Name, rest))
+		}
+		tags[key], _ = strconv.Unquote(quoted)
+		rest = after[len(quoted):]
+	}
+	return tags
+}
+
+func (f *field) setType(owner reflect.Type, sf reflect.StructField) {
+	t := sf.Type
+	f.optional = f.def != ""
+	switch {
+	case t == reflect.TypeFor[nullString]():
+		f.kind, f.optional, f.null = reflect.String, true, true
+		return
+	case t.Kind() == reflect.Pointer:
+		f.optional, t = true, t.Elem()
+	}
+	f.kind = t.Kind()
+	if f.kind != reflect.String && f.kind != reflect.Int64 && f.kind != reflect.Bool {
+		panic(fmt.Sprintf("%s.%s: inputs are string, int64, bool, pointers to them, or nullString", owner, sf.Name))
+	}
+}
+
+func (f *field) setLimits(owner reflect.Type, sf reflect.StructField, tags map[string]string) {
+	for key, to := range map[string]*int64{"min": &f.min, "max": &f.max} {
+		if text, ok := tags[key]; ok {
+			n, err := strconv.ParseInt(text, 10, 64)
+			if err != nil || f.kind == reflect.Bool {
+				panic(fmt.Sprintf("%s.%s: bad %s", owner, sf.Name, key))
+			}
+			*to = n
+		}
+	}
+	if text, ok := tags["enum"]; ok {
+		f.enum = strings.Split(text, ",")
+	}
+	_, known := formats[f.format]
+	if f.format != "" && (!known || f.kind != reflect.String) {
+		panic(fmt.Sprintf("%s.%s: unknown format %q", owner, sf.Name, f.format))
+	}
+	if f.def != "" {
+		if fault := f.setText(reflect.New(owner).Elem(), f.def); fault != nil {
+			panic(fmt.Sprintf("%s.%s: the default breaks its own rule: %s", owner, sf.Name, fault.Msg))
+		}
+	}
+}
+
+// fault is the fieldError of f.
+func (f *field) fault(kind, msg string) *fieldError {
+	return &fieldError{[]any{location(f.places[0]), f.name}, msg, kind}
+}
+
+// setText sets the field in dst from text: a path segment, or a query or form value.
+func (f *field) setText(dst reflect.Value, text string) *fieldError {
+	switch f.kind {
+	case reflect.Int64:
+		n, err := strconv.ParseInt(text, 10, 64)
+		if err != nil || strconv.FormatInt(n, 10) != text { // one spelling: no sign, no leading zeros
+			return f.fault("int_parsing", "must be a whole number in plain decimal digits, at most 9223372036854775807")
+		}
+		return f.setInt(dst, n)
+	case reflect.Bool:
+		if text != "true" && text != "false" {
+			return f.fault("bool_parsing", "must be true or false")
+		}
+		f.put(dst, reflect.ValueOf(text == "true"))
+		return nil
+	}
+	return f.setString(dst, text)
+}
+
+// setJSON sets the field in dst from raw, a valid JSON value.
+func (f *field) setJSON(dst reflect.Value, raw []byte) *fieldError {
+	switch {
+	case string(raw) == "null" && f.null:
+		dst.Field(f.index).Set(reflect.ValueOf(nullString{Set: true}))
+		return nil
+	case f.kind == reflect.String && raw[0] == '"':
+		text, fault := jsonString(raw)
+		if fault != "" {
+			return f.fault("string_unicode", fault)
+		}
+		return f.setString(dst, text)
+	case f.kind == reflect.Int64 && (raw[0] == '-' || raw[0] >= '0' && raw[0] <= '9'):
+		n, err := strconv.ParseInt(string(raw), 10, 64)
+		if err != nil {
+			return f.fault("int_parsing", "must be a whole number of 64 bits, without fraction or exponent")
+		}
+		return f.setInt(dst, n)
+	case f.kind == reflect.Bool && (raw[0] == 't' || raw[0] == 'f'):
+		f.put(dst, reflect.ValueOf(raw[0] == 't'))
+		return nil
+	}
+	names := map[reflect.Kind][2]string{reflect.String: {"string_type", "must be a string"},
+		reflect.Int64: {"int_type", "must be a whole number"}, reflect.Bool: {"bool_type", "must be true or false"}}
+	msg := names[f.kind][1]
+	if f.null {
+		msg += " or null"
+	}
+	return f.fault(names[f.kind][0], msg)
+}
+
+func (f *field) setInt(dst reflect.Value, n int64) *fieldError {
+	if n < f.min {
+		return f.fault("greater_than_equal", fmt.Sprintf("must be at least %d", f.min))
+	}
+	if n > f.max {
+		return f.fault("less_than_equal", fmt.Sprintf("must be at most %d", f.max))
+	}
+	f.put(dst, reflect.ValueOf(n))
+	return nil
+}
+
+func (f *field) setString(dst reflect.Value, text string) *fieldError {
+	if !utf8.ValidString(text) || strings.ContainsRune(text, 0) {
+		return f.fault("string_unicode", "must be valid UTF-8 without U+0000")
+	}
+	n := int64(utf8.RuneCountInString(text))
+	if n < f.min {
+		return f.fault("string_too_short", fmt.Sprintf("must have at least %d characters", f.min))
+	}
+	if n > f.max {
+		return f.fault("string_too_long", fmt.Sprintf("must have at most %d characters", f.max))
+	}
+	if f.enum != nil && !slices.Contains(f.enum, text) {
+		return f.fault("enum", "must be one of: "+strings.Join(f.enum, ", "))
+	}
+	if rule := formats[f.format]; rule != nil {
+		value, refusal := rule(text)
+		if refusal != "" {
+			return f.fault("value_error", refusal)
+		}
+		text = value
+	}
+	f.put(dst, reflect.ValueOf(text))
+	return nil
+}
+
+// put stores v in the field, through the pointer or the nullString that makes it optional.
+func (f *field) put(dst, v reflect.Value) {
+	switch target := dst.Field(f.index); {
+	case f.null:
+		text := v.String()
+		target.Set(reflect.ValueOf(nullString{true, &text}))
+	case target.Kind() == reflect.Pointer:
+		target.Set(reflect.New(v.Type()))
+		target.Elem().Set(v)
+	default:
+		target.Set(v)
+	}
+}
+
+// reading gathers the faults of one request, so that the client sees all of them at once.
+type reading struct {
+	in     *input
+	dst    reflect.Value
+	seen   []bool // by field
+	faults []fieldError
+}
+
+// newReading starts to read into dst, a pointer to the struct that in was compiled from.
+func newReading(in *input, dst any) *reading {
+	return &reading{in: in, dst: reflect.ValueOf(dst).Elem(), seen: make([]bool, len(in.fields))}
+}
+
+// take sets the field called name that may stand in place.
+func (rd *reading) take(place, name string, set func(*field) *fieldError) {
+	for i := range rd.in.fields {
+		f := &rd.in.fields[i]
+		if f.name != name || !f.at(place) {
+			continue
+		}
+		if rd.seen[i] {
+			rd.faults = append(rd.faults, *f.fault("repeated", "is given more than once"))
+		} else if fault := set(f); fault != nil {
+			rd.faults = append(rd.faults, *fault)
+		}
+		rd.seen[i] = true
+		return
+	}
+	msg := "holds an unknown field; none is known here"
+	if names := rd.in.names(place); len(names) > 0 {
+		msg = "holds an unknown field; known are: " + strings.Join(names, ", ")
+	}
+	rd.faults = append(rd.faults, fieldError{[]any{location(place)}, msg, "extra_forbidden"})
+}
+
+// names are the fields that may stand in place, in the order of the struct.
+func (in *input) names(place string) (names []string) {
+	for _, f := range in.fields {
+		if f.at(place) {
+			names = append(names, f.name)
+		}
+	}
+	return names
+}
+
+// finish sets the defaults of place, notes its required fields that did not come, and returns all faults.
+func (rd *reading) finish(place string) []fieldError {
+	for i := range rd.in.fields {
+		f := &rd.in.fields[i]
+		switch {
+		case rd.seen[i] || !f.at(place):
+		case f.def != "":
+			f.setText(rd.dst, f.def)
+		case !f.optional:
+			rd.faults = append(rd.faults, *f.fault("missing", "is required"))
+		}
+	}
+	return rd.faults
+}
+
+// readPairs reads a query string or a form: name=value joined by &, each percent-encoded.
+// ok is false where an encoding is broken or a pair has no name or no equals sign.
+func (rd *reading) readPairs(place, text string) (ok bool) {
+	for pair := range strings.SplitSeq(text, "&") {
+		if text == "" {
+			break
+		}
+		name, value, found := strings.Cut(pair, "=")
+		name, err1 := url.QueryUnescape(name)
+		value, err2 := url.QueryUnescape(value)
+		if !found || name == "" || err1 != nil || err2 != nil {
+			return false
+		}
+		rd.take(place, name, func(f *field) *fieldError { return f.setText(rd.dst, value) })
+	}
+	return true
+}
+
+// readJSON reads body as one JSON object. A syntax error is returned as a sentence.
+func (rd *reading) readJSON(body []byte) (syntax string) {
+	body, syntax = checkJSON(body)
+	if syntax != "" {
+		return syntax
+	}
+	if body[0] != '{' {
+		rd.faults = append(rd.faults, fieldError{[]any{"body"}, "must be a JSON object", "object_type"})
+		return ""
+	}
+	members(body, func(name string, raw []byte) {
+		rd.take("json", name, func(f *field) *fieldError { return f.setJSON(rd.dst, raw) })
+	})
+	return ""
+}

@@ -1,0 +1,278 @@
+package main
+
+// server.go is the HTTP face: the route table, and what every request passes on its way to it.
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"path"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	maxBody        = 16 << 10 // bytes; the longest valid registration has about 3 KiB, escaped six-fold 13 KiB
+	maxHeader      = 12 << 10 // bytes; net/http adds 4 KiB; a token has some 350 bytes
+	maxRequestID   = 64       // characters of a caller's X-Request-Id; a UUID has 36
+	maxAgent       = 256      // bytes of User-Agent that are kept with a session
+	headerTimeout  = 5 * time.Second
+	requestTimeout = 15 * time.Second // for headers and body: 16 KiB at a slow modem's 1.2 KiB/s
+	writeTimeout   = 30 * time.Second // from the end of the headers: requestTimeout, hashing and queries, and as long for reading
+	idleTimeout    = 2 * time.Minute  // longer than the 60 s for which common load balancers keep a connection
+)
+
+// server answers HTTP requests. It holds no state of its own beside the drain flag: everything else
+// is in PostgreSQL, so any number of servers may run on one database.
+type server struct {
+	cfg      *config
+	store    *store
+	keys     *keyring
+	hasher   *hasher
+	log      *slog.Logger
+	mux      *http.ServeMux
+	table    []route
+	draining atomic.Bool
+}
+
+// newServer builds the server and its routes. It panics where the route table contradicts itself.
+func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
+	s := &server{cfg: cfg, store: st, hasher: h, log: log, mux: http.NewServeMux()}
+	s.keys = newKeyring(cfg.SecretKeys, time.Duration(cfg.AccessMinutes)*time.Minute)
+	s.table = s.routes()
+	for _, rt := range s.table {
+		s.mux.Handle(rt.method+" "+cfg.APIPrefix+rt.path, s.gate(rt))
+	}
+	s.mux.HandleFunc("/", s.noRoute)
+	return s
+}
+
+// routes is the table: all there is, and who may call it.
+func (s *server) routes() []route {
+	type no = []*problem
+	return []route{
+		{"GET", "/health", anyone, 200, handle(s.health), "Liveness: the process answers", nil},
+		{"GET", "/health/db", anyone, 200, handle(s.healthDB), "Readiness: the database answers", no{errUnavailable, errDraining}},
+
+		{"POST", "/auth/register", anyone, 201, handle(s.register), "Create an account", no{errEmailTaken, errRegistrationClosed, errBusy}},
+		{"POST", "/auth/login", anyone, 200, handle(s.login), "Log in with e-mail and password", no{errInvalidCredentials, errAccountInactive, errBusy}},
+		{"POST", "/auth/refresh", anyone, 200, handle(s.refresh), "Exchange a refresh token for new tokens", no{errInvalidRefresh, errRefreshReused}},
+		{"POST", "/auth/logout", users, 204, handle(s.logout), "End this session, the others, or all", nil},
+		{"GET", "/auth/sessions", users, 200, handle(s.listSessions), "List one's own sessions", nil},
+		{"DELETE", "/auth/sessions/{id}", users, 204, handle(s.endSession), "End one of one's own sessions", no{errNotFound}},
+
+		{"GET", "/users/me", users, 200, handle(s.me), "Read one's own account", nil},
+		{"PUT", "/users/me", users, 200, handle(s.updateMe), "Change one's own account", no{errEmailTaken, errWrongPassword, errBusy}},
+		{"PATCH", "/users/me", users, 200, handle(s.updateMe), "Change one's own account (as PUT)", no{errEmailTaken, errWrongPassword, errBusy}},
+		{"DELETE", "/users/me", users, 204, handle(s.deleteMe), "Delete one's own account", no{errLastAdmin, errWrongPassword, errBusy}},
+
+		{"GET", "/users", admins, 200, handle(s.listUsers), "List accounts", nil},
+		{"POST", "/users", admins, 201, handle(s.createUser), "Create an account for somebody", no{errEmailTaken, errBusy}},
+		{"GET", "/users/{id}", admins, 200, handle(s.getUser), "Read an account", no{errNotFound}},
+		{"PUT", "/users/{id}", admins, 200, handle(s.updateUser), "Change an account", no{errNotFound, errEmailTaken, errLastAdmin, errBusy}},
+		{"PATCH", "/users/{id}", admins, 200, handle(s.updateUser), "Change an account (as PUT)", no{errNotFound, errEmailTaken, errLastAdmin, errBusy}},
+		{"DELETE", "/users/{id}", admins, 204, handle(s.deleteUser), "Delete an account", no{errNotFound, errSelfDelete, errLastAdmin}},
+	}
+}
+
+// httpServer wraps s with the limits of a connection.
+func (s *server) httpServer() *http.Server {
+	return &http.Server{
+		Handler: s, ReadHeaderTimeout: headerTimeout, ReadTimeout: requestTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
+		MaxHeaderBytes: maxHeader, DisableGeneralOptionsHandler: true,
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // handshakes and resets: not ours
+	}
+}
+
+// exchange is one request and its answer, as the chain below and the access line see it.
+type exchange struct {
+	http.ResponseWriter
+	id     string // X-Request-Id
+	client netip.Addr
+	start  time.Time
+	route  string // the pattern, never the path
+	userID int64
+	status int
+	bytes  int
+}
+
+func (x *exchange) WriteHeader(status int) {
+	x.status = status
+	x.ResponseWriter.WriteHeader(status)
+}
+
+func (x *exchange) Write(b []byte) (int, error) {
+	n, err := x.ResponseWriter.Write(b)
+	x.bytes += n
+	return n, err
+}
+
+// ServeHTTP is the chain, in the order in which it runs.
+func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	client, https := s.origin(r)
+	x := &exchange{ResponseWriter: w, id: requestID(r), client: client, start: time.Now()}
+	defer s.finish(x, r)
+	setHeaders(x, https)
+	if s.cors(x, r) {
+		return
+	}
+	if !cleanPath(r) {
+		s.fail(x, errNotFound)
+		return
+	}
+	s.mux.ServeHTTP(x, r)
+}
+
+// finish turns a panic into a 500 and writes the access line. Answers are written in one go at the
+// end, so a panic comes before the first byte; where not, the connection is cut.
+func (s *server) finish(x *exchange, r *http.Request) {
+	cause := recover()
+	if cause != nil && cause != http.ErrAbortHandler {
+		s.log.Error("panic", "request_id", x.id, "route", x.route, "cause", cause, "stack", string(debug.Stack()))
+		if x.status == 0 {
+			s.fail(x, errInternal)
+			cause = nil
+		}
+	}
+	level := slog.LevelInfo
+	if x.status >= 500 {
+		level = slog.LevelError
+	}
+	s.log.Log(context.WithoutCancel(r.Context()), level, "request", "request_id", x.id, "method", knownMethod(r.Method), "route", x.route, "status", x.status,
+		"duration_ms", float64(time.Since(x.start).Microseconds())/1000, "bytes", x.bytes, "user_id", x.userID, "client", x.client)
+	if cause != nil {
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// knownMethod keeps what a client invents out of the log.
+func knownMethod(method string) string {
+	if slices.Contains([]string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}, method) {
+		return method
+	}
+	return "other"
+}
+
+// requestID is the caller's X-Request-Id where it is one, short and printable, else a new one.
+func requestID(r *http.Request) string {
+	ids := r.Header.Values("X-Request-Id")
+	unfit := func(c rune) bool { return c <= ' ' || c > '~' }
+	if len(ids) == 1 && ids[0] != "" && len(ids[0]) <= maxRequestID && !strings.ContainsFunc(ids[0], unfit) {
+		return ids[0]
+	}
+	return rand.Text()
+}
+
+// setHeaders sets what every answer carries. The docs page replaces two of them.
+func setHeaders(x *exchange, https bool) {
+	h := x.Header()
+	h.Set("X-Request-Id", x.id)
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	h.Set("Referrer-Policy", "no-referrer")
+	if https {
+		h.Set("Strict-Transport-Security", "max-age=31536000; includeSubDomains")
+	}
+}
+
+// origin is the address of the client and whether it came by TLS. X-Forwarded-For is read from the
+// right, and only as far as each hop is a trusted proxy, so that a client cannot choose its address.
+func (s *server) origin(r *http.Request) (client netip.Addr, https bool) {
+	trusted := func(a netip.Addr) bool {
+		return slices.ContainsFunc(s.cfg.TrustedProxies, func(p netip.Prefix) bool { return p.Contains(a) })
+	}
+	peer, _ := netip.ParseAddrPort(r.RemoteAddr)
+	client, https = peer.Addr().Unmap().WithZone(""), r.TLS != nil
+	if !trusted(client) {
+		return client, https
+	}
+	https = https || strings.EqualFold(r.Header.Get("X-Forwarded-Proto"), "https")
+	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	for _, hop := range slices.Backward(hops) {
+		a, err := netip.ParseAddr(strings.TrimSpace(hop))
+		if err != nil || !trusted(client) {
+			break
+		}
+		client = a.Unmap().WithZone("")
+	}
+	return client, https
+}
+
+// cors lets the pages of the configured origins call the API, and answers their preflights.
+// Credentials are not allowed: tokens travel in a header, and there are no cookies.
+func (s *server) cors(x *exchange, r *http.Request) (answered bool) {
+	if len(s.cfg.CORSOrigins) == 0 {
+		return false
+	}
+	h := x.Header()
+	h.Add("Vary", "Origin")
+	origin := r.Header.Get("Origin")
+	if !slices.Contains(s.cfg.CORSOrigins, origin) {
+		return false
+	}
+	h.Set("Access-Control-Allow-Origin", origin)
+	h.Set("Access-Control-Expose-Headers", "Link, Location, Retry-After, WWW-Authenticate, X-Request-Id")
+	if r.Method != http.MethodOptions || r.Header.Get("Access-Control-Request-Method") == "" {
+		return false
+	}
+	h.Set("Access-Control-Allow-Methods", "GET, POST, PUT, PATCH, DELETE")
+	h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, X-Request-Id")
+	h.Set("Access-Control-Max-Age", "600")
+	x.WriteHeader(http.StatusNoContent)
+	return true
+}
+
+// cleanPath tells whether the path is in its one spelling. ServeMux would redirect an unclean one with
+// a 307, which makes clients send their credentials again, and match %6De as me.
+func cleanPath(r *http.Request) bool {
+	p := r.URL.EscapedPath()
+	return strings.HasPrefix(p, "/") && path.Clean(p) == p && !strings.Contains(p, "%")
+}
+
+// noRoute answers what no row matches: 405 where another method would, else 404.
+func (s *server) noRoute(w http.ResponseWriter, r *http.Request) {
+	x := w.(*exchange)
+	var allowed []string
+	for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"} {
+		probe := &http.Request{Method: method, URL: r.URL, Host: r.Host}
+		if _, pattern := s.mux.Handler(probe); pattern != "/" {
+			allowed = append(allowed, method)
+		}
+	}
+	if allowed == nil {
+		s.fail(x, errNotFound)
+		return
+	}
+	x.Header().Set("Allow", strings.Join(allowed, ", "))
+	s.fail(x, errMethodNotAllowed)
+}
+
+type health struct {
+	Status   string `json:"status"`
+	Database string `json:"database,omitempty"`
+}
+
+// health answers as long as the process does. It asks nobody, so that an orchestrator does not
+// restart every replica because the database is away.
+func (s *server) health(context.Context, *caller, none) (health, error) {
+	return health{Status: "healthy"}, nil
+}
+
+// healthDB tells a load balancer whether to send requests here: not without the database, and not
+// while the server is shutting down.
+func (s *server) healthDB(ctx context.Context, _ *caller, _ none) (health, error) {
+	if s.draining.Load() {
+		return health{}, errDraining
+	}
+	if err := s.store.ping(ctx); err != nil {
+		return health{}, errors.Join(errUnavailable, err)
+	}
+	return health{"healthy", "connected"}, nil
+}

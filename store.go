@@ -1,0 +1,510 @@
+package main
+
+// store.go holds every statement of the program, and all that is known about PostgreSQL's failures.
+// Statements run on a context of their own: a client that hangs up must not cost a connection, because
+// pgx closes the connection of a query that is cancelled. What goes in and out are plain types; errors
+// are the problems of api.go, or internal ones whose text holds no argument and no row.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
+	pgxvector "github.com/pgvector/pgvector-go/pgx"
+)
+
+const (
+	connectTimeout = 2 * time.Second
+	acquireTimeout = 500 * time.Millisecond // a pool that is this busy is better answered with 503
+	queryTimeout   = 4 * time.Second        // the client's patience; the server gives up first, which keeps the connection
+	pingTimeout    = 800 * time.Millisecond // /health/db promises an answer within 1 s
+	maxSessions    = 50                     // of one user; the oldest goes
+	sweepBatch     = 1000                   // rows: some 10 ms, so that no lock is held for long
+)
+
+// serverTimeouts are PostgreSQL's own limits, in its units of milliseconds, each below queryTimeout.
+var serverTimeouts = map[string]string{
+	"statement_timeout": "3000", "lock_timeout": "2000", "idle_in_transaction_session_timeout": "10000",
+}
+
+// store is the database. It is safe for concurrent use.
+type store struct{ pool *pgxpool.Pool }
+
+// openStore opens a pool for a database that has been migrated. maxConns 0 means 8, which is
+// enough for a few cores: more made PostgreSQL slower. It reports only faults of the settings.
+func openStore(ctx context.Context, url string, maxConns int64, echo *slog.Logger) (*store, error) {
+	conf, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, errors.New("DATABASE_URL is not a PostgreSQL URL") // pgx's error would hold it
+	}
+	setUp(conf.ConnConfig, echo)
+	if behindPgBouncer(ctx, conf.ConnConfig) {
+		for name := range serverTimeouts {
+			delete(conf.ConnConfig.RuntimeParams, name)
+		}
+		conf.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
+	}
+	conf.MaxConns = 8
+	if maxConns > 0 {
+		conf.MaxConns = int32(maxConns)
+	}
+	conf.AfterConnect = func(ctx context.Context, c *pgx.Conn) error {
+		c.TypeMap().RegisterType(&pgtype.Type{Name: "timestamptz", OID: pgtype.TimestamptzOID, Codec: &pgtype.TimestamptzCodec{ScanLocation: time.UTC}})
+		return pgxvector.RegisterTypes(ctx, c)
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, conf)
+	if err != nil {
+		return nil, describe(err)
+	}
+	return &store{pool}, nil
+}
+
+// setUp gives every connection of the program its name, its limits and, with echo, its log.
+func setUp(conf *pgx.ConnConfig, echo *slog.Logger) {
+	conf.ConnectTimeout = connectTimeout
+	if conf.RuntimeParams["application_name"] == "" {
+		conf.RuntimeParams["application_name"] = "latch"
+	}
+	for name, value := range serverTimeouts {
+		if conf.RuntimeParams[name] == "" {
+			conf.RuntimeParams[name] = value
+		}
+	}
+	if echo != nil {
+		conf.Tracer = &echoTracer{echo}
+	}
+}
+
+// behindPgBouncer tells whether the limits are refused at the start of a connection, as PgBouncer does
+// ("unsupported startup parameter", 08P01). In its transaction mode prepared statements would be
+// lost between queries, so none are used then.
+func behindPgBouncer(ctx context.Context, conf *pgx.ConnConfig) bool {
+	c, err := pgx.ConnectConfig(ctx, conf)
+	if err == nil {
+		c.Close(ctx)
+	}
+	pg, refused := errors.AsType[*pgconn.PgError](err)
+	return refused && pg.Code == "08P01"
+}
+
+func (st *store) close() { st.pool.Close() }
+
+// echoTracer logs statements and how long they took, never their arguments.
+type echoTracer struct{ log *slog.Logger }
+
+type echoKey struct{}
+
+func (t *echoTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, q pgx.TraceQueryStartData) context.Context {
+	sql, start := strings.Join(strings.Fields(q.SQL), " "), time.Now()
+	return context.WithValue(ctx, echoKey{}, func() {
+		t.log.Info("sql", "statement", sql, "duration_ms", float64(time.Since(start).Microseconds())/1000)
+	})
+}
+
+func (t *echoTracer) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) {
+	ctx.Value(echoKey{}).(func())()
+}
+
+// querier is what a connection and a transaction have in common.
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+}
+
+// once runs f on a connection and translates its error. A lost race for a lock is run again, once:
+// nothing of it was kept.
+func (st *store) once(ctx context.Context, f func(ctx context.Context, q querier) error) error {
+	return st.attempt(ctx, f, func(err error) bool { return sqlState(err, "40001", "40P01", "55P03") || pgconn.SafeToRetry(err) })
+}
+
+// again is once for statements that may run twice to the same effect, reads and compare-and-set: they
+// are also run again when the connection breaks, as each does when PostgreSQL restarts.
+func (st *store) again(ctx context.Context, f func(ctx context.Context, q querier) error) error {
+	return st.attempt(ctx, f, func(err error) bool { return sqlState(err, "40001", "40P01", "55P03", "57P01") || isNetwork(err) })
+}
+
+func (st *store) attempt(ctx context.Context, f func(ctx context.Context, q querier) error, retry func(error) bool) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), queryTimeout)
+	defer cancel()
+	run := func() error {
+		acquire, cancel := context.WithTimeout(ctx, acquireTimeout)
+		defer cancel()
+		c, err := st.pool.Acquire(acquire)
+		if err != nil {
+			return err
+		}
+		defer c.Release()
+		return f(ctx, c)
+	}
+	err := run()
+	if err != nil && retry(err) {
+		err = run()
+	}
+	return translate(err)
+}
+
+// inTx runs f in a transaction, as once does.
+func (st *store) inTx(ctx context.Context, f func(ctx context.Context, q querier) error) error {
+	return st.once(ctx, func(ctx context.Context, q querier) error {
+		return pgx.BeginFunc(ctx, q.(*pgxpool.Conn), func(tx pgx.Tx) error { return f(ctx, tx) })
+	})
+}
+
+// translate maps an error of pgx to a problem where clients can be told, else to an internal error.
+func translate(err error) error {
+	if _, ok := errors.AsType[*problem](err); ok || err == nil {
+		return err
+	}
+	if errors.Is(err, pgx.ErrNoRows) {
+		return errNotFound
+	}
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	switch {
+	case ok && pg.ConstraintName == "users_email_key":
+		return errEmailTaken
+	case ok && pg.Code == "23503": // the row that this one belongs to has just gone
+		return errNotFound
+	case ok && strings.HasPrefix(pg.Code, "22"): // a value that the gate should have refused
+		return fmt.Errorf("%w: %w", errInvalidRequest.because("The request holds a value that cannot be stored."), describe(err))
+	// Lost races, cancelled, terminated or starting, out of connections, disk or memory, broken
+	// connections, a standby, and settings that no longer fit the server.
+	case sqlState(err, "40001", "40P01", "55P03", "57014", "57P", "53", "08", "25006", "28", "3D000"), isNetwork(err):
+		return fmt.Errorf("%w: %w", errUnavailable, describe(err))
+	}
+	return describe(err)
+}
+
+// sqlState tells whether err is a PostgreSQL error of one of these codes or classes.
+func sqlState(err error, prefixes ...string) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	for _, prefix := range prefixes {
+		if ok && strings.HasPrefix(pg.Code, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// isNetwork tells whether the connection failed, as far as pgx lets one know.
+func isNetwork(err error) bool {
+	if _, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return false
+	}
+	_, dial := errors.AsType[*pgconn.ConnectError](err)
+	_, wire := errors.AsType[net.Error](err)
+	return dial || wire || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
+		errors.Is(err, context.DeadlineExceeded) || err != nil && strings.Contains(err.Error(), "conn closed")
+}
+
+// describe is err without what may not be logged: the connection string, and the values that PostgreSQL
+// quotes in the details of every error and in the messages of classes 22 and 23.
+func describe(err error) error {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
+		if strings.HasPrefix(pg.Code, "22") || strings.HasPrefix(pg.Code, "23") {
+			return fmt.Errorf("SQLSTATE %s, constraint %q", pg.Code, pg.ConstraintName)
+		}
+		return fmt.Errorf("SQLSTATE %s: %s", pg.Code, pg.Message)
+	}
+	if dial, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+		return errors.Unwrap(dial)
+	}
+	return err
+}
+
+// ping returns nil when the database answers in time.
+func (st *store) ping(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+	defer cancel()
+	if err := st.pool.Ping(ctx); err != nil {
+		return describe(err)
+	}
+	return nil
+}
+
+// ---- users ----
+
+const userColumns = `u.id, u.email, u.full_name, u.is_active, u.is_admin, u.created_at, u.updated_at`
+
+func (u *user) targets(more ...any) []any {
+	return append([]any{&u.ID, &u.Email, &u.FullName, &u.IsActive, &u.IsAdmin, &u.CreatedAt, &u.UpdatedAt}, more...)
+}
+
+// createUser inserts an account. errEmailTaken where there is one of that e-mail.
+func (st *store) createUser(ctx context.Context, n newUser) (u user, err error) {
+	err = st.once(ctx, func(ctx context.Context, q querier) error {
+		return q.QueryRow(ctx, `
+			INSERT INTO users AS u (email, password_hash, full_name, is_active, is_admin)
+			VALUES ($1, $2, $3, $4, $5)
+			RETURNING `+userColumns,
+			n.Email, n.PasswordHash, n.FullName, n.IsActive, n.IsAdmin).Scan(u.targets()...)
+	})
+	return u, err
+}
+
+// credentials is what a login is checked against: errNotFound where nobody has this e-mail.
+func (st *store) credentials(ctx context.Context, email string) (u user, hash string, err error) {
+	err = st.again(ctx, func(ctx context.Context, q querier) error {
+		return q.QueryRow(ctx, `SELECT `+userColumns+`, u.password_hash FROM users u WHERE u.email = $1`, email).Scan(u.targets(&hash)...)
+	})
+	return u, hash, err
+}
+
+// passwordHash returns an account's hash, or errNotFound.
+func (st *store) passwordHash(ctx context.Context, id int64) (hash string, err error) {
+	err = st.again(ctx, func(ctx context.Context, q querier) error {
+		return q.QueryRow(ctx, `SELECT password_hash FROM users WHERE id = $1`, id).Scan(&hash)
+	})
+	return hash, err
+}
+
+// getUser returns an account, or errNotFound.
+func (st *store) getUser(ctx context.Context, id int64) (u user, err error) {
+	err = st.again(ctx, func(ctx context.Context, q querier) error {
+		return q.QueryRow(ctx, `SELECT `+userColumns+` FROM users u WHERE u.id = $1`, id).Scan(u.targets()...)
+	})
+	return u, err
+}
+
+// listUsers returns up to f.Limit accounts in the order of ids; f's nil fields do not restrict.
+func (st *store) listUsers(ctx context.Context, f userFilter) (list []user, err error) {
+	var pattern *string
+	if f.Q != nil {
+		escaped := "%" + strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`).Replace(*f.Q) + "%"
+		pattern = &escaped
+	}
+	err = st.again(ctx, func(ctx context.Context, q querier) error {
+		rows, _ := q.Query(ctx, `
+			SELECT `+userColumns+` FROM users u
+			WHERE u.id > coalesce($1, 0)
+			  AND ($2::text IS NULL OR u.email ILIKE $2 OR u.full_name ILIKE $2)
+			  AND ($3::boolean IS NULL OR u.is_active = $3)
+			  AND ($4::boolean IS NULL OR u.is_admin = $4)
+			ORDER BY u.id OFFSET $5 LIMIT $6`,
+			f.After, pattern, f.IsActive, f.IsAdmin, f.Skip, f.Limit)
+		list, err = pgx.CollectRows(rows, pgx.RowToStructByPos[user])
+		return err
+	})
+	return list, err
+}
+
+// updateUser changes what c names and returns the account before and after: errNotFound, errEmailTaken,
+// errLastAdmin, or errWrongPassword where c.OldHash is no longer the account's. A new password and a
+// deactivation end the account's sessions but c.KeepSession.
+func (st *store) updateUser(ctx context.Context, id int64, c userChange) (before, after user, err error) {
+	err = st.inTx(ctx, func(ctx context.Context, q querier) error {
+		var hash string
+		leaves := c.IsActive != nil && !*c.IsActive || c.IsAdmin != nil && !*c.IsAdmin
+		if err := lockUser(ctx, q, id, leaves, &before, &hash); err != nil {
+			return err
+		}
+		if c.OldHash != "" && c.OldHash != hash {
+			return errWrongPassword
+		}
+		err := q.QueryRow(ctx, `
+			UPDATE users u SET
+			    email = coalesce($2, u.email), password_hash = coalesce($3, u.password_hash),
+			    full_name = CASE WHEN $4 THEN $5 ELSE u.full_name END,
+			    is_active = coalesce($6, u.is_active), is_admin = coalesce($7, u.is_admin), updated_at = now()
+			WHERE u.id = $1 RETURNING `+userColumns,
+			id, c.Email, c.PasswordHash, c.FullName.Set, c.FullName.Value, c.IsActive, c.IsAdmin).Scan(after.targets()...)
+		if err == nil && (c.PasswordHash != nil || !after.IsActive) {
+			_, err = q.Exec(ctx, `DELETE FROM sessions WHERE user_id = $1 AND id <> $2`, id, c.KeepSession)
+		}
+		return err
+	})
+	return before, after, err
+}
+
+// deleteUser removes an account and all that belongs to it: errNotFound, errLastAdmin, or
+// errWrongPassword where oldHash is not empty and no longer the account's.
+func (st *store) deleteUser(ctx context.Context, id int64, oldHash string) error {
+	return st.inTx(ctx, func(ctx context.Context, q querier) error {
+		var u user
+		var hash string
+		if err := lockUser(ctx, q, id, true, &u, &hash); err != nil {
+			return err
+		}
+		if oldHash != "" && oldHash != hash {
+			return errWrongPassword
+		}
+		_, err := q.Exec(ctx, `DELETE FROM users WHERE id = $1`, id)
+		return err
+	})
+}
+
+// lockUser locks an account and reads it. Where it is about to leave the active admins, those are locked
+// first, all of them and in the order of ids, so that two who remove each other wait for one another,
+// and the second finds itself to be the last: errLastAdmin. A count without the lock lets both go.
+func lockUser(ctx context.Context, q querier, id int64, leaves bool, u *user, hash *string) error {
+	var admins []int64
+	if leaves {
+		rows, _ := q.Query(ctx, `SELECT id FROM users WHERE is_admin AND is_active ORDER BY id FOR UPDATE`)
+		var err error
+		if admins, err = pgx.CollectRows(rows, pgx.RowTo[int64]); err != nil {
+			return err
+		}
+	}
+	err := q.QueryRow(ctx, `SELECT `+userColumns+`, u.password_hash FROM users u WHERE u.id = $1 FOR UPDATE`, id).Scan(u.targets(hash)...)
+	if err == nil && leaves && len(admins) == 1 && admins[0] == id {
+		return errLastAdmin
+	}
+	return err
+}
+
+// promote makes the account of email an active admin: errNotFound where there is none.
+func (st *store) promote(ctx context.Context, email string) error {
+	return st.once(ctx, func(ctx context.Context, q querier) error {
+		tag, err := q.Exec(ctx, `UPDATE users SET is_admin = true, is_active = true, updated_at = now() WHERE email = $1`, email)
+		if err == nil && tag.RowsAffected() == 0 {
+			return errNotFound
+		}
+		return err
+	})
+}
+
+// rehash replaces a password's hash by a costlier one of the same password, unless it has changed since.
+func (st *store) rehash(ctx context.Context, id int64, oldHash, newHash string) error {
+	return st.once(ctx, func(ctx context.Context, q querier) error {
+		_, err := q.Exec(ctx, `UPDATE users SET password_hash = $3 WHERE id = $1 AND password_hash = $2`, id, oldHash, newHash)
+		return err
+	})
+}
+
+// ---- sessions ----
+
+// createSession starts a session, provided that the account is still active and its password is still the
+// one with this hash: errNotFound otherwise. The lock on the account makes it wait for a change
+// under way, and the delete, a statement of its own, sees what that change left.
+func (st *store) createSession(ctx context.Context, userID int64, hash string, c *caller, idle time.Duration) (s session, err error) {
+	err = st.inTx(ctx, func(ctx context.Context, q querier) error {
+		if err := q.QueryRow(ctx, `SELECT id FROM users WHERE id = $1 AND password_hash = $2 AND is_active FOR NO KEY UPDATE`, userID, hash).Scan(new(int64)); err != nil {
+			return err
+		}
+		if _, err := q.Exec(ctx, `
+			DELETE FROM sessions WHERE user_id = $1 AND (expires_at <= now() OR id IN
+			    (SELECT id FROM sessions WHERE user_id = $1 AND expires_at > now() ORDER BY id DESC OFFSET $2))`,
+			userID, maxSessions-1); err != nil {
+			return err
+		}
+		var ip *netip.Addr
+		if c.client.IsValid() {
+			ip = &c.client
+		}
+		return q.QueryRow(ctx, `
+			INSERT INTO sessions (user_id, expires_at, user_agent, ip) VALUES ($1, now() + $2, $3, $4)
+			RETURNING id, user_id, generation, rotated_at, expires_at`,
+			userID, idle, c.agent, ip).Scan(s.targets()...)
+	})
+	return s, err
+}
+
+func (s *session) targets() []any {
+	return []any{&s.ID, &s.UserID, &s.Generation, &s.RotatedAt, &s.ExpiresAt}
+}
+
+// authenticate reads the account of a living session into u, with one indexed query: errNotFound where the
+// session has ended, the account is inactive, or the token expired at expires, in seconds since 1970.
+func (st *store) authenticate(ctx context.Context, sessionID, userID, expires int64, u *user) error {
+	return st.again(ctx, func(ctx context.Context, q querier) error {
+		return q.QueryRow(ctx, `
+			SELECT `+userColumns+` FROM sessions s JOIN users u ON u.id = s.user_id
+			WHERE s.id = $1 AND s.user_id = $2 AND s.expires_at > now() AND u.is_active
+			  AND $3 > extract(epoch FROM now())`,
+			sessionID, userID, expires).Scan(u.targets()...)
+	})
+}
+
+// rotateSession moves a session to the generation after g, in one compare-and-set. g may be ahead of the
+// row: then the database lost a rotation in a fail-over, and the token is the truth. The loser of a
+// race, and a client that lost the answer, get the state that the winner made, within grace after it.
+// errNotFound where the session has ended or the token has expired; errRefreshReused where g was
+// replaced earlier: then somebody else has the token, and the session is ended.
+func (st *store) rotateSession(ctx context.Context, c refreshClaims, userID int64, idle, absolute, grace time.Duration) (s session, err error) {
+	err = st.again(ctx, func(ctx context.Context, q querier) error {
+		err := q.QueryRow(ctx, `
+			UPDATE sessions s SET generation = $3 + 1, rotated_at = now(), expires_at = least(now() + $5, s.created_at + $6)
+			FROM users u
+			WHERE s.id = $1 AND s.user_id = $2 AND s.generation <= $3 AND s.expires_at > now() AND $4 > extract(epoch FROM now())
+			  AND u.id = s.user_id AND u.is_active
+			RETURNING s.id, s.user_id, s.generation, s.rotated_at, s.expires_at`,
+			c.Session, userID, c.Generation, c.Expires, idle, absolute).Scan(s.targets()...)
+		if !errors.Is(err, pgx.ErrNoRows) {
+			return err
+		}
+		var recent bool
+		err = q.QueryRow(ctx, `
+			SELECT s.id, s.user_id, s.generation, s.rotated_at, s.expires_at, s.rotated_at > now() - $5::interval
+			FROM sessions s JOIN users u ON u.id = s.user_id
+			WHERE s.id = $1 AND s.user_id = $2 AND s.generation > $3 AND s.expires_at > now() AND $4 > extract(epoch FROM now())
+			  AND u.is_active`,
+			c.Session, userID, c.Generation, c.Expires, grace).Scan(append(s.targets(), &recent)...)
+		if err != nil || recent && s.Generation == c.Generation+1 {
+			return err
+		}
+		if _, err := q.Exec(ctx, `DELETE FROM sessions WHERE id = $1`, c.Session); err != nil {
+			return err
+		}
+		return errRefreshReused
+	})
+	return s, err
+}
+
+// listSessions returns a user's living sessions, the newest first.
+func (st *store) listSessions(ctx context.Context, userID, current int64) (list []sessionInfo, err error) {
+	err = st.again(ctx, func(ctx context.Context, q querier) error {
+		rows, _ := q.Query(ctx, `
+			SELECT id, created_at, rotated_at, expires_at, user_agent, host(ip), id = $2
+			FROM sessions WHERE user_id = $1 AND expires_at > now() ORDER BY id DESC`, userID, current)
+		list, err = pgx.CollectRows(rows, pgx.RowToStructByPos[sessionInfo])
+		return err
+	})
+	return list, err
+}
+
+// endSession ends one session of a user: errNotFound where it has none of that id.
+func (st *store) endSession(ctx context.Context, userID, id int64) error {
+	return st.once(ctx, func(ctx context.Context, q querier) error {
+		tag, err := q.Exec(ctx, `DELETE FROM sessions WHERE id = $1 AND user_id = $2 AND expires_at > now()`, id, userID)
+		if err == nil && tag.RowsAffected() == 0 {
+			return errNotFound
+		}
+		return err
+	})
+}
+
+// endSessions ends all sessions of a user but keep, which is 0 for none.
+func (st *store) endSessions(ctx context.Context, userID, keep int64) error {
+	return st.again(ctx, func(ctx context.Context, q querier) error {
+		_, err := q.Exec(ctx, `DELETE FROM sessions WHERE user_id = $1 AND id <> $2`, userID, keep)
+		return err
+	})
+}
+
+// sweepSessions deletes sessions that have expired, in batches, passing over rows that others hold.
+// It returns how many went.
+func (st *store) sweepSessions(ctx context.Context) (total int64, err error) {
+	for {
+		var swept int64
+		err := st.once(ctx, func(ctx context.Context, q querier) error {
+			tag, err := q.Exec(ctx, `
+				DELETE FROM sessions WHERE id IN
+				    (SELECT id FROM sessions WHERE expires_at <= now() ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED)`, sweepBatch)
+			swept = tag.RowsAffected()
+			return err
+		})
+		if total += swept; err != nil || swept < sweepBatch {
+			return total, err
+		}
+	}
+}
