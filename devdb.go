@@ -73,10 +73,15 @@ func (db *devDB) stop() error {
 	if syscall.Flock(int(db.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
 		return nil
 	}
+	argv := db.stopCommand()
+	return run(exec.Command(argv[0], argv[1:]...))
+}
+
+func (db *devDB) stopCommand() (argv []string) {
 	if db.bin == "" {
-		return run(exec.Command("docker", "stop", db.container()))
+		return []string{"docker", "stop", db.container()}
 	}
-	return db.pg("pg_ctl", "stop", "-D", db.data(), "-m", "fast")
+	return db.command("pg_ctl", "stop", "-D", db.data(), "-m", "fast")
 }
 
 // secret returns the signing key of this directory, made at the first call.
@@ -166,12 +171,8 @@ func (db *devDB) initData() error {
 		return err
 	}
 	if os.Geteuid() == 0 {
-		owner, err := postgresUser()
-		if err != nil {
-			return err
-		}
-		uid, _ := strconv.Atoi(owner.Uid)
-		gid, _ := strconv.Atoi(owner.Gid)
+		uid, _ := strconv.Atoi(postgresUser().Uid)
+		gid, _ := strconv.Atoi(postgresUser().Gid)
 		if err := os.Chown(unfinished, uid, gid); err != nil {
 			return err
 		}
@@ -186,31 +187,32 @@ func (db *devDB) initData() error {
 	return os.Rename(unfinished, db.data())
 }
 
-// pg runs one of PostgreSQL's programs. They refuse to run as root, so root runs them as another user.
+// pg runs one of PostgreSQL's programs.
 func (db *devDB) pg(name string, args ...string) error {
-	args = append([]string{filepath.Join(db.bin, name)}, args...)
-	if os.Geteuid() == 0 {
-		owner, err := postgresUser()
-		if err != nil {
-			return err
-		}
-		as := []string{"setpriv", "--reuid=" + owner.Uid, "--regid=" + owner.Gid, "--init-groups"}
-		if !reachable(db.dir) { // a checkout in /root: let it pass the closed directories above its own
-			as = append(as, "--inh-caps=+dac_override", "--ambient-caps=+dac_override")
-		}
-		args = append(as, args...)
-	}
-	return run(exec.Command(args[0], args[1:]...))
+	argv := db.command(name, args...)
+	return run(exec.Command(argv[0], argv[1:]...))
 }
 
-// postgresUser is whom root starts PostgreSQL as.
-func postgresUser() (*osuser.User, error) {
-	for _, name := range []string{"postgres", "nobody"} {
-		if u, err := osuser.Lookup(name); err == nil {
-			return u, nil
-		}
+// command is how one of PostgreSQL's programs is run. They refuse to run as root, so root runs them as
+// another user.
+func (db *devDB) command(name string, args ...string) (argv []string) {
+	argv = append([]string{filepath.Join(db.bin, name)}, args...)
+	if os.Geteuid() != 0 {
+		return argv
 	}
-	return nil, errors.New("PostgreSQL does not run as root, and there is no user postgres or nobody: run this as an ordinary user")
+	as := []string{"setpriv", "--reuid=" + postgresUser().Uid, "--regid=" + postgresUser().Gid, "--init-groups"}
+	if !reachable(db.dir) { // a checkout in /root: let it pass the closed directories above its own
+		as = append(as, "--inh-caps=+dac_override", "--ambient-caps=+dac_override")
+	}
+	return append(as, argv...)
+}
+
+// postgresUser is whom root starts PostgreSQL as: the user that its package makes, or else nobody.
+func postgresUser() *osuser.User {
+	if u, err := osuser.Lookup("postgres"); err == nil {
+		return u
+	}
+	return &osuser.User{Uid: "65534", Gid: "65534"}
 }
 
 // reachable tells whether everybody may pass through the directories above dir.

@@ -121,7 +121,8 @@ func connectPatiently(ctx context.Context, url string, log *slog.Logger) (*pgx.C
 // It takes no lock, so a start on a current database waits for nobody.
 func nextMigration(ctx context.Context, q querier, all []migration) (*migration, error) {
 	var exists bool
-	if err := q.QueryRow(ctx, `SELECT to_regclass('schema_migrations') IS NOT NULL`).Scan(&exists); err != nil {
+	// Not to_regclass: that may answer from a cache which is older than the lock that was just taken.
+	if err := q.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = current_schema() AND tablename = 'schema_migrations')`).Scan(&exists); err != nil {
 		return nil, describe(err)
 	}
 	if !exists {

@@ -1,0 +1,362 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestAccess calls every route of the table as nobody, as a user, as another user and as an admin. A route
+// that is missing here fails it.
+func TestAccess(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	admin, u, other := a.signUpAdmin("root"), a.signUp("ada"), a.signUp("bob")
+	a.signUpAdmin("second") // so that the last-admin rule stays out of this
+	session := func(m member) string {
+		c, _, _ := a.keys.parseAccess(m.AccessToken)
+		return fmt.Sprint(c.Session)
+	}
+	id := func(m member) string { return fmt.Sprint(m.ID) }
+	fresh := func(name string) string {
+		return fmt.Sprintf(`{"email":"%s@example.com","password":"%s"}`, name, goodPass)
+	}
+	rows := []struct {
+		method, path, body             string
+		nobody, user, otherUser, admin int // in this order
+	}{
+		{"GET", "/health", "", 200, 200, 200, 200},
+		{"GET", "/health/db", "", 200, 200, 200, 200},
+		{"POST", "/auth/register", fresh("ada"), 409, 409, 409, 409},
+		{"POST", "/auth/login", `{"username":"ada@example.com","password":"` + goodPass + `"}`, 200, 200, 200, 200},
+		{"POST", "/auth/refresh", `{"refresh_token":"x"}`, 401, 401, 401, 401},
+		{"GET", "/auth/sessions", "", 401, 200, 200, 200},
+		{"GET", "/users/me", "", 401, 200, 200, 200},
+		{"PUT", "/users/me", "{}", 401, 200, 200, 200},
+		{"PATCH", "/users/me", "{}", 401, 200, 200, 200},
+		{"GET", "/users", "", 401, 403, 403, 200},
+		{"POST", "/users", fresh("ada"), 401, 403, 403, 409},
+		{"GET", "/users/{id}", "", 401, 403, 403, 200},
+		{"PUT", "/users/{id}", "{}", 401, 403, 403, 200},
+		{"PATCH", "/users/{id}", "{}", 401, 403, 403, 200},
+		{"DELETE", "/auth/sessions/{id}", "", 401, 404, 404, 404}, // of the session of somebody else
+		{"DELETE", "/users/{id}", "", 401, 403, 403, 204},
+		{"DELETE", "/users/me", `{"current_password":"wrong canary"}`, 401, 403, 403, 403},
+		{"POST", "/auth/logout", "", 401, 204, 204, 204},
+	}
+	victim, theirs := a.signUp("victim"), a.signUp("carol")
+	covered := map[string]bool{}
+	for _, row := range rows {
+		covered[row.method+" "+row.path] = true
+		target := id(victim)
+		if strings.HasPrefix(row.path, "/auth/sessions") {
+			target = session(theirs)
+		}
+		for who, want := range map[string]int{"": row.nobody, u.AccessToken: row.user, other.AccessToken: row.otherUser, admin.AccessToken: row.admin} {
+			var body any
+			if row.body != "" {
+				body = row.body
+			}
+			ans := a.do(row.method, "/api/v1"+strings.Replace(row.path, "{id}", target, 1), who, body)
+			if ans.status != want {
+				t.Errorf("%s = %d, want %d: %s", ans.call, ans.status, want, ans.body)
+			}
+		}
+	}
+	for _, rt := range a.table {
+		if !covered[rt.method+" "+rt.path] {
+			t.Errorf("no row for %s %s", rt.method, rt.path)
+		}
+	}
+}
+
+// TestPublicRoutes pins the routes that need no token: a new one has to be put here on purpose.
+func TestPublicRoutes(t *testing.T) {
+	t.Parallel()
+	var public []string
+	for _, rt := range (&server{cfg: &config{}}).routes() {
+		if rt.access == anyone {
+			public = append(public, rt.path)
+		}
+	}
+	if got, want := fmt.Sprint(public), "[/health /health/db /auth/register /auth/login /auth/refresh]"; got != want {
+		t.Errorf("public routes are %s, want %s", got, want)
+	}
+}
+
+func TestGateRefusesBadRows(t *testing.T) {
+	t.Parallel()
+	s := &server{cfg: &config{}}
+	good := route{"GET", "/x", anyone, 200, handle(s.health), "x", nil}
+	for name, spoil := range map[string]func(*route){
+		"no access": func(r *route) { r.access = nobody }, "no status": func(r *route) { r.status = 0 }, "no summary": func(r *route) { r.summary = "" },
+		"bad tag": func(r *route) {
+			r.endpoint = handle(func(context.Context, *caller, struct {
+				A string `jsno:"a"`
+			}) (none, error) {
+				return none{}, nil
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			defer func() {
+				if recover() == nil {
+					t.Error("gate took it")
+				}
+			}()
+			row := good
+			spoil(&row)
+			s.gate(row)
+		})
+	}
+	s.gate(good)
+}
+
+func TestNoRoute(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m := a.signUp("ada")
+	for _, path := range []string{"/nothing", "/api/v1", "/api/v1/", "/api/v1/users/", "/api/v1/users/me/", "//api/v1/health", "/api/v1//health", "/api/v1/./health", "/api/v1/users/../health",
+		"/api/v1/users/%6De", "/api/v1/health%00", "/api/v1/users/1%2F2", "/API/v1/health", "/api/v1/users/1/x", "/api/v1/health;x=1"} {
+		ans := a.want(a.do("GET", path, m.AccessToken, nil), 404, "not_found")
+		if ans.header.Get("Location") != "" {
+			t.Errorf("%s redirects", path)
+		}
+	}
+	for call, allow := range map[string]string{"POST /api/v1/health": "GET, HEAD", "DELETE /api/v1/auth/login": "POST", "POST /api/v1/users/me": "GET, HEAD, PUT, PATCH, DELETE",
+		"OPTIONS /api/v1/users": "GET, HEAD, POST", "BREW /api/v1/health": "GET, HEAD", "PUT /api/v1/auth/sessions/1": "DELETE"} {
+		method, path, _ := strings.Cut(call, " ")
+		ans := a.want(a.do(method, path, "", nil), 405, "method_not_allowed")
+		if got := ans.header.Get("Allow"); got != allow {
+			t.Errorf("%s: Allow %q, want %q", call, got, allow)
+		}
+	}
+	if ans := a.do("HEAD", "/api/v1/health", "", nil); ans.status != 200 || len(ans.body) != 0 || ans.header.Get("Content-Length") != "20" {
+		t.Errorf("HEAD = %d, %q, %v", ans.status, ans.body, ans.header)
+	}
+}
+
+// TestRawRequests sends what no client library would.
+func TestRawRequests(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	for request, want := range map[string]string{
+		"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n":                                                                                                     "404",
+		"CONNECT x:1 HTTP/1.1\r\nHost: x:1\r\nConnection: close\r\n\r\n":                                                                                                 "404",
+		"GET http://evil/api/v1/health HTTP/1.1\r\nHost: evil\r\nConnection: close\r\n\r\n":                                                                              "200",
+		"GET /api/v1/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc":                                                                    "415",
+		"POST /api/v1/auth/login HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n":                                                                  "415",
+		"POST /api/v1/auth/register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9000000\r\nExpect: 100-continue\r\n\r\n":                    "413",
+		"POST /api/v1/auth/register HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{  \r\nzzz\r\n": "400",
+		"GET /api/v1/health\x00 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n":                                                                                        "400",
+	} {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(a.web.URL, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.SetDeadline(time.Now().Add(10 * time.Second))
+		io.WriteString(conn, request)
+		line, err := bufio.NewReader(conn).ReadString('\n')
+		if fields := strings.Fields(line); len(fields) < 2 || fields[1] != want {
+			t.Errorf("%q: %q (%v), want %s", request, line, err, want)
+		}
+		conn.Close()
+	}
+}
+
+func TestBodies(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m := a.signUp("ada")
+	post := func(media, body string) answer {
+		header := http.Header{}
+		if media != "" {
+			header.Set("Content-Type", media)
+		}
+		return a.send("POST", "/api/v1/auth/login", header, strings.NewReader(body))
+	}
+	good := `{"username":"ada@example.com","password":"` + goodPass + `"}`
+	for _, media := range []string{"application/json", "Application/JSON", "application/json; charset=utf-8", `application/json;charset="UTF-8"`} {
+		a.want(post(media, good), 200, "")
+	}
+	for _, media := range []string{"", "text/plain", "application/xml", "application/json; charset=latin1", "application/json; boundary=x", "multipart/form-data; boundary=x", "application/json, text/plain", "json", "application/problem+json", ";"} {
+		a.want(post(media, good), 415, "unsupported_media_type")
+	}
+	a.want(a.send("POST", "/api/v1/auth/login", http.Header{"Content-Type": {"application/json"}, "Content-Encoding": {"gzip"}}, strings.NewReader(good)), 415, "unsupported_media_type")
+	a.want(a.send("POST", "/api/v1/auth/login", http.Header{"Content-Type": {"application/json", "application/json"}}, strings.NewReader(good)), 415, "unsupported_media_type")
+	padded := func(n int) string { return good[:len(good)-1] + strings.Repeat(" ", n-len(good)) + "}" }
+	a.want(post("application/json", padded(maxBody)), 200, "")
+	a.want(post("application/json", padded(maxBody+1)), 413, "body_too_large")
+	a.want(a.send("POST", "/api/v1/auth/login", http.Header{"Content-Type": {"application/json"}}, io.MultiReader(strings.NewReader(padded(maxBody+1)))), 413, "body_too_large") // chunked
+	a.want(a.send("POST", "/api/v1/auth/logout", http.Header{"Authorization": {"Bearer " + m.AccessToken}, "Content-Type": {"application/json"}}, strings.NewReader("{}")), 415, "unsupported_media_type")
+	for body, code := range map[string]string{`{"username":"a"`: "malformed_body", "\xff": "malformed_body", "\ufeff{}": "malformed_body", `{"a":1}x`: "malformed_body", `{'a':1}`: "malformed_body", `{"a":NaN}`: "malformed_body",
+		`{"username":"a","username":"b","password":"c"}`: "invalid_request", `{"username":"a","user\u006eame":"b","password":"c"}`: "invalid_request", `{"USERNAME":"a","password":"c"}`: "invalid_request",
+		`{"username":"\ud800","password":"c"}`: "invalid_request", `{"username":"a\u0000","password":"c"}`: "invalid_request", `"x"`: "invalid_request", `{"canary":1,"username":"a","password":"b"}`: "invalid_request"} {
+		status := map[string]int{"malformed_body": 400, "invalid_request": 422}[code]
+		a.want(post("application/json", body), status, code)
+	}
+	for _, body := range []string{"username=%zz&password=x", "username", "&", "=x"} {
+		a.want(post("application/x-www-form-urlencoded", body), 400, "malformed_body")
+	}
+	a.want(post("application/x-www-form-urlencoded", "username=%ff&password=x"), 422, "invalid_request")
+}
+
+func TestRequestID(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	for _, row := range []struct {
+		ids  []string
+		kept bool
+	}{{[]string{"abc-1"}, true}, {[]string{strings.Repeat("x", maxRequestID)}, true}, {[]string{strings.Repeat("x", maxRequestID+1)}, false}, {[]string{"a b"}, false}, {[]string{""}, false}, {[]string{"\u202Ex"}, false}, {[]string{"a", "b"}, false}, {nil, false}} {
+		got := a.send("GET", "/api/v1/health", http.Header{"X-Request-Id": row.ids}, nil).header.Get("X-Request-Id")
+		if kept := len(row.ids) > 0 && got == row.ids[0] && got != ""; kept != row.kept || got == "" {
+			t.Errorf("X-Request-Id %q: answered %q, kept %v, want %v", row.ids, got, kept, row.kept)
+		}
+	}
+}
+
+func TestCORS(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(c *config) { c.CORSOrigins = []string{"https://app.example"} })
+	preflight := func(origin string) answer {
+		return a.send("OPTIONS", "/api/v1/users/me", http.Header{"Origin": {origin}, "Access-Control-Request-Method": {"PUT"}}, nil)
+	}
+	if ans := a.want(preflight("https://app.example"), 204, ""); ans.header.Get("Access-Control-Allow-Origin") != "https://app.example" || ans.header.Get("Access-Control-Allow-Credentials") != "" {
+		t.Errorf("preflight: %v", ans.header)
+	}
+	for _, origin := range []string{"https://app.example.evil", "http://app.example", "null", ""} {
+		if ans := a.want(preflight(origin), 405, "method_not_allowed"); ans.header.Get("Access-Control-Allow-Origin") != "" {
+			t.Errorf("origin %q is allowed", origin)
+		}
+	}
+	if ans := a.send("GET", "/api/v1/users/me", http.Header{"Origin": {"https://app.example"}}, nil); ans.header.Get("Access-Control-Allow-Origin") == "" || ans.header.Get("Vary") != "Origin" {
+		t.Errorf("an error without CORS headers: %v", ans.header)
+	}
+}
+
+func TestOrigin(t *testing.T) {
+	t.Parallel()
+	s := &server{cfg: &config{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("::1/128")}}}
+	for _, row := range []struct {
+		peer, forwarded, proto string
+		want                   string
+		https                  bool
+	}{
+		{"192.0.2.1:1", "198.51.100.9", "https", "192.0.2.1", false}, // not trusted: ignored
+		{"10.0.0.1:1", "198.51.100.9", "https", "198.51.100.9", true},
+		{"10.0.0.1:1", "1.1.1.1, 198.51.100.9, 10.0.0.2", "HTTPS", "198.51.100.9", true},
+		{"10.0.0.1:1", "198.51.100.9, junk, 10.0.0.2", "http", "10.0.0.2", false},
+		{"10.0.0.1:1", "", "", "10.0.0.1", false},
+		{"[::1]:1", "2001:db8::1", "", "2001:db8::1", false},
+		{"[::ffff:10.0.0.1]:1", "198.51.100.9", "", "198.51.100.9", false},
+	} {
+		r := &http.Request{RemoteAddr: row.peer, Header: http.Header{"X-Forwarded-For": {row.forwarded}, "X-Forwarded-Proto": {row.proto}}}
+		if got, https := s.origin(r); got.String() != row.want || https != row.https {
+			t.Errorf("origin(%s, %q, %q) = %s, %v, want %s, %v", row.peer, row.forwarded, row.proto, got, https, row.want, row.https)
+		}
+	}
+}
+
+func TestHSTS(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(c *config) { c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")} })
+	for proto, want := range map[string]bool{"https": true, "http": false} {
+		if got := a.send("GET", "/api/v1/health", http.Header{"X-Forwarded-Proto": {proto}}, nil).header.Get("Strict-Transport-Security") != ""; got != want {
+			t.Errorf("X-Forwarded-Proto %s: HSTS %v", proto, got)
+		}
+	}
+}
+
+// TestPanic puts a route into the table that fails in ways that no real one may.
+func TestPanic(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	type unencodable struct{ C chan int }
+	a.mux.Handle("GET /panic", a.gate(route{"GET", "/panic", anyone, 200, handle(func(context.Context, *caller, none) (none, error) { panic("a panicking cause") }), "x", nil}))
+	a.mux.Handle("GET /unencodable", a.gate(route{"GET", "/unencodable", anyone, 200, handle(func(context.Context, *caller, none) (unencodable, error) { return unencodable{}, nil }), "x", nil}))
+	a.mux.Handle("GET /unknown", a.gate(route{"GET", "/unknown", anyone, 200, handle(func(context.Context, *caller, none) (none, error) { return none{}, fmt.Errorf("an unknown cause") }), "x", nil}))
+	for _, path := range []string{"/panic", "/unencodable", "/unknown"} {
+		ans := a.want(a.do("GET", path, "", nil), 500, "internal_error")
+		if strings.Contains(string(ans.body), "cause") {
+			t.Errorf("%s leaks: %s", path, ans.body)
+		}
+	}
+	if !strings.Contains(suiteLogText(), "a panicking cause") || !strings.Contains(suiteLogText(), "an unknown cause") {
+		t.Error("the log does not hold the causes")
+	}
+}
+
+func TestHealth(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	if got := string(a.want(a.do("GET", "/api/v1/health", "", nil), 200, "").body); got != `{"status":"healthy"}` {
+		t.Errorf("health = %s", got)
+	}
+	if got := string(a.want(a.do("GET", "/api/v1/health/db", "", nil), 200, "").body); got != `{"status":"healthy","database":"connected"}` {
+		t.Errorf("health/db = %s", got)
+	}
+	a.draining.Store(true)
+	a.want(a.do("GET", "/api/v1/health/db", "", nil), 503, "shutting_down")
+	a.want(a.do("GET", "/api/v1/health", "", nil), 200, "")
+}
+
+// TestDatabaseAway points the pool at a port where nobody listens: everything that needs the database is
+// a 503, never a wrong password or a dead token.
+func TestDatabaseAway(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m := a.signUp("ada")
+	away, err := openStore(t.Context(), "postgresql://u:canary@127.0.0.1:1/x", 2, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(away.close)
+	a.server.store = away
+	a.want(a.do("GET", "/api/v1/health", "", nil), 200, "")
+	start := time.Now()
+	a.want(a.do("GET", "/api/v1/health/db", "", nil), 503, "database_unavailable")
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("health/db took %v, promised within 1 s", took)
+	}
+	a.want(a.do("GET", "/api/v1/users/me", m.AccessToken, nil), 503, "database_unavailable")
+	a.want(a.tryLogin(m.Email, goodPass), 503, "database_unavailable")
+	a.want(a.refresh(m.RefreshToken), 503, "database_unavailable")
+	a.want(a.do("POST", "/api/v1/auth/register", "", map[string]string{"email": "b@example.com", "password": goodPass}), 503, "database_unavailable")
+	a.want(a.do("GET", "/api/v1/users/me", "nonsense", nil), 401, "invalid_token")
+}
+
+// TestAccessLine checks the one line that each request leaves.
+func TestAccessLine(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	var log logBuffer
+	m := a.signUp("ada")
+	a.server.log = slog.New(slog.NewJSONHandler(&log, nil))
+	ans := a.send("GET", "/api/v1/users/1?", http.Header{"Authorization": {"Bearer " + m.AccessToken}, "X-Request-Id": {"line-1"}}, nil)
+	eventually(t, "the line", func() bool { log.mu.Lock(); defer log.mu.Unlock(); return bytes.Count(log.Bytes(), []byte("\n")) == 1 })
+	var line map[string]any
+	if err := json.Unmarshal(log.Bytes(), &line); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]any{"level": "INFO", "msg": "request", "request_id": "line-1", "method": "GET", "route": "/users/{id}", "status": 403.0, "bytes": float64(len(ans.body)), "user_id": float64(m.ID), "client": "127.0.0.1"}
+	for name, value := range want {
+		if line[name] != value {
+			t.Errorf("%s is %v, want %v", name, line[name], value)
+		}
+	}
+	if got, want := fmt.Sprint(slices.Sorted(maps.Keys(line))), "[bytes client duration_ms level method msg request_id route status time user_id]"; got != want {
+		t.Errorf("the line has %s, want %s", got, want)
+	}
+}

@@ -1,0 +1,217 @@
+package main
+
+import (
+	"fmt"
+	"net/url"
+	"strings"
+	"testing"
+)
+
+func TestMe(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m := a.signUp("ada")
+	a.signUp("bob")
+	put := func(body string) answer { return a.do("PUT", "/api/v1/users/me", m.AccessToken, body) }
+	got := decode[map[string]any](a.want(a.do("GET", "/api/v1/users/me", m.AccessToken, nil), 200, ""))
+	if len(got) != 7 || got["email"] != "ada@example.com" || got["full_name"] != nil || !strings.HasSuffix(got["created_at"].(string), "Z") {
+		t.Errorf("me = %v", got)
+	}
+	if u := decode[user](a.want(put(`{}`), 200, "")); !u.UpdatedAt.Equal(m.UpdatedAt) {
+		t.Error("an empty change touched updated_at")
+	}
+	if u := decode[user](a.want(put(`{"full_name":"Ada King"}`), 200, "")); u.FullName == nil || *u.FullName != "Ada King" || !u.UpdatedAt.After(m.UpdatedAt) {
+		t.Errorf("full_name: %+v", u)
+	}
+	if u := decode[user](a.want(put(`{"email":"Countess@example.com"}`), 200, "")); u.Email != "countess@example.com" || u.FullName == nil {
+		t.Errorf("email: %+v", u)
+	}
+	if u := decode[user](a.want(a.do("PATCH", "/api/v1/users/me", m.AccessToken, `{"full_name":null}`), 200, "")); u.FullName != nil {
+		t.Errorf("null: %+v", u)
+	}
+	a.want(put(`{"email":"BOB@example.com","full_name":"kept out"}`), 409, "email_taken")
+	a.want(put(`{"full_name":"kept out","email":"bad"}`), 422, "invalid_request")
+	a.want(put(`{"email":null}`), 422, "invalid_request")
+	a.want(put(`{"is_admin":true}`), 422, "invalid_request")
+	a.want(put(`{"is_active":true}`), 422, "invalid_request")
+	a.want(put(`{"full_name":"`+strings.Repeat("ü", 256)+`"}`), 422, "invalid_request")
+	a.want(put(`{"full_name":"kept out","current_password":"wrong canary"}`), 403, "wrong_password")
+	if u := decode[user](a.do("GET", "/api/v1/users/me", m.AccessToken, nil)); u.FullName != nil || u.Email != "countess@example.com" {
+		t.Errorf("a refused change left %+v", u)
+	}
+	a.want(put(`{"full_name":"`+strings.Repeat("ü", 255)+`"}`), 200, "")
+}
+
+func TestChangePassword(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m := a.signUp("ada")
+	second := a.login(m.Email, goodPass)
+	change := func(next, current string) answer {
+		return a.do("PUT", "/api/v1/users/me", m.AccessToken, map[string]string{"password": next, "current_password": current})
+	}
+	a.want(a.do("PUT", "/api/v1/users/me", m.AccessToken, `{"password":"another canary passphrase"}`), 422, "invalid_request")
+	a.want(change("another canary passphrase", "wrong canary"), 403, "wrong_password")
+	a.want(change("password1", goodPass), 422, "invalid_request")
+	a.want(change("another canary passphrase", goodPass), 200, "")
+	if !a.alive(m.AccessToken) || a.alive(second.AccessToken) {
+		t.Error("a new password must end the other sessions and keep this one")
+	}
+	a.want(a.tryLogin(m.Email, goodPass), 401, "invalid_credentials")
+	a.login(m.Email, "another canary passphrase")
+}
+
+func TestDeleteMe(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m := a.signUp("ada")
+	admin := a.signUpAdmin("root")
+	remove := func(m member, password string) answer {
+		return a.do("DELETE", "/api/v1/users/me", m.AccessToken, map[string]string{"current_password": password})
+	}
+	a.want(remove(m, "wrong canary"), 403, "wrong_password")
+	a.want(a.do("DELETE", "/api/v1/users/me", m.AccessToken, nil), 415, "unsupported_media_type")
+	a.want(remove(m, goodPass), 204, "")
+	a.want(remove(m, goodPass), 401, "invalid_token")
+	a.want(a.refresh(m.RefreshToken), 401, "invalid_refresh_token")
+	a.want(remove(admin, goodPass), 409, "last_admin")
+}
+
+func TestListUsers(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	admin := a.signUpAdmin("root")
+	for i := range 6 {
+		name := []string{"100%", "under_score", `back\slash`, "Zoë Ünal", "plain", "50 percent"}[i]
+		a.want(a.do("POST", "/api/v1/users", admin.AccessToken, map[string]any{"email": fmt.Sprintf("u%d@example.com", i), "password": goodPass, "full_name": name, "is_active": i != 4}), 201, "")
+	}
+	list := func(query string) []user {
+		return decode[[]user](a.want(a.do("GET", "/api/v1/users"+query, admin.AccessToken, nil), 200, ""))
+	}
+	for query, want := range map[string]int{"": 7, "?skip=5": 2, "?skip=100": 0, "?limit=3": 3, "?q=U1%40": 1, "?q=%25": 1, "?q=_": 1, "?q=%5C": 1, "?q=ZOË": 1, "?q=ünal": 1,
+		"?q=nobody": 0, "?is_active=false": 1, "?is_admin=true": 1, "?is_admin=false&is_active=true": 5, "?q=percent&is_active=true": 1, "?skip=9223372036854775807": 0} {
+		if got := list(query); len(got) != want || got == nil {
+			t.Errorf("GET /users%s gave %d users, want %d", query, len(got), want)
+		}
+	}
+	var seen []int64
+	next := "/api/v1/users?limit=2&q=" + url.QueryEscape("@example.com")
+	for next != "" {
+		ans := a.want(a.do("GET", next, admin.AccessToken, nil), 200, "")
+		for _, u := range decode[[]user](ans) {
+			seen = append(seen, u.ID)
+		}
+		link := ans.header.Get("Link")
+		next = strings.TrimSuffix(strings.TrimPrefix(link, "<"), `>; rel="next"`)
+		if link != "" && !strings.HasPrefix(next, "/api/v1/users?after=") {
+			t.Fatalf("Link: %s", link)
+		}
+	}
+	if len(seen) != 7 {
+		t.Errorf("following the links gave %v", seen)
+	}
+	for _, query := range []string{"?limit=0", "?limit=101", "?limit=01", "?limit=+1", "?limit=1.0", "?limit=", "?limit", "?skip=-1", "?skip=1&skip=1", "?skip=0&after=1", "?after=0", "?unknown=1",
+		"?LIMIT=1", "?q=%00", "?q=%ff", "?q=%zz", "?is_active=1", "?is_active=True", "?limit=9223372036854775808", "?&", "?q="} {
+		a.want(a.do("GET", "/api/v1/users"+query, admin.AccessToken, nil), 422, "invalid_request")
+	}
+	if body := string(a.do("GET", "/api/v1/users?after=1000", admin.AccessToken, nil).body); body != "[]" {
+		t.Errorf("an empty page is %s", body)
+	}
+}
+
+func TestAdminUsers(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	admin, m := a.signUpAdmin("root"), a.signUp("ada")
+	path := fmt.Sprintf("/api/v1/users/%d", m.ID)
+	put := func(body string) answer { return a.do("PUT", path, admin.AccessToken, body) }
+	if u := decode[user](a.want(a.do("GET", path, admin.AccessToken, nil), 200, "")); u.ID != m.ID || u.Email != m.Email {
+		t.Errorf("GET %s = %+v", path, u)
+	}
+	for _, missing := range []string{"/api/v1/users/999999", "/api/v1/users/9223372036854775807"} {
+		a.want(a.do("GET", missing, admin.AccessToken, nil), 404, "not_found")
+		a.want(a.do("PUT", missing, admin.AccessToken, `{"full_name":"x"}`), 404, "not_found")
+		a.want(a.do("PUT", missing, admin.AccessToken, `{}`), 404, "not_found")
+		a.want(a.do("DELETE", missing, admin.AccessToken, nil), 404, "not_found")
+	}
+	for _, bad := range []string{"0", "-1", "+1", "01", "x", "1.0", "9223372036854775808"} {
+		a.want(a.do("GET", "/api/v1/users/"+bad, admin.AccessToken, nil), 422, "invalid_request")
+	}
+	a.want(put(`{"full_name":"By Admin","email":"New@example.com"}`), 200, "")
+	a.want(put(`{"email":"root@example.com"}`), 409, "email_taken")
+	if !a.alive(m.AccessToken) {
+		t.Error("an admin's change of name or e-mail ended a session")
+	}
+	a.want(put(`{"is_admin":true}`), 200, "")
+	a.want(a.do("GET", "/api/v1/users", m.AccessToken, nil), 200, "") // effective at once, with the old token
+	a.want(put(`{"is_admin":false}`), 200, "")
+	a.want(a.do("GET", "/api/v1/users", m.AccessToken, nil), 403, "admin_required")
+	a.want(put(`{"password":"another canary passphrase"}`), 200, "")
+	if a.alive(m.AccessToken) {
+		t.Error("an admin's change of the password must end all sessions")
+	}
+	fresh := a.login("new@example.com", "another canary passphrase")
+	a.want(put(`{"is_active":false}`), 200, "")
+	a.want(put(`{"is_active":true}`), 200, "")
+	if a.alive(fresh.AccessToken) {
+		t.Error("a session survived a deactivation")
+	}
+	a.want(a.do("DELETE", fmt.Sprintf("/api/v1/users/%d", admin.ID), admin.AccessToken, nil), 403, "self_delete")
+	a.want(a.do("DELETE", path, admin.AccessToken, nil), 204, "")
+	a.want(a.do("GET", path, admin.AccessToken, nil), 404, "not_found")
+	self := fmt.Sprintf("/api/v1/users/%d", admin.ID)
+	a.want(a.do("PUT", self, admin.AccessToken, `{"is_admin":false}`), 409, "last_admin")
+	a.want(a.do("PUT", self, admin.AccessToken, `{"is_active":false}`), 409, "last_admin")
+	a.want(a.do("PUT", self, admin.AccessToken, `{"is_active":true,"is_admin":true}`), 200, "")
+}
+
+// TestLastAdmin lets two admins remove each other at once, in each of the ways there are.
+func TestLastAdmin(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	root := a.signUpAdmin("root")
+	hash, err := a.store.passwordHash(t.Context(), root.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.sql(`UPDATE users SET is_admin = false`)
+	for round := range 100 {
+		var pair [2]struct {
+			id    int64
+			token string
+		}
+		for i := range pair {
+			u, err := a.store.createUser(t.Context(), newUser{fmt.Sprintf("r%d-%d@example.com", round, i), hash, nil, true, true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, err := a.store.createSession(t.Context(), u.ID, hash, &caller{}, a.idleLimit())
+			if err != nil {
+				t.Fatal(err)
+			}
+			pair[i].id, pair[i].token = u.ID, a.keys.issue(s).AccessToken
+		}
+		parallel(2, func(i int) {
+			path, token := fmt.Sprintf("/api/v1/users/%d", pair[1-i].id), pair[i].token
+			var ans answer
+			switch (round + i*round/4) % 4 {
+			case 0:
+				ans = a.do("PUT", path, token, `{"is_admin":false}`)
+			case 1:
+				ans = a.do("PATCH", path, token, `{"is_active":false}`)
+			case 2:
+				ans = a.do("DELETE", path, token, nil)
+			case 3:
+				ans = a.do("DELETE", "/api/v1/users/me", token, map[string]string{"current_password": goodPass})
+			}
+			if ans.status >= 500 {
+				t.Errorf("%s = %d: %s", ans.call, ans.status, ans.body)
+			}
+		})
+		var left int
+		if err := a.store.pool.QueryRow(t.Context(), `SELECT count(*) FROM users WHERE is_admin AND is_active`).Scan(&left); err != nil || left < 1 {
+			t.Fatalf("round %d: %d active admins left (%v)", round, left, err)
+		}
+		a.sql(`UPDATE users SET is_admin = false WHERE is_admin`)
+	}
+}
