@@ -3,8 +3,8 @@ package main
 // migrate.go applies the sections of schema.sql. Any number of processes may start at once on one
 // database: each section is applied by one of them, under an advisory lock that ends with its transaction,
 // so that neither a killed process nor PgBouncer's transaction mode can leave it behind. The lock is
-// polled, not waited for: a waiting statement would hold a snapshot, which CREATE INDEX CONCURRENTLY
-// in turn waits for.
+// polled, each time in a new transaction: one that waits would hold a snapshot, for whose end CREATE
+// INDEX CONCURRENTLY waits in turn.
 
 import (
 	"context"
@@ -88,6 +88,8 @@ func migrate(ctx context.Context, url string, all []migration, checkOnly bool, l
 		}
 		if applied {
 			log.Info("migrated", "version", next.version, "name", next.name)
+		} else {
+			time.Sleep(lockPoll)
 		}
 	}
 }
@@ -147,16 +149,12 @@ func nextMigration(ctx context.Context, q querier, all []migration) (*migration,
 	return &all[len(sums)], nil
 }
 
-// apply applies the migration of this version unless another process did while this one waited for the lock.
+// apply applies the migration of this version, unless another process has the lock or was faster.
 func apply(ctx context.Context, conn *pgx.Conn, all []migration, version int) (applied bool, err error) {
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		for locked := false; !locked; {
-			if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, int64(migrationLock)).Scan(&locked); err != nil {
-				return err
-			}
-			if !locked {
-				time.Sleep(lockPoll)
-			}
+		var locked bool
+		if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, int64(migrationLock)).Scan(&locked); err != nil || !locked {
+			return err
 		}
 		next, err := nextMigration(ctx, tx, all)
 		if err != nil || next == nil || next.version != version {
