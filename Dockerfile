@@ -1,0 +1,18 @@
+# Compiled on the builder's own platform, for the one that the image is for.
+FROM --platform=$BUILDPLATFORM golang:1.26 AS build
+WORKDIR /src
+COPY go.mod go.sum ./
+RUN --mount=type=cache,target=/go/pkg/mod go mod download
+COPY . .
+ARG TARGETOS TARGETARCH
+RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
+    CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -ldflags="-s -w" -o /latch .
+
+# No shell, no package manager; user 65532. Only /latch is added.
+FROM gcr.io/distroless/static-debian12:nonroot
+COPY --from=build /latch /latch
+ENV HOST=0.0.0.0
+EXPOSE 8000
+# The start period covers the wait for a database that is still starting (60 s at most).
+HEALTHCHECK --interval=5s --timeout=5s --start-period=70s CMD ["/latch", "healthcheck"]
+ENTRYPOINT ["/latch"]
