@@ -14,6 +14,8 @@ import (
 	"net/http"
 	"net/netip"
 	"reflect"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -34,21 +36,42 @@ type route struct {
 	access       access
 	status       int // of success
 	endpoint     endpoint
-	summary      string
-	refusals     []*problem // beyond those that the gate gives by itself
+	summary      string     // a phrase; what follows a colon and a space is the description
+	refusals     []*problem // beyond those that the gate gives by itself: see problems
 }
 
-// endpoint is a handler with its types.
+// endpoint is a handler with its name and types.
 type endpoint struct {
-	in, out reflect.Type
-	call    func(ctx context.Context, c *caller, in any) (any, error)
+	name  string // of the method, as in listUsers
+	input input
+	in    reflect.Type
+	out   reflect.Type
+	call  func(ctx context.Context, c *caller, in any) (any, error)
 }
 
-// handle makes an endpoint of a handler.
+// handle makes an endpoint of a method of server.
 func handle[In, Out any](f func(context.Context, *caller, In) (Out, error)) endpoint {
-	return endpoint{reflect.TypeFor[In](), reflect.TypeFor[Out](), func(ctx context.Context, c *caller, in any) (any, error) {
+	name := runtime.FuncForPC(reflect.ValueOf(f).Pointer()).Name() // main.(*server).listUsers-fm
+	name = strings.TrimSuffix(name[strings.LastIndex(name, ".")+1:], "-fm")
+	in := reflect.TypeFor[In]()
+	return endpoint{name, compileInput(in), in, reflect.TypeFor[Out](), func(ctx context.Context, c *caller, in any) (any, error) {
 		return f(ctx, c, *in.(*In))
 	}}
+}
+
+// problems are all that the row can answer: those that the gate gives, and its own.
+func (rt *route) problems() []*problem {
+	all := []*problem{errInvalidRequest, errUnsupportedMedia, errInternal}
+	if rt.endpoint.input.media != nil {
+		all = append(all, errMalformedBody, errBodyTooLarge)
+	}
+	if rt.access != anyone {
+		all = append(all, errNotAuthenticated, errInvalidToken, errUnavailable)
+	}
+	if rt.access == admins {
+		all = append(all, errAdminRequired)
+	}
+	return append(all, rt.refusals...)
 }
 
 // none is the input of a handler that takes nothing, or the output of one that gives nothing.
@@ -68,6 +91,11 @@ type caller struct {
 type page[T any] struct {
 	Items []T
 	Next  int64
+}
+
+// pager is any page.
+type pager interface {
+	content() (items any, next int64)
 }
 
 func (p page[T]) content() (items any, next int64) { return p.Items, p.Next }
@@ -95,7 +123,7 @@ var (
 	challenge        = [2]string{"WWW-Authenticate", "Bearer"}
 	invalidChallenge = [2]string{"WWW-Authenticate", `Bearer error="invalid_token"`} // RFC 6750, section 3
 
-	errMalformedBody      = &problem{status: 400, code: "malformed_body"}
+	errMalformedBody      = &problem{status: 400, code: "malformed_body", detail: "The body is not one valid JSON value, or not a form."}
 	errNotAuthenticated   = &problem{status: 401, code: "not_authenticated", detail: "Not authenticated: send a bearer token in the Authorization header.", header: challenge}
 	errInvalidToken       = &problem{status: 401, code: "invalid_token", detail: "The access token is invalid, has expired, or its session has ended.", header: invalidChallenge}
 	errInvalidCredentials = &problem{status: 401, code: "invalid_credentials", detail: "Incorrect e-mail or password.", header: challenge}
@@ -110,9 +138,9 @@ var (
 	errMethodNotAllowed   = &problem{status: 405, code: "method_not_allowed", detail: "The resource does not take this method; Allow lists those it does."}
 	errEmailTaken         = &problem{status: 409, code: "email_taken", detail: "The e-mail address is already registered."}
 	errLastAdmin          = &problem{status: 409, code: "last_admin", detail: "At least one active admin must remain."}
-	errBodyTooLarge       = &problem{status: 413, code: "body_too_large"}
-	errUnsupportedMedia   = &problem{status: 415, code: "unsupported_media_type"}
-	errInvalidRequest     = &problem{status: 422, code: "invalid_request"}
+	errBodyTooLarge       = &problem{status: 413, code: "body_too_large", detail: "The body is too large."}
+	errUnsupportedMedia   = &problem{status: 415, code: "unsupported_media_type", detail: "The body is not of a media type that is taken here."}
+	errInvalidRequest     = &problem{status: 422, code: "invalid_request", detail: "The request is invalid; errors says where and why."}
 	errInternal           = &problem{status: 500, code: "internal_error", detail: "Something went wrong here; the request_id names it in the log."}
 	errUnavailable        = &problem{status: 503, code: "database_unavailable", detail: "The database is not available; try again.", header: [2]string{"Retry-After", "1"}}
 	errBusy               = &problem{status: 503, code: "busy", detail: "Too many passwords are being checked; try again.", header: [2]string{"Retry-After", "2"}}
@@ -137,14 +165,13 @@ func invalid(faults ...fieldError) *problem {
 
 // gate makes the HTTP handler of a row.
 func (s *server) gate(rt route) http.HandlerFunc {
-	in := compileInput(rt.endpoint.in)
 	if rt.access == nobody || rt.status == 0 || rt.summary == "" {
 		panic(rt.method + " " + rt.path + ": a row needs access, status and summary")
 	}
 	return func(w http.ResponseWriter, r *http.Request) {
 		x := w.(*exchange)
 		x.route = rt.path
-		out, err := s.answer(x, r, &rt, &in)
+		out, err := s.answer(x, r, &rt)
 		if err != nil {
 			s.fail(x, err)
 			return
@@ -153,7 +180,7 @@ func (s *server) gate(rt route) http.HandlerFunc {
 	}
 }
 
-func (s *server) answer(x *exchange, r *http.Request, rt *route, in *input) (any, error) {
+func (s *server) answer(x *exchange, r *http.Request, rt *route) (any, error) {
 	c := caller{client: x.client, requestID: x.id, agent: cleanAgent(r.UserAgent())}
 	if rt.access != anyone {
 		if err := s.authenticate(r, &c); err != nil {
@@ -165,7 +192,7 @@ func (s *server) answer(x *exchange, r *http.Request, rt *route, in *input) (any
 		}
 	}
 	value := reflect.New(rt.endpoint.in)
-	if err := read(x, r, in, value.Interface()); err != nil {
+	if err := read(x, r, &rt.endpoint.input, value.Interface()); err != nil {
 		return nil, err
 	}
 	return rt.endpoint.call(r.Context(), &c, value.Interface())
@@ -192,13 +219,7 @@ func read(x *exchange, r *http.Request, in *input, dst any) error {
 
 // readBody reads the body in the media type that it declares and the input takes.
 func readBody(x *exchange, r *http.Request, rd *reading) error {
-	var want []string
-	kinds := map[string]string{"application/json": "json", "application/x-www-form-urlencoded": "form"}
-	for _, media := range []string{"application/json", "application/x-www-form-urlencoded"} {
-		if rd.in.takes(kinds[media]) {
-			want = append(want, media)
-		}
-	}
+	want := rd.in.media
 	if want == nil {
 		if n, _ := r.Body.Read(make([]byte, 1)); n > 0 || r.ContentLength > 0 {
 			return errUnsupportedMedia.because("This endpoint takes no body.")
@@ -207,8 +228,8 @@ func readBody(x *exchange, r *http.Request, rd *reading) error {
 	}
 	media, params, err := mime.ParseMediaType(strings.Join(r.Header.Values("Content-Type"), ","))
 	charset, other := params["charset"], len(params) > 1
-	kind := kinds[media]
-	if err != nil || !rd.in.takes(kind) || other || len(params) == 1 && !strings.EqualFold(charset, "utf-8") || r.Header.Get("Content-Encoding") != "" {
+	kind := places[media]
+	if err != nil || !slices.Contains(want, media) || other || len(params) == 1 && !strings.EqualFold(charset, "utf-8") || r.Header.Get("Content-Encoding") != "" {
 		return errUnsupportedMedia.because("The body must be " + strings.Join(want, " or ") + ", in UTF-8 and not compressed, and declared so in Content-Type.")
 	}
 	tooLarge := errBodyTooLarge.because(fmt.Sprintf("The body must have at most %d bytes.", maxBody))
@@ -235,7 +256,7 @@ func readBody(x *exchange, r *http.Request, rd *reading) error {
 
 // reply writes a success: out as JSON, or nothing for none.
 func (s *server) reply(x *exchange, r *http.Request, status int, out any) {
-	if p, ok := out.(interface{ content() (any, int64) }); ok {
+	if p, ok := out.(pager); ok {
 		items, next := p.content()
 		out = items
 		if next != 0 {
@@ -270,15 +291,22 @@ func (s *server) fail(x *exchange, err error) {
 	if p.header[0] != "" {
 		x.Header().Set(p.header[0], p.header[1])
 	}
-	s.write(x, p.status, "application/problem+json", struct {
-		Type      string       `json:"type"`
-		Title     string       `json:"title"`
-		Status    int          `json:"status"`
-		Detail    string       `json:"detail"`
-		Code      string       `json:"code"`
-		RequestID string       `json:"request_id"`
-		Errors    []fieldError `json:"errors,omitempty"`
-	}{"about:blank", http.StatusText(p.status), p.status, p.detail, p.code, x.id, p.errors})
+	s.write(x, p.status, "application/problem+json", p.document(x.id))
+}
+
+// problemDocument is a problem on the wire.
+type problemDocument struct {
+	Type      string       `json:"type" doc:"Always about:blank: the code says it."`
+	Title     string       `json:"title" doc:"The status in words."`
+	Status    int          `json:"status"`
+	Detail    string       `json:"detail" doc:"A sentence for people."`
+	Code      string       `json:"code" doc:"A word for programs; it does not change."`
+	RequestID string       `json:"request_id" doc:"As in X-Request-Id: it finds the line in the log."`
+	Errors    []fieldError `json:"errors,omitempty" doc:"With 422: what is wrong, and where."`
+}
+
+func (p *problem) document(requestID string) problemDocument {
+	return problemDocument{"about:blank", http.StatusText(p.status), p.status, p.detail, p.code, requestID, p.errors}
 }
 
 // write encodes first and only then sets headers, so that a failure to encode can still be answered.

@@ -96,13 +96,13 @@ func (s *server) rehash(ctx context.Context, id int64, password, oldHash string)
 	return hash, s.store.rehash(ctx, id, oldHash, hash)
 }
 
-type refreshRequest struct {
-	RefreshToken string `json:"refresh_token" form:"refresh_token" min:"1" max:"4096"`
-	GrantType    string `form:"grant_type" enum:"refresh_token"`
+type refreshTokenInput struct {
+	RefreshToken string `json:"refresh_token" form:"refresh_token" min:"1" max:"4096" example:"eyJhbGciOiJIUzI1NiJ9.eyJnZW4iOjB9.c2lnbmF0dXJl"`
+	GrantType    string `form:"grant_type" enum:"refresh_token" example:"refresh_token"`
 }
 
 // refresh rotates a session: the old refresh token is spent, and the answer holds its successor.
-func (s *server) refresh(ctx context.Context, c *caller, in refreshRequest) (tokens, error) {
+func (s *server) refresh(ctx context.Context, c *caller, in refreshTokenInput) (tokens, error) {
 	claims, userID, ok := s.keys.parseRefresh(in.RefreshToken)
 	if !ok {
 		return tokens{}, errInvalidRefresh
@@ -173,13 +173,13 @@ func (s *server) logout(ctx context.Context, c *caller, in logoutInput) (none, e
 
 // sessionInfo is a session as its owner sees it.
 type sessionInfo struct {
-	ID         int64     `json:"id"`
+	ID         int64     `json:"id" example:"12"`
 	CreatedAt  time.Time `json:"created_at"`
 	LastUsedAt time.Time `json:"last_used_at" doc:"The login or the last refresh."`
 	ExpiresAt  time.Time `json:"expires_at"`
-	UserAgent  string    `json:"user_agent"`
-	IP         *string   `json:"ip"`
-	Current    bool      `json:"current" doc:"Whether it is the session of this request."`
+	UserAgent  string    `json:"user_agent" example:"Mozilla/5.0" doc:"Of the login."`
+	IP         *string   `json:"ip" example:"192.0.2.7" doc:"Of the login."`
+	Current    bool      `json:"current" example:"true" doc:"Whether it is the session of this request."`
 }
 
 func (s *server) listSessions(ctx context.Context, c *caller, _ none) ([]sessionInfo, error) {

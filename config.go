@@ -24,6 +24,7 @@ import (
 type config struct {
 	AppName          string         `env:"APP_NAME" default:"Latch" doc:"name of the service; refused as a password"`
 	Debug            bool           `env:"DEBUG" default:"false" doc:"log at debug level, and accept a SECRET_KEY marked development-only"`
+	Docs             bool           `env:"DOCS" default:"true" doc:"serve /docs and /openapi.json"`
 	Host             string         `env:"HOST" default:"127.0.0.1" doc:"address to listen on; the image sets 0.0.0.0"`
 	Port             int64          `env:"PORT" default:"8000" min:"1" max:"65535" doc:"port to listen on"`
 	APIPrefix        string         `env:"API_V1_PREFIX" default:"/api/v1" doc:"path before every endpoint"`

@@ -17,6 +17,7 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"net/url"
 	"reflect"
@@ -55,13 +56,16 @@ type field struct {
 }
 
 // input is a compiled input type.
-type input struct{ fields []field }
+type input struct {
+	fields []field
+	media  []string // types that a body may have; nil: there is no body
+}
 
 // at tells whether the field may stand in place.
 func (f *field) at(place string) bool { return slices.Contains(f.places, place) }
 
-// takes tells whether any field can stand in place: an input without json and form has no body.
-func (in *input) takes(place string) bool { return len(in.names(place)) > 0 }
+// places says where the fields of a body of each media type stand.
+var places = map[string]string{"application/json": "json", "application/x-www-form-urlencoded": "form"}
 
 // location is the first part of a fieldError's loc for place.
 func location(place string) string {
@@ -71,10 +75,14 @@ func location(place string) string {
 	return place
 }
 
-// formats are the rules a format tag can name. Each returns the value to keep, or why it is refused.
-var formats = map[string]func(string) (value, refusal string){
-	"email":    parseEmail,
-	"password": checkPasswordLength,
+// formats are the rules a format tag can name. A rule returns the value to keep, or why it is refused;
+// where there is a pattern, the rule enforces it.
+var formats = map[string]struct {
+	rule    func(string) (value, refusal string)
+	pattern string
+}{
+	"email":    {parseEmail, emailPattern},
+	"password": {checkPasswordLength, ""},
 }
 
 var inputTags = []string{"path", "query", "json", "form", "min", "max", "default", "enum", "format", "doc", "example"}
@@ -101,6 +109,11 @@ func compileInput(t reflect.Type) input {
 			panic(fmt.Sprintf("%s.%s: no name, or one used before", t, sf.Name))
 		}
 		in.fields = append(in.fields, f)
+	}
+	for _, media := range slices.Sorted(maps.Keys(places)) {
+		if in.names(places[media]) != nil {
+			in.media = append(in.media, media)
+		}
 	}
 	return in
 }
@@ -240,7 +253,7 @@ func (f *field) setString(dst reflect.Value, text string) *fieldError {
 	if f.enum != nil && !slices.Contains(f.enum, text) {
 		return f.fault("enum", "must be one of: "+strings.Join(f.enum, ", "))
 	}
-	if rule := formats[f.format]; rule != nil {
+	if rule := formats[f.format].rule; rule != nil {
 		value, refusal := rule(text)
 		if refusal != "" {
 			return f.fault("value_error", refusal)

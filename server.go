@@ -49,6 +49,11 @@ func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
 	for _, rt := range s.table {
 		s.mux.Handle(rt.method+" "+cfg.APIPrefix+rt.path, s.gate(rt))
 	}
+	if cfg.Docs {
+		s.mux.Handle("GET /openapi.json", asset("/openapi.json", "application/json", "", s.openAPI()))
+		s.mux.Handle("GET /docs", asset("/docs", "text/html; charset=utf-8", docsPolicy(docsPage), docsPage))
+		s.mux.Handle("GET /{$}", http.RedirectHandler("/docs", http.StatusFound))
+	}
 	s.mux.HandleFunc("/", s.noRoute)
 	return s
 }
@@ -57,27 +62,27 @@ func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
 func (s *server) routes() []route {
 	type no = []*problem
 	return []route{
-		{"GET", "/health", anyone, 200, handle(s.health), "Liveness: the process answers", nil},
-		{"GET", "/health/db", anyone, 200, handle(s.healthDB), "Readiness: the database answers", no{errUnavailable, errDraining}},
+		{"GET", "/health", anyone, 200, handle(s.health), "Liveness: the process answers, whatever the database does", nil},
+		{"GET", "/health/db", anyone, 200, handle(s.healthDB), "Readiness: the database answers, and the server is not shutting down", no{errUnavailable, errDraining}},
 
-		{"POST", "/auth/register", anyone, 201, handle(s.register), "Create an account", no{errEmailTaken, errRegistrationClosed, errBusy}},
-		{"POST", "/auth/login", anyone, 200, handle(s.login), "Log in with e-mail and password", no{errInvalidCredentials, errAccountInactive, errBusy}},
-		{"POST", "/auth/refresh", anyone, 200, handle(s.refresh), "Exchange a refresh token for new tokens", no{errInvalidRefresh, errRefreshReused}},
-		{"POST", "/auth/logout", users, 204, handle(s.logout), "End this session, the others, or all", nil},
-		{"GET", "/auth/sessions", users, 200, handle(s.listSessions), "List one's own sessions", nil},
+		{"POST", "/auth/register", anyone, 201, handle(s.register), "Create an account: it is no admin, and not logged in", no{errEmailTaken, errRegistrationClosed, errBusy, errUnavailable}},
+		{"POST", "/auth/login", anyone, 200, handle(s.login), "Log in: start a session with e-mail and password", no{errInvalidCredentials, errAccountInactive, errBusy, errUnavailable}},
+		{"POST", "/auth/refresh", anyone, 200, handle(s.refresh), "Refresh tokens: spend a refresh token for new tokens; spending it again later ends the session", no{errInvalidRefresh, errRefreshReused, errUnavailable}},
+		{"POST", "/auth/logout", users, 204, handle(s.logout), "Log out: end this session, the others, or all; their tokens are dead at once", nil},
+		{"GET", "/auth/sessions", users, 200, handle(s.listSessions), "List one's own sessions: the newest first", nil},
 		{"DELETE", "/auth/sessions/{id}", users, 204, handle(s.endSession), "End one of one's own sessions", no{errNotFound}},
 
 		{"GET", "/users/me", users, 200, handle(s.me), "Read one's own account", nil},
-		{"PUT", "/users/me", users, 200, handle(s.updateMe), "Change one's own account", no{errEmailTaken, errWrongPassword, errBusy}},
-		{"PATCH", "/users/me", users, 200, handle(s.updateMe), "Change one's own account (as PUT)", no{errEmailTaken, errWrongPassword, errBusy}},
-		{"DELETE", "/users/me", users, 204, handle(s.deleteMe), "Delete one's own account", no{errLastAdmin, errWrongPassword, errBusy}},
+		{"PUT", "/users/me", users, 200, handle(s.updateMe), "Change one's own account: what is absent stays; a new password ends all other sessions", no{errEmailTaken, errWrongPassword, errBusy}},
+		{"PATCH", "/users/me", users, 200, handle(s.updateMe), "Change one's own account: the same as PUT", no{errEmailTaken, errWrongPassword, errBusy}},
+		{"DELETE", "/users/me", users, 204, handle(s.deleteMe), "Delete one's own account: and all that belongs to it", no{errLastAdmin, errWrongPassword, errBusy}},
 
-		{"GET", "/users", admins, 200, handle(s.listUsers), "List accounts", nil},
-		{"POST", "/users", admins, 201, handle(s.createUser), "Create an account for somebody", no{errEmailTaken, errBusy}},
+		{"GET", "/users", admins, 200, handle(s.listUsers), "List accounts: in the order of ids, a page at a time", nil},
+		{"POST", "/users", admins, 201, handle(s.createUser), "Create an account for somebody: also while registration is closed", no{errEmailTaken, errBusy}},
 		{"GET", "/users/{id}", admins, 200, handle(s.getUser), "Read an account", no{errNotFound}},
-		{"PUT", "/users/{id}", admins, 200, handle(s.updateUser), "Change an account", no{errNotFound, errEmailTaken, errLastAdmin, errBusy}},
-		{"PATCH", "/users/{id}", admins, 200, handle(s.updateUser), "Change an account (as PUT)", no{errNotFound, errEmailTaken, errLastAdmin, errBusy}},
-		{"DELETE", "/users/{id}", admins, 204, handle(s.deleteUser), "Delete an account", no{errNotFound, errSelfDelete, errLastAdmin}},
+		{"PUT", "/users/{id}", admins, 200, handle(s.updateUser), "Change an account: what is absent stays; a new password and a deactivation end all its sessions", no{errNotFound, errEmailTaken, errLastAdmin, errBusy}},
+		{"PATCH", "/users/{id}", admins, 200, handle(s.updateUser), "Change an account: the same as PUT", no{errNotFound, errEmailTaken, errLastAdmin, errBusy}},
+		{"DELETE", "/users/{id}", admins, 204, handle(s.deleteUser), "Delete an account: but not one's own", no{errNotFound, errSelfDelete, errLastAdmin}},
 	}
 }
 
@@ -254,25 +259,29 @@ func (s *server) noRoute(w http.ResponseWriter, r *http.Request) {
 	s.fail(x, errMethodNotAllowed)
 }
 
-type health struct {
-	Status   string `json:"status"`
-	Database string `json:"database,omitempty"`
+type liveness struct {
+	Status string `json:"status" example:"healthy"`
+}
+
+type readiness struct {
+	Status   string `json:"status" example:"healthy"`
+	Database string `json:"database" example:"connected"`
 }
 
 // health answers as long as the process does. It asks nobody, so that an orchestrator does not
 // restart every replica because the database is away.
-func (s *server) health(context.Context, *caller, none) (health, error) {
-	return health{Status: "healthy"}, nil
+func (s *server) health(context.Context, *caller, none) (liveness, error) {
+	return liveness{"healthy"}, nil
 }
 
 // healthDB tells a load balancer whether to send requests here: not without the database, and not
 // while the server is shutting down.
-func (s *server) healthDB(ctx context.Context, _ *caller, _ none) (health, error) {
+func (s *server) healthDB(ctx context.Context, _ *caller, _ none) (readiness, error) {
 	if s.draining.Load() {
-		return health{}, errDraining
+		return readiness{}, errDraining
 	}
 	if err := s.store.ping(ctx); err != nil {
-		return health{}, errors.Join(errUnavailable, err)
+		return readiness{}, errors.Join(errUnavailable, err)
 	}
-	return health{"healthy", "connected"}, nil
+	return readiness{"healthy", "connected"}, nil
 }

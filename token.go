@@ -59,10 +59,10 @@ type session struct {
 
 // tokens are the answer to a login or a refresh (RFC 6749, section 5.1).
 type tokens struct {
-	AccessToken  string `json:"access_token"`
-	RefreshToken string `json:"refresh_token"`
-	TokenType    string `json:"token_type"`
-	ExpiresIn    int64  `json:"expires_in" doc:"Lifetime of the access token in seconds."`
+	AccessToken  string `json:"access_token" example:"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiI3In0.c2lnbmF0dXJl" doc:"To be sent as a bearer token."`
+	RefreshToken string `json:"refresh_token" example:"eyJhbGciOiJIUzI1NiJ9.eyJnZW4iOjB9.c2lnbmF0dXJl" doc:"To be spent once, for new tokens."`
+	TokenType    string `json:"token_type" example:"bearer"`
+	ExpiresIn    int64  `json:"expires_in" example:"1800" doc:"Lifetime of the access token in seconds."`
 }
 
 // keyring holds the signing keys: the first signs, all verify.

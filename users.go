@@ -4,16 +4,17 @@ package main
 
 import (
 	"context"
+	"regexp"
 	"strings"
 	"time"
 )
 
 // user is an account as clients see it, and all they ever see of it.
 type user struct {
-	ID        int64     `json:"id"`
-	Email     string    `json:"email"`
-	FullName  *string   `json:"full_name"`
-	IsActive  bool      `json:"is_active"`
+	ID        int64     `json:"id" example:"7"`
+	Email     string    `json:"email" example:"ada@example.com"`
+	FullName  *string   `json:"full_name" example:"Ada Lovelace"`
+	IsActive  bool      `json:"is_active" example:"true" doc:"false: no login, and no session."`
 	IsAdmin   bool      `json:"is_admin"`
 	CreatedAt time.Time `json:"created_at"`
 	UpdatedAt time.Time `json:"updated_at"`
@@ -221,42 +222,23 @@ func (s *server) deleteUser(ctx context.Context, c *caller, in idInput) (none, e
 	return none{}, s.remove(ctx, c, in.ID, "")
 }
 
-// parseEmail reads an e-mail address in the part of RFC 5321's grammar that people have: a dot-string, an
-// at sign, and a domain of at least two labels whose last is no number; all ASCII, because
-// Unicode's ways to fold case would make two spellings of one account. It returns the address in lower
-// case. It reads each byte once.
+// emailPattern is the grammar of an e-mail address: a dot-string (RFC 5321, its atoms of RFC 5322), an at
+// sign, and a domain of two or more labels whose last starts with a letter, as all in use do. All ASCII:
+// Unicode's ways to fold case would make two spellings of one account. Go matches it in linear time.
+const emailPattern = "^[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+([.][A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*@" +
+	"([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?[.])+[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$"
+
+var emailGrammar = regexp.MustCompile(emailPattern)
+
+// parseEmail returns the address in lower case, or why text is none.
 func parseEmail(text string) (value, refusal string) {
-	const malformed = "must be an e-mail address such as name@example.com"
-	local, domain, _ := strings.Cut(text, "@")
-	if len(text) > 254 || len(local) > 64 { // RFC 5321, section 4.5.3.1
+	if len(text) > 254 || strings.IndexByte(text, '@') > 64 { // RFC 5321, section 4.5.3.1
 		return "", "must have at most 254 characters, and 64 before the @"
 	}
-	for atom := range strings.SplitSeq(local, ".") {
-		if atom == "" || !isAll(atom, atext) {
-			return "", malformed
-		}
+	if !emailGrammar.MatchString(text) {
+		return "", "must be an e-mail address such as name@example.com"
 	}
-	labels := strings.Split(domain, ".")
-	for _, label := range labels {
-		if label == "" || len(label) > 63 || !isAll(label, letters+digits+"-") || label[0] == '-' || label[len(label)-1] == '-' {
-			return "", malformed
-		}
-	}
-	if len(labels) < 2 || isAll(labels[len(labels)-1], digits) {
-		return "", malformed
-	}
-	return lowerASCII(text), ""
-}
-
-const (
-	letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-	digits  = "0123456789"
-	atext   = letters + digits + "!#$%&'*+/=?^_`{|}~-" // RFC 5322, section 3.2.3
-)
-
-// isAll tells whether s has only bytes of set.
-func isAll(s, set string) bool {
-	return !strings.ContainsFunc(s, func(r rune) bool { return !strings.ContainsRune(set, r) })
+	return strings.ToLower(text), ""
 }
 
 // lowerASCII lowers A to Z and nothing else: strings.ToLower makes a k of the Kelvin sign.
