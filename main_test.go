@@ -87,6 +87,10 @@ func runSuite(m *testing.M) int {
 			code = 1
 		}
 	}
+	if unseen := theDocument().unseen(); code == 0 && unseen != nil && !testing.Short() && noFilter() {
+		fmt.Fprintln(os.Stderr, "FAIL: the document promises problems that no test received:", unseen)
+		code = 1
+	}
 	if n := bytes.Count(suiteLog.Bytes(), []byte(`"msg":"request"`)); code == 0 && !testing.Short() && n < 500 && noFilter() {
 		fmt.Fprintf(os.Stderr, "FAIL: the log of the suite has only %d access lines: the search for secrets proves nothing\n", n)
 		code = 1
@@ -258,6 +262,7 @@ func (a *app) send(method, path string, header http.Header, body io.Reader) answ
 	}
 	ans := answer{res.StatusCode, res.Header, text, method + " " + path}
 	a.check(method, ans)
+	a.conforms(method, path, ans)
 	return ans
 }
 

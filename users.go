@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"regexp"
 	"strings"
 	"time"
@@ -76,14 +77,24 @@ func (s *server) updateMe(ctx context.Context, c *caller, in updateMeInput) (use
 		}
 		change.OldHash = hash
 	}
-	return s.change(ctx, c, c.user, change, in.Password)
+	u, err := s.change(ctx, c, c.user, change, in.Password)
+	return u, ownGone(err)
+}
+
+// ownGone is err where it concerns the caller's own account: one that has gone since the token was checked
+// is answered as it would be a moment later.
+func ownGone(err error) error {
+	if errors.Is(err, errNotFound) {
+		return errInvalidToken
+	}
+	return err
 }
 
 // confirmPassword returns the hash of the caller's password if it is the given one, else errWrongPassword.
 func (s *server) confirmPassword(ctx context.Context, c *caller, password string) (hash string, err error) {
 	hash, err = s.store.passwordHash(ctx, c.ID)
 	if err != nil {
-		return "", err
+		return "", ownGone(err)
 	}
 	ok, err := s.hasher.verify(ctx, password, hash)
 	if err == nil && !ok {
@@ -129,7 +140,7 @@ func (s *server) change(ctx context.Context, c *caller, target user, ch userChan
 }
 
 type deleteMeInput struct {
-	CurrentPassword string `json:"current_password" format:"password" min:"1" max:"1024"`
+	CurrentPassword string `json:"current_password" format:"password" min:"1" max:"1024" example:"correct horse battery"`
 }
 
 // deleteMe deletes the caller's account and all that belongs to it.
@@ -138,7 +149,7 @@ func (s *server) deleteMe(ctx context.Context, c *caller, in deleteMeInput) (non
 	if err != nil {
 		return none{}, err
 	}
-	return none{}, s.remove(ctx, c, c.ID, hash)
+	return none{}, ownGone(s.remove(ctx, c, c.ID, hash))
 }
 
 func (s *server) remove(ctx context.Context, c *caller, id int64, oldHash string) error {
