@@ -1,0 +1,34 @@
+.PHONY: help run test lint build image
+
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
+
+run: ## install what is missing, and serve on port 8000
+	@./setup.sh
+	go run .
+
+test: ## install what is missing, and run all tests on a PostgreSQL of their own
+	@./setup.sh test
+	go test -race ./...
+
+# What go.mod may require, and no fourth. govulncheck needs its database; without a network it says so.
+lint: ## check form, common mistakes, known vulnerabilities and go.mod
+	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "gofmt -w is due for:" $$files; exit 1; }
+	go vet ./...
+	go run $(STATICCHECK) ./...
+	@out=$$(go run $(GOVULNCHECK) ./... 2>&1) && echo "$$out" || case "$$out" in \
+		*'fetching vulnerabilities'*) echo 'govulncheck: its database is out of reach; not checked' ;; \
+		*) echo "$$out"; exit 1 ;; esac
+	go mod tidy -diff
+	@got=$$(go list -m -f '{{if not (or .Main .Indirect)}}{{.Path}}{{end}}' all | xargs); \
+	want='github.com/jackc/pgx/v5 github.com/pgvector/pgvector-go golang.org/x/crypto'; \
+	[ "$$got" = "$$want" ] || { echo "go.mod requires: $$got"; echo "it may require: $$want"; exit 1; }
+
+build: ## build the program as the image does
+	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o latch .
+
+image: ## build the container image
+	docker build -t latch .
