@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // access says who may call a route. Its zero value is nobody: a row that forgets it stops the start.
@@ -43,7 +44,7 @@ type route struct {
 // endpoint is a handler with its name and types.
 type endpoint struct {
 	name  string // of the method, as in listUsers
-	input input
+	input *input
 	in    reflect.Type
 	out   reflect.Type
 	call  func(ctx context.Context, c *caller, in any) (any, error)
@@ -53,8 +54,9 @@ type endpoint struct {
 func handle[In, Out any](f func(context.Context, *caller, In) (Out, error)) endpoint {
 	name := runtime.FuncForPC(reflect.ValueOf(f).Pointer()).Name() // main.(*server).listUsers-fm
 	name = strings.TrimSuffix(name[strings.LastIndex(name, ".")+1:], "-fm")
-	in := reflect.TypeFor[In]()
-	return endpoint{name, compileInput(in), in, reflect.TypeFor[Out](), func(ctx context.Context, c *caller, in any) (any, error) {
+	t := reflect.TypeFor[In]()
+	in := compileInput(t)
+	return endpoint{name, &in, t, reflect.TypeFor[Out](), func(ctx context.Context, c *caller, in any) (any, error) {
 		return f(ctx, c, *in.(*In))
 	}}
 }
@@ -96,6 +98,14 @@ type page[T any] struct {
 // pager is any page.
 type pager interface {
 	content() (items any, next int64)
+}
+
+// pageOf is the page of list, of which one more than limit was asked for.
+func pageOf[T any](list []T, limit int64, id func(T) int64) page[T] {
+	if int64(len(list)) <= limit {
+		return page[T]{Items: list}
+	}
+	return page[T]{list[:limit], id(list[limit-1])}
 }
 
 func (p page[T]) content() (items any, next int64) { return p.Items, p.Next }
@@ -141,9 +151,12 @@ var (
 	errBodyTooLarge       = &problem{status: 413, code: "body_too_large", detail: "The body is too large."}
 	errUnsupportedMedia   = &problem{status: 415, code: "unsupported_media_type", detail: "The body is not of a media type that is taken here."}
 	errInvalidRequest     = &problem{status: 422, code: "invalid_request", detail: "The request is invalid; errors says where and why."}
+	errEmbeddingRequired  = &problem{status: 422, code: "embedding_required", detail: "An embedding is required: the service has no provider that makes one of a text.", errors: []fieldError{{[]any{"body", "embedding"}, "is required here", "missing"}}}
 	errInternal           = &problem{status: 500, code: "internal_error", detail: "Something went wrong here; the request_id names it in the log."}
+	errEmbeddingsFailed   = &problem{status: 502, code: "embeddings_failed", detail: "The provider of embeddings refused the text, or answered what is no embedding; nothing was stored."}
 	errUnavailable        = &problem{status: 503, code: "database_unavailable", detail: "The database is not available; try again.", header: [2]string{"Retry-After", "1"}}
 	errBusy               = &problem{status: 503, code: "busy", detail: "Too many passwords are being checked; try again.", header: [2]string{"Retry-After", "2"}}
+	errEmbeddingsAway     = &problem{status: 503, code: "embeddings_unavailable", detail: "The provider of embeddings is not available; nothing was stored. Try again.", header: [2]string{"Retry-After", "5"}}
 	errDraining           = &problem{status: 503, code: "shutting_down", detail: "This server is shutting down.", header: [2]string{"Retry-After", "1"}}
 )
 
@@ -192,7 +205,7 @@ func (s *server) answer(x *exchange, r *http.Request, rt *route) (any, error) {
 		}
 	}
 	value := reflect.New(rt.endpoint.in)
-	if err := read(x, r, &rt.endpoint.input, value.Interface()); err != nil {
+	if err := read(x, r, rt.endpoint.input, value.Interface()); err != nil {
 		return nil, err
 	}
 	return rt.endpoint.call(r.Context(), &c, value.Interface())
@@ -232,11 +245,17 @@ func readBody(x *exchange, r *http.Request, rd *reading) error {
 	if err != nil || !slices.Contains(want, media) || other || len(params) == 1 && !strings.EqualFold(charset, "utf-8") || r.Header.Get("Content-Encoding") != "" {
 		return errUnsupportedMedia.because("The body must be " + strings.Join(want, " or ") + ", in UTF-8 and not compressed, and declared so in Content-Type.")
 	}
-	tooLarge := errBodyTooLarge.because(fmt.Sprintf("The body must have at most %d bytes.", maxBody))
-	if r.ContentLength > maxBody {
+	limit := rd.in.limit
+	tooLarge := errBodyTooLarge.because(fmt.Sprintf("The body must have at most %d bytes.", limit))
+	if r.ContentLength > limit {
 		return tooLarge
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(x.ResponseWriter, r.Body, maxBody))
+	if limit > maxBody {
+		connection, now := http.NewResponseController(x.ResponseWriter), time.Now()
+		connection.SetReadDeadline(now.Add(largeTimeout))
+		connection.SetWriteDeadline(now.Add(largeTimeout + writeTimeout))
+	}
+	body, err := readAll(http.MaxBytesReader(x.ResponseWriter, r.Body, limit), r.ContentLength)
 	if err != nil {
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 			return tooLarge
@@ -254,6 +273,16 @@ func readBody(x *exchange, r *http.Request, rd *reading) error {
 	return nil
 }
 
+// readAll reads r to its end, which is expected after n bytes, or, where n is negative, anywhere.
+func readAll(r io.Reader, n int64) ([]byte, error) {
+	if n < 0 {
+		return io.ReadAll(r)
+	}
+	body := make([]byte, n)
+	_, err := io.ReadFull(r, body)
+	return body, err
+}
+
 // reply writes a success: out as JSON, or nothing for none.
 func (s *server) reply(x *exchange, r *http.Request, status int, out any) {
 	if p, ok := out.(pager); ok {
@@ -266,8 +295,8 @@ func (s *server) reply(x *exchange, r *http.Request, status int, out any) {
 			x.Header().Set("Link", "<"+r.URL.Path+"?"+query.Encode()+`>; rel="next"`)
 		}
 	}
-	if u, ok := out.(user); ok && status == http.StatusCreated {
-		x.Header().Set("Location", s.cfg.APIPrefix+"/users/"+strconv.FormatInt(u.ID, 10))
+	if made, ok := out.(interface{ location() string }); ok && status == http.StatusCreated && made.location() != "" {
+		x.Header().Set("Location", s.cfg.APIPrefix+made.location())
 	}
 	if _, ok := out.(none); ok {
 		x.WriteHeader(status)

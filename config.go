@@ -22,26 +22,31 @@ import (
 )
 
 type config struct {
-	AppName          string         `env:"APP_NAME" default:"Latch" doc:"name of the service; refused as a password"`
-	Debug            bool           `env:"DEBUG" default:"false" doc:"log at debug level, and accept a SECRET_KEY marked development-only"`
-	Docs             bool           `env:"DOCS" default:"true" doc:"serve /docs and /openapi.json"`
-	Host             string         `env:"HOST" default:"127.0.0.1" doc:"address to listen on; the image sets 0.0.0.0"`
-	Port             int64          `env:"PORT" default:"8000" min:"1" max:"65535" doc:"port to listen on"`
-	APIPrefix        string         `env:"API_V1_PREFIX" default:"/api/v1" doc:"path before every endpoint"`
-	DatabaseURL      string         `env:"DATABASE_URL" doc:"postgresql://user:password@host:5432/name; unset: development, with a private PostgreSQL under .data/"`
-	DatabaseMaxConns int64          `env:"DATABASE_MAX_CONNS" default:"8" min:"1" max:"1000" doc:"most connections to PostgreSQL; 4 to 8 serve a few cores best"`
-	DatabaseEcho     bool           `env:"DATABASE_ECHO" default:"false" doc:"log statements and durations, never arguments"`
-	SecretKeys       []string       `env:"SECRET_KEY" doc:"key of 32 bytes or more (openssl rand -hex 32); several with commas: the first signs, all verify; required with DATABASE_URL"`
-	Algorithm        string         `env:"ALGORITHM" default:"HS256" enum:"HS256" doc:"how tokens are signed"`
-	AccessMinutes    int64          `env:"ACCESS_TOKEN_EXPIRE_MINUTES" default:"30" min:"1" max:"1440" doc:"lifetime of an access token"`
-	RefreshDays      int64          `env:"REFRESH_TOKEN_EXPIRE_DAYS" default:"7" min:"1" max:"30" doc:"how long a session lives without a refresh; 30 days in all"`
-	RefreshGrace     int64          `env:"REFRESH_GRACE_SECONDS" default:"10" min:"0" max:"300" doc:"how long a spent refresh token still gets its successor"`
-	RegistrationOpen bool           `env:"REGISTRATION_OPEN" default:"true" doc:"whether anyone may register"`
-	CORSOrigins      []string       `env:"CORS_ORIGINS" doc:"origins whose pages may call the API, such as https://app.example.com; exact, with commas"`
-	TrustedProxies   []netip.Prefix `env:"TRUSTED_PROXIES" doc:"addresses or networks whose X-Forwarded-For and -Proto are believed, with commas"`
-	LogLevel         string         `env:"LOG_LEVEL" enum:"debug,info,warn,error" doc:"least level that is logged (info; debug with DEBUG)"`
-	LogFormat        string         `env:"LOG_FORMAT" enum:"json,text" doc:"form of the log (json; text in development)"`
-	ShutdownDelay    int64          `env:"SHUTDOWN_DELAY" default:"0" min:"0" max:"300" doc:"seconds between failing /health/db and closing, for load balancers to notice"`
+	AppName             string         `env:"APP_NAME" default:"Latch" doc:"name of the service; refused as a password"`
+	Debug               bool           `env:"DEBUG" default:"false" doc:"log at debug level, and accept a SECRET_KEY marked development-only"`
+	Docs                bool           `env:"DOCS" default:"true" doc:"serve /docs and /openapi.json"`
+	Host                string         `env:"HOST" default:"127.0.0.1" doc:"address to listen on; the image sets 0.0.0.0"`
+	Port                int64          `env:"PORT" default:"8000" min:"1" max:"65535" doc:"port to listen on"`
+	APIPrefix           string         `env:"API_V1_PREFIX" default:"/api/v1" doc:"path before every endpoint"`
+	DatabaseURL         string         `env:"DATABASE_URL" doc:"postgresql://user:password@host:5432/name; unset: development, with a private PostgreSQL under .data/"`
+	DatabaseMaxConns    int64          `env:"DATABASE_MAX_CONNS" default:"8" min:"1" max:"1000" doc:"most connections to PostgreSQL; 4 to 8 serve a few cores best"`
+	DatabaseEcho        bool           `env:"DATABASE_ECHO" default:"false" doc:"log statements and durations, never arguments"`
+	SecretKeys          []string       `env:"SECRET_KEY" doc:"key of 32 bytes or more (openssl rand -hex 32); several with commas: the first signs, all verify; required with DATABASE_URL"`
+	Algorithm           string         `env:"ALGORITHM" default:"HS256" enum:"HS256" doc:"how tokens are signed"`
+	AccessMinutes       int64          `env:"ACCESS_TOKEN_EXPIRE_MINUTES" default:"30" min:"1" max:"1440" doc:"lifetime of an access token"`
+	RefreshDays         int64          `env:"REFRESH_TOKEN_EXPIRE_DAYS" default:"7" min:"1" max:"30" doc:"how long a session lives without a refresh; 30 days in all"`
+	RefreshGrace        int64          `env:"REFRESH_GRACE_SECONDS" default:"10" min:"0" max:"300" doc:"how long a spent refresh token still gets its successor"`
+	RegistrationOpen    bool           `env:"REGISTRATION_OPEN" default:"true" doc:"whether anyone may register"`
+	CORSOrigins         []string       `env:"CORS_ORIGINS" doc:"origins whose pages may call the API, such as https://app.example.com; exact, with commas"`
+	TrustedProxies      []netip.Prefix `env:"TRUSTED_PROXIES" doc:"addresses or networks whose X-Forwarded-For and -Proto are believed, with commas"`
+	EmbeddingDimensions int64          `env:"EMBEDDING_DIMENSIONS" default:"384" min:"1" max:"4000" doc:"numbers in an embedding; fixed at the first migration"`
+	EmbeddingsURL       string         `env:"EMBEDDINGS_URL" doc:"provider of embeddings that speaks OpenAI's /v1/embeddings, as https://api.openai.com/v1; unset: clients bring their own"`
+	EmbeddingsModel     string         `env:"EMBEDDINGS_MODEL" doc:"the provider's model; fixed at the first start with one"`
+	EmbeddingsKey       string         `env:"EMBEDDINGS_API_KEY" doc:"the provider's key, sent as a bearer token"`
+	TextSearch          string         `env:"TEXT_SEARCH_CONFIG" default:"simple" doc:"PostgreSQL's text search configuration, as english; fixed at the first migration"`
+	LogLevel            string         `env:"LOG_LEVEL" enum:"debug,info,warn,error" doc:"least level that is logged (info; debug with DEBUG)"`
+	LogFormat           string         `env:"LOG_FORMAT" enum:"json,text" doc:"form of the log (json; text in development)"`
+	ShutdownDelay       int64          `env:"SHUTDOWN_DELAY" default:"0" min:"0" max:"300" doc:"seconds between failing /health/db and closing, for load balancers to notice"`
 }
 
 // setting is one field of config with its tags.
@@ -167,6 +172,10 @@ func (c *config) check() (problems []error) {
 	}
 	fault(!regexp.MustCompile(`^(/[A-Za-z0-9._-]+)+$`).MatchString(c.APIPrefix) || path.Clean(c.APIPrefix) != c.APIPrefix,
 		"API_V1_PREFIX: must be a path such as /api/v1, without a slash at the end")
+	u, err := url.Parse(c.EmbeddingsURL)
+	fault(c.EmbeddingsURL != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != ""), "EMBEDDINGS_URL: must be an http or https URL without a query, as https://api.openai.com/v1")
+	fault((c.EmbeddingsURL == "") != (c.EmbeddingsModel == ""), "EMBEDDINGS_MODEL: goes together with EMBEDDINGS_URL; set both or none")
+	fault(!regexp.MustCompile(`^[a-z_][a-z0-9_]*$`).MatchString(c.TextSearch), "TEXT_SEARCH_CONFIG: must be the name of a configuration, as simple or english")
 	for _, origin := range c.CORSOrigins {
 		u, err := url.Parse(origin)
 		fault(err != nil || u.Host == "" || u.Scheme+"://"+u.Host != origin, "CORS_ORIGINS: must be exact origins such as https://app.example.com, without a path; * is not one")

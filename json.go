@@ -9,7 +9,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
+	"math"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -31,18 +34,33 @@ func checkJSON(body []byte) (value []byte, syntax string) {
 	return bytes.Trim(body, jsonSpace), ""
 }
 
-// members calls f with the name and the raw value of each member of object, which must be valid JSON.
-// Names that repeat are passed on as often as they come. A name that is no text is passed as "".
-func members(object []byte, f func(name string, raw []byte)) {
-	rest := skipSpace(object[1:])
-	for rest[0] != '}' {
-		end := valueEnd(rest)
-		name, _ := jsonString(rest[:end])
-		rest = skipSpace(skipSpace(rest[end:])[1:]) // the colon
-		end = valueEnd(rest)
-		f(name, rest[:end])
-		if rest = skipSpace(rest[end:]); rest[0] == ',' {
-			rest = skipSpace(rest[1:])
+// members yields the name, as a string literal, and the value of each member of object, which must be valid
+// JSON. Names that repeat are yielded as often as they come.
+func members(object []byte) iter.Seq2[[]byte, []byte] {
+	return func(yield func(name, raw []byte) bool) {
+		rest := skipSpace(object[1:])
+		for rest[0] != '}' {
+			end := valueEnd(rest)
+			name := rest[:end]
+			rest = skipSpace(skipSpace(rest[end:])[1:]) // the colon
+			end = valueEnd(rest)
+			if !yield(name, rest[:end]) {
+				return
+			}
+			rest = skipComma(rest[end:])
+		}
+	}
+}
+
+// elements yields the values of array, which must be valid JSON.
+func elements(array []byte) iter.Seq[[]byte] {
+	return func(yield func(raw []byte) bool) {
+		for rest := skipSpace(array[1:]); rest[0] != ']'; {
+			end := valueEnd(rest)
+			if !yield(rest[:end]) {
+				return
+			}
+			rest = skipComma(rest[end:])
 		}
 	}
 }
@@ -79,7 +97,19 @@ func valueEnd(b []byte) int {
 	return len(b)
 }
 
-func skipSpace(b []byte) []byte { return bytes.TrimLeft(b, jsonSpace) }
+func skipSpace(b []byte) []byte {
+	for len(b) > 0 && (b[0] == ' ' || b[0] == '\t' || b[0] == '\r' || b[0] == '\n') {
+		b = b[1:]
+	}
+	return b
+}
+
+func skipComma(b []byte) []byte {
+	if b = skipSpace(b); b[0] == ',' {
+		b = skipSpace(b[1:])
+	}
+	return b
+}
 
 // jsonString decodes a valid JSON string literal. encoding/json would turn a lone surrogate into
 // U+FFFD, and PostgreSQL cannot store U+0000: both are refused.
@@ -116,4 +146,88 @@ func jsonString(literal []byte) (text, refusal string) {
 func hex4(b []byte) uint64 {
 	n, _ := strconv.ParseUint(string(b[:4]), 16, 32)
 	return n
+}
+
+// maxDepth is how deep objects and arrays may be nested in a jsonObject. PostgreSQL's parser recurses, and
+// so does every client's.
+const maxDepth = 32
+
+// checkTree says why raw, a valid JSON value, may not be stored as jsonb: what PostgreSQL refuses or
+// changes without a word, and what not every client reads alike (RFC 8259, sections 4, 6 and 8).
+func checkTree(raw []byte, depth int) (refusal string) {
+	switch raw[0] {
+	case '{', '[':
+		if depth == 0 {
+			return fmt.Sprintf("must be nested at most %d deep", maxDepth)
+		}
+	case '"':
+		_, refusal = jsonString(raw)
+		return refusal
+	case 't', 'f', 'n':
+		return ""
+	default:
+		mantissa, _, _ := strings.Cut(strings.ToLower(string(raw)), "e")
+		if x, err := strconv.ParseFloat(string(raw), 64); err != nil || x == 0 && strings.ContainsAny(mantissa, "123456789") {
+			return "must not hold numbers beyond the range of 64-bit floating point"
+		}
+		return ""
+	}
+	if raw[0] == '[' {
+		for element := range elements(raw) {
+			if refusal := checkTree(element, depth-1); refusal != "" {
+				return refusal
+			}
+		}
+		return ""
+	}
+	seen := map[string]bool{}
+	for literal, value := range members(raw) {
+		name, refusal := jsonString(literal)
+		if refusal == "" && seen[name] {
+			refusal = "must not hold a name twice in one object"
+		}
+		if refusal == "" {
+			refusal = checkTree(value, depth-1)
+		}
+		if refusal != "" {
+			return refusal
+		}
+		seen[name] = true
+	}
+	return ""
+}
+
+// The range of half precision (IEEE 754 binary16), in which vectors are stored.
+const (
+	maxHalf = 65504
+	minHalf = 1.0 / (1 << 24) // the smallest above zero
+)
+
+// parseVector reads a JSON array of numbers as a vector of n dimensions, whose distances are all
+// numbers: its norm is between 1e-12 and 1e12, and half precision neither overflows nor makes it all zero.
+func parseVector(array []byte, n int) (v vector, refusal string) {
+	v = make(vector, 0, n)
+	count, squares, largest := 0, 0.0, 0.0
+	for element := range elements(array) {
+		x, err := strconv.ParseFloat(string(element), 64)
+		switch count++; {
+		case err != nil:
+			return nil, fmt.Sprintf("must hold only finite numbers, which element %d is not", count-1)
+		case math.Abs(x) > maxHalf:
+			return nil, fmt.Sprintf("must hold numbers from -%d to %d, the range of half precision, which element %d exceeds", maxHalf, maxHalf, count-1)
+		case count <= n:
+			v = append(v, float32(x))
+		}
+		squares, largest = squares+x*x, max(largest, math.Abs(x))
+	}
+	if count != n {
+		return nil, fmt.Sprintf("must have exactly %d numbers, but has %d", n, count)
+	}
+	if norm := math.Sqrt(squares); norm < 1e-12 || norm > 1e12 {
+		return nil, "must have a norm between 1e-12 and 1e12"
+	}
+	if largest < minHalf {
+		return nil, "must not be all zero in half precision: its largest number is below 6e-8"
+	}
+	return v, ""
 }

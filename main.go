@@ -122,7 +122,7 @@ func (p program) withDatabase(ctx context.Context, cfg *config, args []string) (
 		}
 	}
 	check := len(args) == 2 && args[1] == "-check"
-	if err := migrate(ctx, cfg.DatabaseURL, parseMigrations(schemaSQL), check, log); err != nil || len(args) > 0 && args[0] == "migrate" {
+	if err := migrate(ctx, cfg.DatabaseURL, migrations(cfg), check, log); err != nil || len(args) > 0 && args[0] == "migrate" {
 		return err
 	}
 	var echo *slog.Logger
@@ -134,6 +134,9 @@ func (p program) withDatabase(ctx context.Context, cfg *config, args []string) (
 		return err
 	}
 	defer st.close()
+	if err := st.checkChoices(ctx, cfg); err != nil {
+		return err
+	}
 	s := newServer(cfg, st, newHasher(todaysParams), log)
 	if len(args) > 0 {
 		return p.admin(ctx, s, args[1])

@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,9 +30,10 @@ import (
 )
 
 const (
-	testKey  = "a test key of the suite: canary 0123456789"
-	goodPass = "a good canary passphrase" // the word canary must never reach a log
-	template = "latch_template"           // a migrated database to copy
+	testKey        = "a test key of the suite: canary 0123456789"
+	goodPass       = "a good canary passphrase" // the word canary must never reach a log
+	template       = "latch_template"           // a migrated database to copy
+	testDimensions = 3                          // of the template's embeddings
 )
 
 var (
@@ -131,7 +133,7 @@ func makeTemplate(ctx context.Context) error {
 	if _, err := conn.Exec(ctx, "CREATE DATABASE "+template); err != nil {
 		return err
 	}
-	return migrate(ctx, databaseURL(template), parseMigrations(schemaSQL), false, slog.New(slog.DiscardHandler))
+	return migrate(ctx, databaseURL(template), migrations(&config{EmbeddingDimensions: testDimensions, TextSearch: "simple"}), false, slog.New(slog.DiscardHandler))
 }
 
 // databaseURL is the URL of another database of the suite's PostgreSQL.
@@ -180,7 +182,7 @@ func newApp(t testing.TB, configure ...func(*config)) *app {
 func newAppOn(t testing.TB, url string, params argonParams, configure ...func(*config)) *app {
 	t.Helper()
 	cfg, err := loadConfig(func(name string) string {
-		return map[string]string{"DATABASE_URL": url, "SECRET_KEY": testKey}[name]
+		return map[string]string{"DATABASE_URL": url, "SECRET_KEY": testKey, "EMBEDDING_DIMENSIONS": strconv.Itoa(testDimensions)}[name]
 	}, "")
 	if err != nil {
 		t.Fatal(err)

@@ -62,6 +62,16 @@ func parseMigrations(schema string) (all []migration) {
 	return all
 }
 
+// migrations are the program's own, with the settings that they take filled in. The checksums are those of the
+// text without them.
+func migrations(cfg *config) []migration {
+	all := parseMigrations(schemaSQL)
+	for i := range all {
+		all[i].sql = strings.NewReplacer("{dimensions}", strconv.FormatInt(cfg.EmbeddingDimensions, 10), "{text_search}", cfg.TextSearch).Replace(all[i].sql)
+	}
+	return all
+}
+
 // errPending says that migrations have to be applied.
 var errPending = errors.New("migrations are pending")
 

@@ -52,7 +52,7 @@ func (o *object) add(members ...any) { *o = append(*o, members...) }
 
 func ref(kind, name string) object { return object{"$ref", "#/components/" + kind + "/" + name} }
 
-const documentAbout = "Log in with `POST %[1]s/auth/login` and send the access token as `Authorization: Bearer …`.\n\n" +
+const specAbout = "Log in with `POST %[1]s/auth/login` and send the access token as `Authorization: Bearer …`.\n\n" +
 	"Requests are read strictly: unknown, repeated and misspelt names are refused, and so are U+0000 and broken Unicode. " +
 	"Every error is an RFC 9457 problem with a `detail` for people and a stable `code` for programs. " +
 	"A 503 says in `Retry-After` when to try again."
@@ -62,16 +62,20 @@ var tagAbout = object{
 	"health", "Whether the service lives, and whether it is ready.",
 	"auth", "Registration, login, tokens and sessions.",
 	"users", "One's own account, and for admins those of others.",
+	"documents", "One's own texts, and search among them by meaning and by words.",
 }
 
-var textSchema = object{"type", "string"}
+var (
+	textSchema = object{"type", "string"}
+	anyObject  = object{"type", "object", "additionalProperties", true}
+)
 
 // headers are those of the answers: what they mean, and whether an answer that declares one always has it.
 var headers = object{
 	"X-Request-Id", object{"description", "The caller's, where it is short and printable, else a new one.", "required", true, "schema", textSchema},
 	"WWW-Authenticate", object{"description", "The challenge of RFC 6750.", "required", true, "schema", textSchema},
 	"Retry-After", object{"description", "Seconds to wait.", "required", true, "schema", object{"type", "integer"}},
-	"Location", object{"description", "Where the new resource is, relative to this host.", "required", true, "schema", textSchema},
+	"Location", object{"description", "Where the new resource is, relative to this host; absent where there are several.", "required", false, "schema", textSchema},
 	"Link", object{"description", `The next page as rel="next", relative to this host; absent on the last page.`, "required", false, "schema", textSchema},
 }
 
@@ -82,12 +86,12 @@ func headerRefs(names ...string) (refs object) {
 	return refs
 }
 
-// document gathers the components while the operations are described.
-type document struct{ schemas, responses object }
+// spec gathers the components while the operations are described.
+type spec struct{ schemas, responses object }
 
 // openAPI returns the document of the route table as JSON.
 func (s *server) openAPI() []byte {
-	var d document
+	var d spec
 	var paths object
 	for i := range s.table {
 		rt := &s.table[i]
@@ -105,7 +109,7 @@ func (s *server) openAPI() []byte {
 	login := object{"tokenUrl", s.cfg.APIPrefix + "/auth/login", "refreshUrl", s.cfg.APIPrefix + "/auth/refresh", "scopes", object{}}
 	body, err := json.Marshal(object{
 		"openapi", "3.1.0",
-		"info", object{"title", s.cfg.AppName, "version", version, "description", fmt.Sprintf(documentAbout, s.cfg.APIPrefix)},
+		"info", object{"title", s.cfg.AppName, "version", version, "description", fmt.Sprintf(specAbout, s.cfg.APIPrefix)},
 		"servers", []object{{"url", "/"}},
 		"tags", groups,
 		"paths", paths,
@@ -121,8 +125,8 @@ func (s *server) openAPI() []byte {
 }
 
 // operation describes a row.
-func (d *document) operation(rt *route) object {
-	in, security := &rt.endpoint.input, []object{}
+func (d *spec) operation(rt *route) object {
+	in, security := rt.endpoint.input, []object{}
 	if rt.access != anyone {
 		security = []object{{"password", []string{}}, {"bearer", []string{}}}
 	}
@@ -134,7 +138,13 @@ func (d *document) operation(rt *route) object {
 	var parameters []object
 	for i := range in.fields {
 		if f := &in.fields[i]; f.at("path") || f.at("query") {
-			parameters = append(parameters, object{"name", f.name, "in", f.places[0], "required", !f.optional, "description", orNil(f.doc), "schema", f.schema()})
+			p := object{"name", f.name, "in", f.places[0], "required", !f.optional, "description", orNil(f.doc)}
+			if f.kind == kindObject {
+				p.add("content", object{"application/json", object{"schema", d.field(f)}})
+			} else {
+				p.add("schema", d.field(f))
+			}
+			parameters = append(parameters, p)
 		}
 	}
 	if parameters != nil {
@@ -142,11 +152,7 @@ func (d *document) operation(rt *route) object {
 	}
 	var content object
 	for _, media := range in.media {
-		name := exported(strings.TrimSuffix(rt.endpoint.in.Name(), "Input")) + map[string]string{"json": "Request", "form": "Form"}[places[media]]
-		if !slices.Contains(d.schemas, any(name)) {
-			d.schemas.add(name, in.schema(places[media]))
-		}
-		content.add(media, object{"schema", ref("schemas", name), "example", in.example(places[media])})
+		content.add(media, object{"schema", d.body(in, places[media]), "example", in.example(places[media])})
 	}
 	if content != nil {
 		o.add("requestBody", object{"required", true, "content", content})
@@ -174,7 +180,7 @@ func operationID(rt *route) string {
 }
 
 // success describes the answer of a row when all is well.
-func (d *document) success(rt *route) object {
+func (d *spec) success(rt *route) object {
 	t, names := rt.endpoint.out, []string(nil)
 	if rt.status == http.StatusCreated {
 		names = append(names, "Location")
@@ -191,7 +197,7 @@ func (d *document) success(rt *route) object {
 }
 
 // refusal describes the problems of one status, as a component that all rows with these share.
-func (d *document) refusal(problems []*problem) object {
+func (d *spec) refusal(problems []*problem) object {
 	var codes, lines, names []string
 	var examples object
 	for _, p := range problems {
@@ -217,39 +223,53 @@ func (d *document) refusal(problems []*problem) object {
 	return ref("responses", name)
 }
 
-// schema describes what the gate takes for f.
-func (f *field) schema() object {
+// field describes what the gate takes for f.
+func (d *spec) field(f *field) object {
 	var o object
 	switch f.kind {
-	case reflect.Int64:
-		o = object{"type", "integer", "format", "int64", "minimum", f.min}
-		if f.max != math.MaxInt64 {
-			o.add("maximum", f.max)
-		}
-	case reflect.Bool:
-		o = object{"type", "boolean"}
-	case reflect.String:
+	case kindText:
 		o = object{"type", "string", "format", orNil(f.format), "pattern", pattern(f)}
-		if f.min > 0 {
-			o.add("minLength", f.min)
-		}
-		if f.max != math.MaxInt64 {
-			o.add("maxLength", f.max)
-		}
+		o.bounds(f, "minLength", "maxLength")
 		if f.enum != nil {
 			o.add("enum", f.enum)
 		}
+	case kindInteger:
+		o = object{"type", "integer", "format", "int64", "minimum", f.min}
+		o.bounds(f, "", "maximum")
+	case kindNumber:
+		o = object{"type", "number", "minimum", f.min}
+		o.bounds(f, "", "maximum")
+	case kindBoolean:
+		o = object{"type", "boolean"}
+	case kindObject:
+		o = anyObject
+	case kindVector:
+		o = object{"type", "array", "items", object{"type", "number", "minimum", -maxHalf, "maximum", maxHalf}}
+		o.bounds(f, "minItems", "maxItems")
+	case kindList:
+		o = object{"type", "array", "items", d.body(f.items, "json")}
+		o.bounds(f, "minItems", "maxItems")
 	}
 	if f.null {
 		o[1] = []string{"string", "null"}
 	}
 	if f.def != "" {
-		o.add("default", literal(f.kind, f.def))
+		o.add("default", literal(f.kind == kindText, f.def))
 	}
 	if f.example != "" {
-		o.add("examples", []any{literal(f.kind, f.example)})
+		o.add("examples", []any{literal(f.kind == kindText, f.example)})
 	}
 	return o
+}
+
+// bounds adds those of f under the words for the lower, unless it is empty, and the upper.
+func (o *object) bounds(f *field, lower, upper string) {
+	if f.min > 0 && lower != "" {
+		o.add(lower, f.min)
+	}
+	if f.max != math.MaxInt64 {
+		o.add(upper, f.max)
+	}
 }
 
 // pattern is the grammar of a text: that of its format, or what PostgreSQL can store.
@@ -263,43 +283,61 @@ func pattern(f *field) any {
 	return `^[^\u0000]*$`
 }
 
-// schema describes the body whose fields stand in place.
-func (in *input) schema(place string) object {
+// body describes the body whose fields stand in place, as a component.
+func (d *spec) body(in *input, place string) object {
+	name := exported(in.name) + map[string]string{"json": "Request", "form": "Form"}[place]
+	if slices.Contains(d.schemas, any(name)) {
+		return ref("schemas", name)
+	}
 	var properties object
 	var required []string
+	var alternatives []object
 	for i := range in.fields {
-		if f := &in.fields[i]; f.at(place) {
-			properties.add(f.name, append(f.schema(), "description", orNil(f.doc)))
-			if !f.optional {
-				required = append(required, f.name)
-			}
+		f := &in.fields[i]
+		if !f.at(place) {
+			continue
+		}
+		described := append(d.field(f), "description", orNil(f.doc))
+		if f.alone {
+			alternatives = append(alternatives, object{"type", "object", "properties", object{f.name, described}, "required", []string{f.name}, "additionalProperties", false})
+			continue
+		}
+		properties.add(f.name, described)
+		if !f.optional {
+			required = append(required, f.name)
 		}
 	}
 	o := object{"type", "object", "properties", properties, "additionalProperties", false}
 	if required != nil {
 		o.add("required", required)
 	}
-	return o
+	if alternatives != nil {
+		o = object{"oneOf", append([]object{o}, alternatives...)}
+	}
+	d.schemas.add(name, o)
+	return ref("schemas", name)
 }
 
 // example is a body with the fields that have one.
 func (in *input) example(place string) (o object) {
 	for _, f := range in.fields {
 		if f.at(place) && f.example != "" {
-			o.add(f.name, literal(f.kind, f.example))
+			o.add(f.name, literal(f.kind == kindText, f.example))
 		}
 	}
 	return o
 }
 
 // schema describes an output type as encoding/json writes it; a struct becomes a component.
-func (d *document) schema(t reflect.Type) object {
+func (d *spec) schema(t reflect.Type) object {
 	switch {
 	case t == reflect.TypeFor[time.Time]():
 		return object{"type", "string", "format", "date-time"}
 	case t.Kind() == reflect.Pointer:
 		o := d.schema(t.Elem())
 		return append(object{"type", []any{o[1], "null"}}, o[2:]...)
+	case t == reflect.TypeFor[json.RawMessage]():
+		return anyObject
 	case t.Kind() == reflect.Slice:
 		return object{"type", "array", "items", d.schema(t.Elem())}
 	case t.Kind() == reflect.Interface: // a step of loc
@@ -312,17 +350,22 @@ func (d *document) schema(t reflect.Type) object {
 		return ref("schemas", name)
 	}
 	kinds := map[reflect.Kind]object{reflect.String: {"type", "string"}, reflect.Bool: {"type", "boolean"}, reflect.Int: {"type", "integer"},
-		reflect.Int64: {"type", "integer", "format", "int64"}, reflect.Float64: {"type", "number"}}
+		reflect.Int64: {"type", "integer", "format", "int64"}, reflect.Float32: {"type", "number"}, reflect.Float64: {"type", "number"}}
 	if kinds[t.Kind()] == nil {
 		panic(t.String() + ": no schema for this type of output")
 	}
 	return kinds[t.Kind()]
 }
 
-func (d *document) structSchema(t reflect.Type) object {
+func (d *spec) structSchema(t reflect.Type) object {
 	var properties object
 	var required []string
+	var alternatives []object
 	for f := range t.Fields() {
+		if f.Anonymous { // one of several structs, of which the others are nil
+			alternatives = append(alternatives, d.schema(f.Type.Elem()))
+			continue
+		}
 		name, rest, _ := strings.Cut(f.Tag.Get("json"), ",")
 		o := d.schema(f.Type)
 		if doc := f.Tag.Get("doc"); doc != "" {
@@ -332,6 +375,9 @@ func (d *document) structSchema(t reflect.Type) object {
 		if rest != "omitempty" {
 			required = append(required, name)
 		}
+	}
+	if alternatives != nil {
+		return object{"oneOf", alternatives}
 	}
 	return object{"type", "object", "properties", properties, "required", required}
 }
@@ -345,11 +391,16 @@ func example(t reflect.Type, tag string) any {
 		return example(t.Elem(), tag)
 	case t == reflect.TypeFor[time.Time]():
 		return "2026-01-02T03:04:05.678901Z"
+	case t == reflect.TypeFor[json.RawMessage]():
+		return json.RawMessage(tag)
 	case t.Kind() == reflect.Slice:
 		return []any{example(t.Elem(), tag)}
 	case t.Kind() == reflect.Struct:
 		var o object
 		for f := range t.Fields() {
+			if f.Anonymous {
+				return example(f.Type.Elem(), "")
+			}
 			name, rest, _ := strings.Cut(f.Tag.Get("json"), ",")
 			if v := example(f.Type, f.Tag.Get("example")); rest != "omitempty" || f.Tag.Get("example") != "" {
 				if v == nil {
@@ -360,18 +411,16 @@ func example(t reflect.Type, tag string) any {
 		}
 		return o
 	}
-	return literal(t.Kind(), tag)
+	if tag == "" && t.Kind() != reflect.String {
+		tag = map[bool]string{true: "false", false: "0"}[t.Kind() == reflect.Bool]
+	}
+	return literal(t.Kind() == reflect.String, tag)
 }
 
-// literal is text, the value of a tag, as a value of kind.
-func literal(kind reflect.Kind, text string) any {
-	switch {
-	case kind == reflect.String:
+// literal is the value that the text of a tag stands for.
+func literal(isText bool, text string) any {
+	if isText {
 		return text
-	case text == "" && kind == reflect.Bool:
-		return false
-	case text == "":
-		return 0
 	}
 	return json.RawMessage(text)
 }

@@ -371,7 +371,10 @@ func TestDocument(t *testing.T) {
 			}
 			parameters, _ := op["parameters"].([]any)
 			for _, p := range parameters {
-				schema := p.(map[string]any)["schema"].(map[string]any)
+				schema, ok := p.(map[string]any)["schema"].(map[string]any)
+				if !ok {
+					schema = p.(map[string]any)["content"].(map[string]any)["application/json"].(map[string]any)["schema"].(map[string]any)
+				}
 				examples, _ := schema["examples"].([]any)
 				for _, v := range append(examples, schema["default"]) {
 					if faults := d.check(schema, v, "example", true); v != nil && faults != nil {

@@ -25,17 +25,24 @@ import (
 const (
 	connectTimeout = 2 * time.Second
 	acquireTimeout = 500 * time.Millisecond // a pool that is this busy is better answered with 503
+	slowTimeout    = 20 * time.Second       // for a batch of documents: 16 MiB of text take some seconds to be indexed
 	queryTimeout   = 4 * time.Second        // the client's patience; the server gives up first, which keeps the connection
 	pingTimeout    = 800 * time.Millisecond // /health/db promises an answer within 1 s
 )
 
-// serverTimeouts are PostgreSQL's own limits, in its units of milliseconds, each below queryTimeout.
-var serverTimeouts = map[string]string{
+// serverSettings are PostgreSQL's own limits, in milliseconds, each below queryTimeout; and what suits
+// statements that are short and many: no plans that depend on the arguments, no compiling, no parallel workers, and an
+// index read at the price of a disk without moving parts.
+var serverSettings = map[string]string{
 	"statement_timeout": "3000", "lock_timeout": "2000", "idle_in_transaction_session_timeout": "10000",
+	"plan_cache_mode": "force_generic_plan", "jit": "off", "max_parallel_workers_per_gather": "0", "random_page_cost": "1.1",
 }
 
 // store is the database. It is safe for concurrent use.
-type store struct{ pool *pgxpool.Pool }
+type store struct {
+	pool       *pgxpool.Pool
+	textSearch string // the configuration of full-text search
+}
 
 // openStore opens a pool for a database that has been migrated. maxConns 0 means 8, which is
 // enough for a few cores: more made PostgreSQL slower. It reports only faults of the settings.
@@ -46,7 +53,7 @@ func openStore(ctx context.Context, url string, maxConns int64, echo *slog.Logge
 	}
 	setUp(conf.ConnConfig, echo)
 	if behindPgBouncer(ctx, conf.ConnConfig) {
-		for name := range serverTimeouts {
+		for name := range serverSettings {
 			delete(conf.ConnConfig.RuntimeParams, name)
 		}
 		conf.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
@@ -63,7 +70,7 @@ func openStore(ctx context.Context, url string, maxConns int64, echo *slog.Logge
 	if err != nil {
 		return nil, describe(err)
 	}
-	return &store{pool}, nil
+	return &store{pool: pool, textSearch: "simple"}, nil
 }
 
 // setUp gives every connection of the program its name, its limits and, with echo, its log.
@@ -72,7 +79,7 @@ func setUp(conf *pgx.ConnConfig, echo *slog.Logger) {
 	if conf.RuntimeParams["application_name"] == "" {
 		conf.RuntimeParams["application_name"] = "latch"
 	}
-	for name, value := range serverTimeouts {
+	for name, value := range serverSettings {
 		if conf.RuntimeParams[name] == "" {
 			conf.RuntimeParams[name] = value
 		}
@@ -122,17 +129,17 @@ type querier interface {
 // once runs f on a connection and translates its error. A lost race for a lock is run again, once:
 // nothing of it was kept.
 func (st *store) once(ctx context.Context, f func(ctx context.Context, q querier) error) error {
-	return st.attempt(ctx, f, func(err error) bool { return sqlState(err, "40001", "40P01", "55P03") || pgconn.SafeToRetry(err) })
+	return st.attempt(ctx, queryTimeout, f, func(err error) bool { return sqlState(err, "40001", "40P01", "55P03") || pgconn.SafeToRetry(err) })
 }
 
 // again is once for statements that may run twice to the same effect, reads and compare-and-set: they
 // are also run again when the connection breaks, as each does when PostgreSQL restarts.
 func (st *store) again(ctx context.Context, f func(ctx context.Context, q querier) error) error {
-	return st.attempt(ctx, f, func(err error) bool { return sqlState(err, "40001", "40P01", "55P03", "57P01") || isNetwork(err) })
+	return st.attempt(ctx, queryTimeout, f, func(err error) bool { return sqlState(err, "40001", "40P01", "55P03", "57P01") || isNetwork(err) })
 }
 
-func (st *store) attempt(ctx context.Context, f func(ctx context.Context, q querier) error, retry func(error) bool) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), queryTimeout)
+func (st *store) attempt(ctx context.Context, timeout time.Duration, f func(ctx context.Context, q querier) error, retry func(error) bool) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
 	run := func() error {
 		acquire, cancel := context.WithTimeout(ctx, acquireTimeout)
@@ -158,6 +165,18 @@ func (st *store) inTx(ctx context.Context, f func(ctx context.Context, q querier
 	})
 }
 
+// slowly runs f in a transaction that may take slowTimeout.
+func (st *store) slowly(ctx context.Context, f func(ctx context.Context, q querier) error) error {
+	return st.attempt(ctx, slowTimeout, func(ctx context.Context, q querier) error {
+		return pgx.BeginFunc(ctx, q.(*pgxpool.Conn), func(tx pgx.Tx) error {
+			if _, err := tx.Exec(ctx, fmt.Sprintf(`SET LOCAL statement_timeout = %d`, (slowTimeout-time.Second).Milliseconds())); err != nil {
+				return err
+			}
+			return f(ctx, tx)
+		})
+	}, func(err error) bool { return sqlState(err, "40001", "40P01", "55P03") || pgconn.SafeToRetry(err) })
+}
+
 // translate maps an error of pgx to a problem where clients can be told, else to an internal error.
 func translate(err error) error {
 	if _, ok := errors.AsType[*problem](err); ok || err == nil {
@@ -172,8 +191,10 @@ func translate(err error) error {
 		return errEmailTaken
 	case ok && pg.Code == "23503": // the row that this one belongs to has just gone
 		return errNotFound
-	case ok && strings.HasPrefix(pg.Code, "22"): // a value that the gate should have refused
-		return fmt.Errorf("%w: %w", errInvalidRequest.because("The request holds a value that cannot be stored."), describe(err))
+	case ok && pg.ConstraintName == "documents_metadata_check":
+		return invalid(fieldError{[]any{"body", "metadata"}, "must have at most 32 KiB as it is stored, with its numbers written out", "too_long"})
+	case ok && (strings.HasPrefix(pg.Code, "22") || pg.Code == "54000"): // a value that the gate should have refused, or too large for an index
+		return fmt.Errorf("%w: %w", invalid(fieldError{[]any{"body"}, "holds a value that cannot be stored", "value_error"}), describe(err))
 	// Lost races, cancelled, terminated or starting, out of connections, disk or memory, broken
 	// connections, a standby, and settings that no longer fit the server.
 	case sqlState(err, "40001", "40P01", "55P03", "57014", "57P", "53", "08", "25006", "28", "3D000"), isNetwork(err):

@@ -43,3 +43,54 @@ CREATE TABLE sessions (
 
 CREATE INDEX sessions_user_id_idx ON sessions (user_id, id); -- the owner's list, the cap, the cascade
 CREATE INDEX sessions_expires_at_idx ON sessions (expires_at); -- the sweep
+
+-- migration 2: documents
+
+-- {dimensions} is EMBEDDING_DIMENSIONS and {text_search} is TEXT_SEARCH_CONFIG, as they are when this section is
+-- applied; a start with others is refused from then on.
+
+CREATE EXTENSION IF NOT EXISTS btree_gin; -- an index of an owner together with words or metadata
+
+-- Settings that are fixed once there are documents: another value would make nonsense of them.
+CREATE TABLE choices (
+    name  text NOT NULL, -- of the setting; EMBEDDINGS_MODEL comes with the first start that has one
+    value text NOT NULL,
+    CONSTRAINT choices_pkey PRIMARY KEY (name)
+);
+INSERT INTO choices VALUES ('EMBEDDING_DIMENSIONS', '{dimensions}'), ('TEXT_SEARCH_CONFIG', '{text_search}');
+
+CREATE TABLE documents (
+    owner_id   bigint      NOT NULL,
+    id         bigint      GENERATED ALWAYS AS IDENTITY,
+    content    text        NOT NULL,              -- 1 to 65,536 characters
+    metadata   jsonb       NOT NULL,              -- an object
+    embedding  halfvec({dimensions}) NOT NULL,
+    words      tsvector    NOT NULL GENERATED ALWAYS AS (to_tsvector('{text_search}', content)) STORED,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT documents_pkey PRIMARY KEY (owner_id, id),
+    CONSTRAINT documents_owner_id_fkey FOREIGN KEY (owner_id) REFERENCES users ON DELETE CASCADE,
+    CONSTRAINT documents_content_check CHECK (char_length(content) BETWEEN 1 AND 65536),
+    -- 16 KiB as it was sent; spaces and numbers may grow, but not 1e308 into 309 digits a thousand times.
+    CONSTRAINT documents_metadata_check CHECK (jsonb_typeof(metadata) = 'object' AND octet_length(metadata::text) <= 32768)
+);
+
+-- A vector is read whole, and most of them for each search: beside its row, not in the TOAST table.
+ALTER TABLE documents ALTER COLUMN embedding SET STORAGE PLAIN;
+
+-- Search reads owners and vectors from this index alone, in order, as long as the visibility map is fresh:
+-- so the table is vacuumed after each 1,000 new rows, without pauses. There is no HNSW index on purpose: the
+-- planner would take it, and lose rows. A B-tree holds 2,704 bytes a row, which is 1,336 dimensions; above
+-- that, the primary key finds the rows of an owner.
+DO $$ BEGIN
+    IF {dimensions} <= 1336 THEN
+        CREATE INDEX documents_nearest_idx ON documents (owner_id) INCLUDE (id, embedding);
+    END IF;
+END $$;
+ALTER TABLE documents SET (
+    autovacuum_vacuum_insert_threshold = 1000, autovacuum_vacuum_insert_scale_factor = 0,
+    autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_cost_delay = 0
+);
+
+CREATE INDEX documents_metadata_idx ON documents USING gin (owner_id, metadata jsonb_path_ops); -- filters
+CREATE INDEX documents_words_idx ON documents USING gin (owner_id, words); -- modes text and hybrid

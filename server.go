@@ -18,12 +18,14 @@ import (
 )
 
 const (
+	maxLargeBody   = 16 << 20 // bytes, where there are vectors: 500 documents of 1,536 numbers of 20 digits
 	maxBody        = 16 << 10 // bytes; the longest valid registration has about 3 KiB, escaped six-fold 13 KiB
 	maxHeader      = 12 << 10 // bytes; net/http adds 4 KiB; a token has some 350 bytes
 	maxRequestID   = 64       // characters of a caller's X-Request-Id; a UUID has 36
 	maxAgent       = 256      // bytes of User-Agent that are kept with a session
 	headerTimeout  = 5 * time.Second
 	requestTimeout = 15 * time.Second // for headers and body: 16 KiB at a slow modem's 1.2 KiB/s
+	largeTimeout   = 60 * time.Second // for a body of up to maxLargeBody: 2.2 Mbit/s
 	writeTimeout   = 30 * time.Second // from the end of the headers: requestTimeout, hashing and queries, and as long for reading
 	idleTimeout    = 2 * time.Minute  // longer than the 60 s for which common load balancers keep a connection
 )
@@ -35,6 +37,7 @@ type server struct {
 	store    *store
 	keys     *keyring
 	hasher   *hasher
+	embedder *embedder // nil: there is no provider of embeddings
 	log      *slog.Logger
 	mux      *http.ServeMux
 	table    []route
@@ -43,10 +46,12 @@ type server struct {
 
 // newServer builds the server and its routes. It panics where the route table contradicts itself.
 func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
-	s := &server{cfg: cfg, store: st, hasher: h, log: log, mux: http.NewServeMux()}
+	s := &server{cfg: cfg, store: st, hasher: h, embedder: newEmbedder(cfg), log: log, mux: http.NewServeMux()}
 	s.keys = newKeyring(cfg.SecretKeys, time.Duration(cfg.AccessMinutes)*time.Minute)
+	st.textSearch = cfg.TextSearch
 	s.table = s.routes()
 	for _, rt := range s.table {
+		rt.endpoint.input.setVectors(cfg.EmbeddingDimensions)
 		s.mux.Handle(rt.method+" "+cfg.APIPrefix+rt.path, s.gate(rt))
 	}
 	if cfg.Docs {
@@ -83,6 +88,13 @@ func (s *server) routes() []route {
 		{"PUT", "/users/{id}", admins, 200, handle(s.updateUser), "Change an account: what is absent stays; a new password and a deactivation end all its sessions", no{errNotFound, errEmailTaken, errLastAdmin, errBusy}},
 		{"PATCH", "/users/{id}", admins, 200, handle(s.updateUser), "Change an account: the same as PUT", no{errNotFound, errEmailTaken, errLastAdmin, errBusy}},
 		{"DELETE", "/users/{id}", admins, 204, handle(s.deleteUser), "Delete an account: but not one's own", no{errNotFound, errSelfDelete, errLastAdmin}},
+
+		{"POST", "/documents", users, 201, handle(s.createDocuments), "Store a document, or several: all or nothing, and answered in the same order", no{errEmbeddingRequired, errEmbeddingsFailed, errEmbeddingsAway}},
+		{"GET", "/documents", users, 200, handle(s.listDocuments), "List one's own documents: in the order of ids, a page at a time", nil},
+		{"GET", "/documents/{id}", users, 200, handle(s.getDocument), "Read one of one's own documents", no{errNotFound}},
+		{"PUT", "/documents/{id}", users, 200, handle(s.updateDocument), "Change one of one's own documents: what is absent stays", no{errNotFound, errEmbeddingRequired, errEmbeddingsFailed, errEmbeddingsAway}},
+		{"DELETE", "/documents/{id}", users, 204, handle(s.deleteDocument), "Delete one of one's own documents", no{errNotFound}},
+		{"POST", "/documents/search", users, 200, handle(s.search), "Search one's own documents: the true nearest, always as many as there are up to the limit", no{errEmbeddingRequired, errEmbeddingsFailed, errEmbeddingsAway}},
 	}
 }
 

@@ -54,15 +54,25 @@ func TestAccess(t *testing.T) {
 		{"DELETE", "/auth/sessions/{id}", "", 401, 404, 404, 404}, // of the session of somebody else
 		{"DELETE", "/users/{id}", "", 401, 403, 403, 204},
 		{"DELETE", "/users/me", `{"current_password":"wrong canary"}`, 401, 403, 403, 403},
+		{"POST", "/documents", `{"content":"theirs","embedding":[1,0,0]}`, 401, 201, 201, 201},
+		{"GET", "/documents", "", 401, 200, 200, 200},
+		{"POST", "/documents/search", `{"embedding":[1,0,0]}`, 401, 200, 200, 200},
+		{"GET", "/documents/{id}", "", 401, 404, 404, 404}, // of somebody else, for an admin too
+		{"PUT", "/documents/{id}", `{"metadata":{}}`, 401, 404, 404, 404},
+		{"DELETE", "/documents/{id}", "", 401, 404, 404, 404},
 		{"POST", "/auth/logout", "", 401, 204, 204, 204},
 	}
 	victim, theirs := a.signUp("victim"), a.signUp("carol")
+	document := a.createDocument(theirs.AccessToken, `{"content":"private","embedding":[1,0,0]}`)
 	covered := map[string]bool{}
 	for _, row := range rows {
 		covered[row.method+" "+row.path] = true
 		target := id(victim)
 		if strings.HasPrefix(row.path, "/auth/sessions") {
 			target = session(theirs)
+		}
+		if strings.HasPrefix(row.path, "/documents") {
+			target = fmt.Sprint(document.ID)
 		}
 		for who, want := range map[string]int{"": row.nobody, u.AccessToken: row.user, other.AccessToken: row.otherUser, admin.AccessToken: row.admin} {
 			var body any

@@ -6,11 +6,14 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/pgvector/pgvector-go"
 )
 
 const (
@@ -293,4 +296,178 @@ func (st *store) sweepSessions(ctx context.Context) (total int64, err error) {
 			return total, err
 		}
 	}
+}
+
+// ---- documents ----
+
+// documentColumns end with the embedding, which is null unless the parameter $2 asks for it.
+const documentColumns = `d.id, d.content, d.metadata, d.created_at, d.updated_at, CASE WHEN $2::boolean THEN d.embedding END`
+
+// scanDocument reads a row of documentColumns, and what follows them into more.
+func scanDocument(row pgx.CollectableRow, d *document, more ...any) error {
+	var embedding *pgvector.HalfVector
+	err := row.Scan(append([]any{&d.ID, &d.Content, (*[]byte)(&d.Metadata), &d.CreatedAt, &d.UpdatedAt, &embedding}, more...)...)
+	if embedding != nil {
+		d.Embedding = embedding.Slice()
+	}
+	return err
+}
+
+func toDocument(row pgx.CollectableRow) (d document, err error) { return d, scanDocument(row, &d) }
+
+// createDocuments inserts documents of owner and returns them in the same order: all or none. Each has an embedding.
+func (st *store) createDocuments(ctx context.Context, owner int64, list []documentInput, embeddings bool) (docs []document, err error) {
+	contents, metadata, vectors := make([]string, len(list)), make([][]byte, len(list)), make([]pgvector.HalfVector, len(list))
+	for i, in := range list {
+		contents[i], metadata[i], vectors[i] = in.Content, in.Metadata, pgvector.NewHalfVector(in.Embedding)
+		if in.Metadata == nil {
+			metadata[i] = []byte("{}")
+		}
+	}
+	insert := st.once
+	if len(list) > 1 {
+		insert = st.slowly
+	}
+	err = insert(ctx, func(ctx context.Context, q querier) error {
+		rows, _ := q.Query(ctx, `
+			WITH new AS (
+			    INSERT INTO documents (owner_id, content, metadata, embedding)
+			    SELECT $1, content, metadata, embedding
+			    FROM unnest($3::text[], $4::jsonb[], $5::halfvec[]) WITH ORDINALITY AS item (content, metadata, embedding, place)
+			    ORDER BY place
+			    RETURNING *
+			)
+			SELECT `+documentColumns+` FROM new d ORDER BY d.id`,
+			owner, embeddings, contents, metadata, vectors)
+		docs, err = pgx.CollectRows(rows, toDocument)
+		return err
+	})
+	return docs, err
+}
+
+// getDocument returns a document of owner, or errNotFound.
+func (st *store) getDocument(ctx context.Context, owner, id int64, embedding bool) (d document, err error) {
+	err = st.again(ctx, func(ctx context.Context, q querier) error {
+		rows, _ := q.Query(ctx, `SELECT `+documentColumns+` FROM documents d WHERE d.owner_id = $1 AND d.id = $3`, owner, embedding, id)
+		d, err = pgx.CollectExactlyOneRow(rows, toDocument)
+		return err
+	})
+	return d, err
+}
+
+// listDocuments returns up to in.Limit documents of owner in the order of ids.
+func (st *store) listDocuments(ctx context.Context, owner int64, in listDocumentsInput) (list []document, err error) {
+	args := []any{owner, in.Include != nil, in.After, in.Limit}
+	err = st.again(ctx, func(ctx context.Context, q querier) error {
+		rows, _ := q.Query(ctx, `
+			SELECT `+documentColumns+` FROM documents d
+			WHERE d.owner_id = $1 AND d.id > coalesce($3, 0)`+filterBy(in.Filter, &args)+`
+			ORDER BY d.id LIMIT $4`, args...)
+		list, err = pgx.CollectRows(rows, toDocument)
+		return err
+	})
+	return list, err
+}
+
+// filterBy is the condition for a filter, whose value it adds to args. A statement without it has another
+// text, and so a plan of its own.
+func filterBy(filter jsonObject, args *[]any) string {
+	if filter == nil {
+		return ""
+	}
+	*args = append(*args, []byte(filter))
+	return fmt.Sprintf(" AND metadata @> $%d::jsonb", len(*args))
+}
+
+// updateDocument changes what in names and returns the document of owner, or errNotFound.
+func (st *store) updateDocument(ctx context.Context, owner int64, in updateDocumentInput) (d document, err error) {
+	var embedding *pgvector.HalfVector
+	if in.Embedding != nil {
+		v := pgvector.NewHalfVector(in.Embedding)
+		embedding = &v
+	}
+	err = st.once(ctx, func(ctx context.Context, q querier) error {
+		rows, _ := q.Query(ctx, `
+			UPDATE documents d SET content = coalesce($4, d.content), metadata = coalesce($5, d.metadata),
+			    embedding = coalesce($6, d.embedding), updated_at = now()
+			WHERE d.owner_id = $1 AND d.id = $3 RETURNING `+documentColumns,
+			owner, in.Include != nil, in.ID, in.Content, []byte(in.Metadata), embedding)
+		d, err = pgx.CollectExactlyOneRow(rows, toDocument)
+		return err
+	})
+	return d, err
+}
+
+// deleteDocument removes a document of owner, or returns errNotFound.
+func (st *store) deleteDocument(ctx context.Context, owner, id int64) error {
+	return st.once(ctx, func(ctx context.Context, q querier) error {
+		tag, err := q.Exec(ctx, `DELETE FROM documents WHERE owner_id = $1 AND id = $2`, owner, id)
+		if err == nil && tag.RowsAffected() == 0 {
+			return errNotFound
+		}
+		return err
+	})
+}
+
+// fuseDepth is how many of each ranking mode hybrid fuses: more than the largest limit, so that a document at
+// the end of one list has had its chance in the other.
+const fuseDepth = "200"
+
+// search returns the in.Limit documents of owner that fit best. The ids and scores are found in a step of their
+// own, so that only the few that are found are read whole. Equals go by id.
+func (st *store) search(ctx context.Context, owner int64, in searchInput) (results []found, err error) {
+	args := []any{owner, in.Include != nil, in.Limit}
+	arg := func(v any) string { args = append(args, v); return fmt.Sprintf("$%d", len(args)) }
+	where := "owner_id = $1" + filterBy(in.Filter, &args)
+	var nearest, matching string
+	if in.Mode != "text" {
+		distance := "embedding <=> " + arg(pgvector.NewHalfVector(in.Embedding))
+		nearest = "SELECT id, " + distance + " AS distance, 1 - (" + distance + ") AS score FROM documents WHERE " + where + " ORDER BY distance, id LIMIT "
+	}
+	if in.Mode != "vector" {
+		query := "websearch_to_tsquery(" + arg(st.textSearch) + "::text::regconfig, " + arg(*in.Query) + ")"
+		matching = "SELECT id, NULL::float8 AS distance, ts_rank_cd(words, " + query + ")::float8 AS score FROM documents WHERE " + where + " AND words @@ " + query + " ORDER BY score DESC, id LIMIT "
+	}
+	sql := map[string]string{
+		"vector": "WITH found AS MATERIALIZED (" + nearest + "$3)",
+		"text":   "WITH found AS MATERIALIZED (" + matching + "$3)",
+		"hybrid": "WITH nearest AS MATERIALIZED (" + nearest + fuseDepth + "), matching AS MATERIALIZED (" + matching + fuseDepth + `), found AS MATERIALIZED (
+			SELECT id, NULL::float8 AS distance, sum(1.0::float8 / (60 + place)) AS score FROM (
+			    SELECT id, row_number() OVER (ORDER BY distance, id) AS place FROM nearest UNION ALL
+			    SELECT id, row_number() OVER (ORDER BY score DESC, id) FROM matching) AS places
+			GROUP BY id ORDER BY score DESC, id LIMIT $3)`,
+	}[in.Mode] + `
+		SELECT ` + documentColumns + `, f.score, f.distance FROM found f JOIN documents d ON d.owner_id = $1 AND d.id = f.id
+		ORDER BY f.distance, f.score DESC, f.id`
+	err = st.again(ctx, func(ctx context.Context, q querier) error {
+		rows, _ := q.Query(ctx, sql, args...)
+		results, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (f found, err error) {
+			return f, scanDocument(row, &f.Document, &f.Score, &f.Distance)
+		})
+		return err
+	})
+	return results, err
+}
+
+// checkChoices compares the settings that were fixed when the documents table was made, or with the first
+// embedding, with today's: a different one is an error that says what to do.
+func (st *store) checkChoices(ctx context.Context, cfg *config) error {
+	return st.once(ctx, func(ctx context.Context, q querier) error {
+		if cfg.EmbeddingsModel != "" {
+			if _, err := q.Exec(ctx, `INSERT INTO choices (name, value) VALUES ('EMBEDDINGS_MODEL', $1) ON CONFLICT DO NOTHING`, cfg.EmbeddingsModel); err != nil {
+				return err
+			}
+		}
+		rows, _ := q.Query(ctx, `SELECT name, value FROM choices ORDER BY name`)
+		var problems []error
+		var name, value string
+		_, err := pgx.ForEachRow(rows, []any{&name, &value}, func() error {
+			today := map[string]string{"EMBEDDING_DIMENSIONS": strconv.FormatInt(cfg.EmbeddingDimensions, 10), "EMBEDDINGS_MODEL": cfg.EmbeddingsModel, "TEXT_SEARCH_CONFIG": cfg.TextSearch}[name]
+			if today != "" && today != value {
+				problems = append(problems, fmt.Errorf("%s is %s, but the documents table was made with %s: set it back to %s, or see \"Changing the embeddings\" in the README", name, today, value, value))
+			}
+			return nil
+		})
+		return errors.Join(append(problems, err)...)
+	})
 }

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"regexp"
 	"strings"
 	"time"
@@ -20,6 +21,8 @@ type user struct {
 	CreatedAt time.Time `json:"created_at"`
 	UpdatedAt time.Time `json:"updated_at"`
 }
+
+func (u user) location() string { return fmt.Sprintf("/users/%d", u.ID) }
 
 // newUser is an account to be.
 type newUser struct {
@@ -170,19 +173,15 @@ type userFilter struct {
 	IsAdmin  *bool   `query:"is_admin"`
 }
 
-// listUsers returns a page of accounts in the order of ids. It reads one more than asked for, to know
-// whether there is a next page.
+// listUsers returns a page of accounts in the order of ids.
 func (s *server) listUsers(ctx context.Context, _ *caller, in userFilter) (page[user], error) {
 	if in.Skip != nil && in.After != nil {
 		return page[user]{}, invalid(fieldError{[]any{"query", "skip"}, "cannot be combined with after", "value_error"})
 	}
 	limit := in.Limit
-	in.Limit++
+	in.Limit++ // one more, to know whether there is a next page
 	list, err := s.store.listUsers(ctx, in)
-	if err != nil || int64(len(list)) <= limit {
-		return page[user]{Items: list}, err
-	}
-	return page[user]{list[:limit], list[limit-1].ID}, nil
+	return pageOf(list, limit, func(u user) int64 { return u.ID }), err
 }
 
 type createUserInput struct {

@@ -1,0 +1,209 @@
+package main
+
+// documents.go is vector search: texts with metadata and an embedding, each seen by its owner alone, and
+// the true nearest of them. Where a provider of embeddings is configured, a text does instead of a vector.
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// document is a document as its owner sees it.
+type document struct {
+	ID        int64           `json:"id" example:"42"`
+	Content   string          `json:"content" example:"Ada wrote the first program."`
+	Metadata  json.RawMessage `json:"metadata" example:"{\"lang\":\"en\"}"`
+	Embedding vector          `json:"embedding,omitempty" doc:"Only with include=embedding; as stored, in half precision."`
+	CreatedAt time.Time       `json:"created_at"`
+	UpdatedAt time.Time       `json:"updated_at"`
+}
+
+func (d document) location() string { return fmt.Sprintf("/documents/%d", d.ID) }
+
+// batch is several documents.
+type batch struct {
+	Documents []document `json:"documents"`
+}
+
+// created is the answer to POST /documents: a document for one, a batch for several.
+type created struct {
+	*document
+	*batch
+}
+
+func (c created) location() string {
+	if c.document == nil {
+		return ""
+	}
+	return c.document.location()
+}
+
+type documentInput struct {
+	Content   string     `json:"content" min:"1" max:"65536" example:"Ada wrote the first program."`
+	Metadata  jsonObject `json:"metadata" max:"16384" doc:"Any object, of at most 16 KiB; {} unless told." example:"{\"lang\":\"en\"}"`
+	Embedding vector     `json:"embedding" doc:"Required unless the service has a provider of embeddings."`
+}
+
+// createDocumentsInput has one document or a batch, which one call of a provider embeds.
+type createDocumentsInput struct {
+	documentInput
+	Documents []documentInput `json:"documents" min:"1" max:"500" alone:"true" doc:"Several, all or nothing."`
+	Include   *string         `query:"include" enum:"embedding" doc:"Show the embeddings too."`
+}
+
+// createDocuments stores one document or a batch, all or nothing.
+func (s *server) createDocuments(ctx context.Context, c *caller, in createDocumentsInput) (created, error) {
+	list, path := in.Documents, func(i int) []any { return []any{"body", "documents", i, "embedding"} }
+	if list == nil {
+		list, path = []documentInput{in.documentInput}, func(int) []any { return []any{"body", "embedding"} }
+	}
+	var texts []string
+	var missing []*vector
+	for i := range list {
+		if list[i].Embedding == nil {
+			if s.embedder == nil {
+				return created{}, embeddingRequired(path(i)...)
+			}
+			texts, missing = append(texts, list[i].Content), append(missing, &list[i].Embedding)
+		}
+	}
+	if texts != nil {
+		vectors, err := s.embedder.embed(ctx, texts)
+		if err != nil {
+			return created{}, err
+		}
+		for i, v := range vectors {
+			*missing[i] = v
+		}
+	}
+	docs, err := s.store.createDocuments(ctx, c.ID, list, in.Include != nil)
+	switch {
+	case err != nil:
+		return created{}, ownGone(err)
+	case in.Documents == nil:
+		return created{document: &docs[0]}, nil
+	}
+	return created{batch: &batch{docs}}, nil
+}
+
+// embeddingRequired is errEmbeddingRequired at a place of the request.
+func embeddingRequired(loc ...any) *problem {
+	p := *errEmbeddingRequired
+	p.errors = []fieldError{{loc, "is required here", "missing"}}
+	return &p
+}
+
+type listDocumentsInput struct {
+	Limit   int64      `query:"limit" min:"1" max:"100" default:"100"`
+	After   *int64     `query:"after" min:"1" doc:"Only ids above this one: the next page, at the same cost however deep."`
+	Filter  jsonObject `query:"filter" max:"16384" doc:"A JSON object that the metadata must contain, as PostgreSQL's @> has it." example:"{\"lang\":\"en\"}"`
+	Include *string    `query:"include" enum:"embedding" doc:"Show the embeddings too."`
+}
+
+// listDocuments returns a page of the caller's documents in the order of ids.
+func (s *server) listDocuments(ctx context.Context, c *caller, in listDocumentsInput) (page[document], error) {
+	limit := in.Limit
+	in.Limit++ // one more, to know whether there is a next page
+	list, err := s.store.listDocuments(ctx, c.ID, in)
+	return pageOf(list, limit, func(d document) int64 { return d.ID }), err
+}
+
+type documentIDInput struct {
+	ID      int64   `path:"id" min:"1"`
+	Include *string `query:"include" enum:"embedding" doc:"Show the embedding too."`
+}
+
+func (s *server) getDocument(ctx context.Context, c *caller, in documentIDInput) (document, error) {
+	return s.store.getDocument(ctx, c.ID, in.ID, in.Include != nil)
+}
+
+type updateDocumentInput struct {
+	ID        int64      `path:"id" min:"1"`
+	Content   *string    `json:"content" min:"1" max:"65536" doc:"Embedded anew; without a provider, an embedding must come with it." example:"Ada wrote the first program."`
+	Metadata  jsonObject `json:"metadata" max:"16384" doc:"Replaces the whole object." example:"{\"lang\":\"en\"}"`
+	Embedding vector     `json:"embedding"`
+	Include   *string    `query:"include" enum:"embedding" doc:"Show the embedding too."`
+}
+
+// updateDocument changes what is given. A vector never silently belongs to another text: new content takes
+// a new embedding, and both are stored by one statement.
+func (s *server) updateDocument(ctx context.Context, c *caller, in updateDocumentInput) (document, error) {
+	if in.Content == nil && in.Metadata == nil && in.Embedding == nil {
+		return s.store.getDocument(ctx, c.ID, in.ID, in.Include != nil)
+	}
+	if in.Content != nil && in.Embedding == nil {
+		if s.embedder == nil {
+			return document{}, embeddingRequired("body", "embedding")
+		}
+		if _, err := s.store.getDocument(ctx, c.ID, in.ID, false); err != nil {
+			return document{}, err // nobody pays for the embedding of what is not there
+		}
+		vectors, err := s.embedder.embed(ctx, []string{*in.Content})
+		if err != nil {
+			return document{}, err
+		}
+		in.Embedding = vectors[0]
+	}
+	return s.store.updateDocument(ctx, c.ID, in)
+}
+
+func (s *server) deleteDocument(ctx context.Context, c *caller, in idInput) (none, error) {
+	return none{}, s.store.deleteDocument(ctx, c.ID, in.ID)
+}
+
+type searchInput struct {
+	Embedding vector     `json:"embedding" doc:"Where to look; or a query, for the service's provider of embeddings."`
+	Query     *string    `json:"query" min:"1" max:"8192" doc:"A text to look for; for mode text in the words of web searches: quotes, OR, -." example:"who wrote the first program?"`
+	Mode      string     `json:"mode" enum:"vector,text,hybrid" default:"vector" doc:"By meaning, by words, or both fused by rank."`
+	Limit     int64      `json:"limit" min:"1" max:"100" default:"10"`
+	Filter    jsonObject `json:"filter" max:"16384" doc:"An object that the metadata must contain, as PostgreSQL's @> has it." example:"{\"lang\":\"en\"}"`
+	MinScore  *float64   `json:"min_score" min:"-1" max:"1" doc:"For mode vector: only scores from this one up."`
+	Include   *string    `query:"include" enum:"embedding" doc:"Show the embeddings too."`
+}
+
+// found is a document with how well it fits.
+type found struct {
+	Document document `json:"document"`
+	Score    float64  `json:"score" example:"0.87" doc:"The higher the better: 1 - distance in mode vector, the rank of ts_rank_cd in mode text, the sum of 1/(60 + place) in mode hybrid."`
+	Distance *float64 `json:"distance,omitempty" example:"0.13" doc:"The cosine distance, in mode vector."`
+}
+
+type searchResult struct {
+	Mode    string  `json:"mode" example:"vector" doc:"The mode that ran."`
+	Results []found `json:"results" doc:"The best first, equals by id."`
+}
+
+// search returns the documents of the caller that fit best: min(limit, all that match), always.
+func (s *server) search(ctx context.Context, c *caller, in searchInput) (searchResult, error) {
+	refuse := func(field, why string) (searchResult, error) {
+		return searchResult{}, invalid(fieldError{[]any{"body", field}, why, "value_error"})
+	}
+	switch {
+	case in.Query == nil && in.Mode != "vector":
+		return refuse("query", "is required in this mode")
+	case in.Embedding != nil && (in.Mode == "text" || in.Mode == "vector" && in.Query != nil):
+		return refuse("embedding", "cannot be combined with a query in mode vector, and has no use in mode text")
+	case in.MinScore != nil && in.Mode != "vector":
+		return refuse("min_score", "has no meaning in this mode")
+	}
+	if in.Mode != "text" && in.Embedding == nil {
+		if in.Query == nil || s.embedder == nil {
+			return searchResult{}, embeddingRequired("body", "embedding")
+		}
+		vectors, err := s.embedder.embed(ctx, []string{*in.Query})
+		if err != nil {
+			return searchResult{}, err
+		}
+		in.Embedding = vectors[0]
+	}
+	results, err := s.store.search(ctx, c.ID, in)
+	for i, r := range results {
+		if in.MinScore != nil && r.Score < *in.MinScore {
+			results = results[:i] // they come in the order of scores
+			break
+		}
+	}
+	return searchResult{in.Mode, results}, err
+}

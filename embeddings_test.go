@@ -1,0 +1,260 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// provider is a server that speaks the protocol of OpenAI's embeddings, and fails as it is told.
+type provider struct {
+	*httptest.Server
+	mu     sync.Mutex
+	fail   []http.HandlerFunc // the next answers, before good ones
+	asked  []string           // bodies
+	header http.Header        // of the last request
+}
+
+func newProvider(t *testing.T) *provider {
+	p := &provider{}
+	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		p.mu.Lock()
+		p.asked, p.header = append(p.asked, r.URL.Path+" "+string(body)), r.Header
+		var fail http.HandlerFunc
+		if len(p.fail) > 0 {
+			fail, p.fail = p.fail[0], p.fail[1:]
+		}
+		p.mu.Unlock()
+		if fail != nil {
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			fail(w, r)
+			return
+		}
+		var q struct{ Input []string }
+		json.Unmarshal(body, &q)
+		var data []string
+		for i := len(q.Input) - 1; i >= 0; i-- { // not in order: the index counts
+			data = append(data, fmt.Sprintf(`{"object":"embedding","index":%d,"embedding":%s}`, i, fakeEmbedding(q.Input[i])))
+		}
+		fmt.Fprintf(w, `{"object":"list","model":"m","data":[%s],"usage":{"total_tokens":1}}`, strings.Join(data, ","))
+	}))
+	t.Cleanup(p.Close)
+	return p
+}
+
+// fakeEmbedding counts some letters: texts of the same letters are near each other.
+func fakeEmbedding(text string) string {
+	return fmt.Sprintf("[%d,%d.5,%d]", strings.Count(text, "a"), strings.Count(text, "b"), strings.Count(text, "c"))
+}
+
+func (p *provider) failWith(fail ...http.HandlerFunc) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fail, p.asked = fail, nil
+}
+
+func (p *provider) calls() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.asked)
+}
+
+func status(code int, header ...string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		for i := 0; i < len(header); i += 2 {
+			w.Header().Set(header[i], header[i+1])
+		}
+		http.Error(w, "canary of the provider", code)
+	}
+}
+
+func says(body string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, body) }
+}
+
+func TestEmbeddings(t *testing.T) {
+	t.Parallel()
+	p := newProvider(t)
+	a := newApp(t, func(c *config) {
+		c.EmbeddingsURL, c.EmbeddingsModel, c.EmbeddingsKey = p.URL, "small", "a canary key"
+	})
+	m := a.signUp("ada")
+	one := a.createDocument(m.AccessToken, `{"content":"aaaa"}`)
+	a.want(a.do("POST", docsPath, m.AccessToken, `{"documents":[{"content":"bbbb"},{"content":"own","embedding":[0,0,9]},{"content":"ab"}]}`), 201, "")
+	if p.calls() != 2 || p.asked[1] != `/v1/embeddings {"model":"small","input":["bbbb","ab"],"encoding_format":"float","dimensions":3}` || p.header.Get("Authorization") != "Bearer a canary key" {
+		t.Errorf("a batch asked %q", p.asked)
+	}
+	search := func(query string) (found string) {
+		t.Helper()
+		ans := a.want(a.do("POST", docsPath+"/search", m.AccessToken, map[string]any{"query": query, "limit": 2}), 200, "")
+		for _, f := range decode[searchResult](ans).Results {
+			found += f.Document.Content + "|"
+		}
+		return found
+	}
+	if got := search("aaa"); got != "aaaa|ab|" {
+		t.Errorf("near aaa: %s", got)
+	}
+	path := fmt.Sprintf("%s/%d", docsPath, one.ID)
+	a.want(a.do("PUT", path, m.AccessToken, `{"content":"cccc"}`), 200, "")
+	if got := search("ccc"); got != "own|cccc|" && got != "cccc|own|" {
+		t.Errorf("new content was not embedded anew: %s", got)
+	}
+	before := p.calls()
+	a.want(a.do("PUT", path, m.AccessToken, `{"metadata":{"x":1}}`), 200, "")
+	a.want(a.do("PUT", docsPath+"/999999", m.AccessToken, `{"content":"paid for nothing"}`), 404, "not_found")
+	a.want(a.do("POST", docsPath+"/search", m.AccessToken, `{"mode":"text","query":"cccc"}`), 200, "")
+	a.want(a.do("POST", docsPath, m.AccessToken, `{"documents":[{"content":"x"},{"content":""}]}`), 422, "invalid_request")
+	if p.calls() != before {
+		t.Errorf("the provider was asked without need: %q", p.asked[before:])
+	}
+	if ans := a.want(a.do("POST", docsPath+"/search", m.AccessToken, `{"mode":"hybrid","query":"cccc"}`), 200, ""); !strings.Contains(string(ans.body), `"mode":"hybrid"`) {
+		t.Errorf("hybrid by query: %s", ans.body)
+	}
+}
+
+// TestEmbeddingsFail lets the provider fail in each way: 502 or 503 with a code, and nothing is stored.
+func TestEmbeddingsFail(t *testing.T) {
+	t.Parallel()
+	p := newProvider(t)
+	a := newApp(t, func(c *config) {
+		c.EmbeddingsURL, c.EmbeddingsModel, c.EmbeddingsKey = p.URL+"/v1/", "small", "a canary key"
+	})
+	m := a.signUp("ada")
+	ok := func(embedding string) string { return `{"data":[{"index":0,"embedding":` + embedding + `}]}` }
+	slow := func(w http.ResponseWriter, r *http.Request) {
+		if time.Sleep(50 * time.Millisecond); r.Context().Err() == nil {
+			panic(http.ErrAbortHandler) // the connection breaks
+		}
+	}
+	for name, row := range map[string]struct {
+		fail   []http.HandlerFunc
+		status int
+		code   string
+		calls  int
+	}{
+		"overloaded once":     {[]http.HandlerFunc{status(429, "Retry-After", "0")}, 201, "", 2},
+		"away once":           {[]http.HandlerFunc{status(503, "Retry-After", "0")}, 201, "", 2},
+		"overloaded twice":    {[]http.HandlerFunc{status(429, "Retry-After", "0"), status(429)}, 503, "embeddings_unavailable", 2},
+		"overloaded for long": {[]http.HandlerFunc{status(429, "Retry-After", "3600")}, 503, "embeddings_unavailable", 1},
+		"broken":              {[]http.HandlerFunc{status(500)}, 503, "embeddings_unavailable", 1},
+		"connection broken":   {[]http.HandlerFunc{slow, slow}, 503, "embeddings_unavailable", 0},
+		"refused key":         {[]http.HandlerFunc{status(401)}, 502, "embeddings_failed", 1},
+		"unknown model":       {[]http.HandlerFunc{status(404)}, 502, "embeddings_failed", 1},
+		"redirect":            {[]http.HandlerFunc{status(307, "Location", "http://127.0.0.1:1/")}, 502, "embeddings_failed", 1},
+		"too long a text":     {[]http.HandlerFunc{status(400), status(400)}, 502, "embeddings_failed", 2},
+		"no dimensions":       {[]http.HandlerFunc{status(400)}, 201, "", 2},
+		"no JSON":             {[]http.HandlerFunc{says("<html>")}, 502, "embeddings_failed", 1},
+		"endless":             {[]http.HandlerFunc{says(`{"data":[` + strings.Repeat(" ", 1<<20))}, 502, "embeddings_failed", 1},
+		"empty":               {[]http.HandlerFunc{says(`{}`)}, 502, "embeddings_failed", 1},
+		"two for one":         {[]http.HandlerFunc{says(`{"data":[{"index":0,"embedding":[1,0,0]},{"index":1,"embedding":[1,0,0]}]}`)}, 502, "embeddings_failed", 1},
+		"another index":       {[]http.HandlerFunc{says(`{"data":[{"index":1,"embedding":[1,0,0]}]}`)}, 502, "embeddings_failed", 1},
+		"another dimension":   {[]http.HandlerFunc{says(ok("[1,0]"))}, 502, "embeddings_failed", 1},
+		"null embedding":      {[]http.HandlerFunc{says(ok("null"))}, 502, "embeddings_failed", 1},
+		"base64":              {[]http.HandlerFunc{says(ok(`"AACAPw=="`))}, 502, "embeddings_failed", 1},
+		"null number":         {[]http.HandlerFunc{says(ok("[1,null,0]"))}, 502, "embeddings_failed", 1},
+		"infinite number":     {[]http.HandlerFunc{says(ok("[1e999,0,0]"))}, 502, "embeddings_failed", 1},
+		"zero vector":         {[]http.HandlerFunc{says(ok("[0,0,0]"))}, 502, "embeddings_failed", 1},
+		"number beyond half":  {[]http.HandlerFunc{says(ok("[1e6,0,0]"))}, 502, "embeddings_failed", 1},
+		"trailing data":       {[]http.HandlerFunc{says(ok("[1,0,0]") + "x")}, 502, "embeddings_failed", 1},
+	} {
+		a.embedder.bare.Store(false)
+		p.failWith(row.fail...)
+		before := one[int](t, a.url, `SELECT count(*) FROM documents`)
+		ans := a.want(a.do("POST", docsPath, m.AccessToken, `{"content":"aaaa"}`), row.status, row.code)
+		if strings.Contains(string(ans.body), "canary") {
+			t.Errorf("%s: the answer passes on what the provider said: %s", name, ans.body)
+		}
+		if stored := one[int](t, a.url, `SELECT count(*) FROM documents`) - before; (stored == 1) != (row.status == 201) {
+			t.Errorf("%s: %d documents were stored", name, stored)
+		}
+		if row.calls > 0 && p.calls() != row.calls {
+			t.Errorf("%s: %d calls, want %d", name, p.calls(), row.calls)
+		}
+		p.failWith()
+	}
+	if !a.embedder.bare.Load() {
+		p.failWith(status(400))
+		a.createDocument(m.AccessToken, `{"content":"aaaa"}`)
+	}
+	a.createDocument(m.AccessToken, `{"content":"aaaa"}`)
+	if last := p.asked[len(p.asked)-1]; strings.Contains(last, "dimensions") {
+		t.Errorf("a provider that refused the field still gets it: %s", last)
+	}
+	p.Close()
+	a.want(a.do("POST", docsPath, m.AccessToken, `{"content":"aaaa"}`), 503, "embeddings_unavailable")
+	a.want(a.do("POST", docsPath+"/search", m.AccessToken, `{"query":"aaaa"}`), 503, "embeddings_unavailable")
+	a.want(a.do("POST", docsPath+"/search", m.AccessToken, `{"query":"aaaa","mode":"text"}`), 200, "")
+}
+
+// TestEmbeddingsAtOnce sends more requests than a provider is asked at once.
+func TestEmbeddingsAtOnce(t *testing.T) {
+	t.Parallel()
+	p := newProvider(t)
+	a := newApp(t, func(c *config) { c.EmbeddingsURL, c.EmbeddingsModel = p.URL+"/v1/embeddings", "small" })
+	m := a.signUp("ada")
+	var now, most atomic.Int64
+	var hold []http.HandlerFunc
+	for range 30 {
+		hold = append(hold, func(w http.ResponseWriter, r *http.Request) {
+			for n := now.Add(1); n > most.Load(); {
+				most.Store(n)
+			}
+			time.Sleep(10 * time.Millisecond)
+			now.Add(-1)
+			io.WriteString(w, `{"data":[{"index":0,"embedding":[1,0,0]}]}`)
+		})
+	}
+	p.failWith(hold...)
+	parallel(30, func(i int) { a.createDocument(m.AccessToken, `{"content":"`+strconv.Itoa(i)+`"}`) })
+	if most.Load() > embedCalls || most.Load() < 2 {
+		t.Errorf("%d calls at once, want at most %d", most.Load(), embedCalls)
+	}
+}
+
+// TestEmbeddingsKey looks for the key where it must not be, with the log at its most talkative.
+func TestEmbeddingsKey(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(c *config) {
+		c.EmbeddingsURL, c.EmbeddingsModel, c.EmbeddingsKey = "http://user:canary@127.0.0.1:1/v1", "small", "a canary key"
+	})
+	var log logBuffer
+	m := a.signUp("ada")
+	a.server.log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	a.want(a.do("POST", docsPath, m.AccessToken, `{"content":"aaaa"}`), 503, "embeddings_unavailable")
+	eventually(t, "the access line", func() bool {
+		log.mu.Lock()
+		defer log.mu.Unlock()
+		return strings.Contains(log.String(), "msg=request")
+	})
+	if text := log.String(); strings.Contains(text, "canary") || !strings.Contains(text, "embeddings_unavailable") {
+		t.Errorf("the log: %s", text)
+	}
+}
+
+func TestEmbedderURL(t *testing.T) {
+	t.Parallel()
+	for given, want := range map[string]string{
+		"https://api.openai.com/v1":               "https://api.openai.com/v1/embeddings",
+		"https://api.openai.com/v1/":              "https://api.openai.com/v1/embeddings",
+		"http://127.0.0.1:11434":                  "http://127.0.0.1:11434/v1/embeddings",
+		"http://127.0.0.1:11434/":                 "http://127.0.0.1:11434/v1/embeddings",
+		"https://example.com/proxy/v1/embeddings": "https://example.com/proxy/v1/embeddings",
+		"https://example.com/openai":              "https://example.com/openai/v1/embeddings",
+	} {
+		if got := newEmbedder(&config{EmbeddingsURL: given}).url; got != want {
+			t.Errorf("EMBEDDINGS_URL %s asks %s, want %s", given, got, want)
+		}
+	}
+}
