@@ -452,7 +452,10 @@ func TestSearchPlan(t *testing.T) {
 	a.sql(`INSERT INTO users (email, password_hash) SELECT 'u' || i || '@example.com', '' FROM generate_series(1, 50) i`)
 	a.sql(`INSERT INTO documents (owner_id, content, metadata, embedding)
 		SELECT u.id, 'words ' || i, jsonb_build_object('k', i), ('[1,' || i || ',0]')::halfvec FROM users u, generate_series(1, 400) i`)
-	a.sql(`VACUUM ANALYZE documents`)
+	eventually(t, "the visibility map", func() bool { // transactions elsewhere may hold it back
+		a.sql(`VACUUM ANALYZE documents`)
+		return one[bool](t, a.url, `SELECT relallvisible = relpages FROM pg_class WHERE relname = 'documents'`)
+	})
 	conn, err := pgx.Connect(t.Context(), a.url+"&plan_cache_mode=force_generic_plan&random_page_cost=1.1")
 	if err != nil {
 		t.Fatal(err)
