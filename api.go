@@ -181,9 +181,11 @@ func (s *server) gate(rt route) http.HandlerFunc {
 	if rt.access == nobody || rt.status == 0 || rt.summary == "" {
 		panic(rt.method + " " + rt.path + ": a row needs access, status and summary")
 	}
+	stats := &routeStats{method: rt.method, route: rt.path}
+	s.stats.routes = append(s.stats.routes, stats)
 	return func(w http.ResponseWriter, r *http.Request) {
 		x := w.(*exchange)
-		x.route = rt.path
+		x.route, x.stats = rt.path, stats
 		out, err := s.answer(x, r, &rt)
 		if err != nil {
 			s.fail(x, err)

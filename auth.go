@@ -113,6 +113,7 @@ func (s *server) refresh(ctx context.Context, c *caller, in refreshTokenInput) (
 	case errors.Is(err, errNotFound):
 		return tokens{}, errInvalidRefresh
 	case errors.Is(err, errRefreshReused):
+		s.stats.refreshUsed.Add(1)
 		s.event(c, "refresh_reuse", userID, "session_id", claims.Session)
 		return tokens{}, err
 	case err != nil:

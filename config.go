@@ -46,6 +46,7 @@ type config struct {
 	TextSearch          string         `env:"TEXT_SEARCH_CONFIG" default:"simple" doc:"PostgreSQL's text search configuration, as english; fixed at the first migration"`
 	LogLevel            string         `env:"LOG_LEVEL" enum:"debug,info,warn,error" doc:"least level that is logged (info; debug with DEBUG)"`
 	LogFormat           string         `env:"LOG_FORMAT" enum:"json,text" doc:"form of the log (json; text in development)"`
+	MetricsAddr         string         `env:"METRICS_ADDR" doc:"port, or address:port, of /metrics for Prometheus; loopback unless it names a host; unset: none"`
 	ShutdownDelay       int64          `env:"SHUTDOWN_DELAY" default:"0" min:"0" max:"300" doc:"seconds between failing /health/db and closing, for load balancers to notice"`
 }
 
@@ -170,6 +171,7 @@ func (c *config) check() (problems []error) {
 		}
 		fault(slices.Contains(c.SecretKeys[:i], key), "SECRET_KEY: the same key stands there twice")
 	}
+	fault(c.MetricsAddr != "" && !regexp.MustCompile(`^([^:]*:|\[[0-9a-f:]+\]:)?[0-9]{1,5}$`).MatchString(c.MetricsAddr), "METRICS_ADDR: must be a port or address:port, as 9090 or 10.0.0.5:9090")
 	fault(!regexp.MustCompile(`^(/[A-Za-z0-9._-]+)+$`).MatchString(c.APIPrefix) || path.Clean(c.APIPrefix) != c.APIPrefix,
 		"API_V1_PREFIX: must be a path such as /api/v1, without a slash at the end")
 	u, err := url.Parse(c.EmbeddingsURL)

@@ -9,6 +9,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -541,6 +542,32 @@ func TestChoices(t *testing.T) {
 			t.Errorf("checkChoices(%+v) = %v, want %q", row.cfg, err, row.want)
 		}
 	}
+}
+
+// TestChangingTheEmbeddings runs what the README says to start over with other embeddings.
+func TestChangingTheEmbeddings(t *testing.T) {
+	t.Parallel()
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, sql, _ := strings.Cut(string(readme), "```sql\n")
+	sql, _, _ = strings.Cut(sql, "```")
+	a := newDocsApp(t, 3)
+	cfg := &config{EmbeddingDimensions: 768, EmbeddingsModel: "large", TextSearch: "simple"}
+	if err := a.store.checkChoices(t.Context(), &config{EmbeddingDimensions: 3, EmbeddingsModel: "small", TextSearch: "simple"}); err != nil {
+		t.Fatal(err)
+	}
+	a.createDocument(a.signUp("ada").AccessToken, `{"content":"old","embedding":[1,2,3]}`)
+	for statement := range strings.SplitSeq(sql, ";") {
+		a.sql(statement)
+	}
+	if err := a.store.checkChoices(t.Context(), cfg); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+	b := newAppOn(t, a.url, cheap, func(c *config) { c.EmbeddingDimensions = 768 })
+	body := map[string]any{"content": "new", "embedding": newCluster(1, 1, 768).near()}
+	b.want(b.do("POST", docsPath, b.login("ada@example.com", goodPass).AccessToken, body), 201, "")
 }
 
 func BenchmarkParseVector(b *testing.B) {

@@ -167,6 +167,13 @@ func (p program) serve(ctx context.Context, s *server, dev *devDB) error {
 		fmt.Fprintf(p.stdout, "\n  %s %s, development\n\n  API    %s%s\n  Docs   %s/docs\n  Data   %s\n  Admin  go run . admin you@example.com   (in another terminal)\n\n  Ctrl-C stops it all.\n\n",
 			s.cfg.AppName, version, base, s.cfg.APIPrefix, base, dev.where)
 	}
+	if s.cfg.MetricsAddr != "" {
+		ms, err := s.serveMetrics()
+		if err != nil {
+			return err
+		}
+		defer ms.Close()
+	}
 	s.log.Info("serving", "address", listener.Addr().String(), "version", version)
 	go s.sweep(ctx)
 	hs := s.httpServer()

@@ -53,7 +53,8 @@ type hasher struct {
 	params  argonParams
 	slots   chan struct{}
 	waiting atomic.Int64
-	dummy   string // the hash of a password nobody has, for names nobody has
+	shed    atomic.Int64 // requests turned away
+	dummy   string       // the hash of a password nobody has, for names nobody has
 }
 
 // newHasher makes a hasher with one slot for each core but one, which is kept for all other requests
@@ -114,6 +115,7 @@ func (h *hasher) acquire(ctx context.Context) error {
 	}
 	if h.waiting.Add(1) > int64(hashQueue*cap(h.slots)) {
 		h.waiting.Add(-1)
+		h.shed.Add(1)
 		return errBusy
 	}
 	defer h.waiting.Add(-1)
@@ -123,6 +125,7 @@ func (h *hasher) acquire(ctx context.Context) error {
 	case h.slots <- struct{}{}:
 		return nil
 	case <-patience.C:
+		h.shed.Add(1)
 		return errBusy
 	case <-ctx.Done():
 		return ctx.Err()

@@ -94,3 +94,10 @@ ALTER TABLE documents SET (
 
 CREATE INDEX documents_metadata_idx ON documents USING gin (owner_id, metadata jsonb_path_ops); -- filters
 CREATE INDEX documents_words_idx ON documents USING gin (owner_id, words); -- modes text and hybrid
+
+-- migration 3: search for accounts
+
+CREATE EXTENSION IF NOT EXISTS pg_trgm;
+
+-- Part of an e-mail or a name, in any case, of three characters or more.
+CREATE INDEX users_search_idx ON users USING gin (email gin_trgm_ops, full_name gin_trgm_ops);

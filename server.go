@@ -41,12 +41,14 @@ type server struct {
 	log      *slog.Logger
 	mux      *http.ServeMux
 	table    []route
+	stats    serverStats
+	start    time.Time
 	draining atomic.Bool
 }
 
 // newServer builds the server and its routes. It panics where the route table contradicts itself.
 func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
-	s := &server{cfg: cfg, store: st, hasher: h, embedder: newEmbedder(cfg), log: log, mux: http.NewServeMux()}
+	s := &server{cfg: cfg, store: st, hasher: h, embedder: newEmbedder(cfg), log: log, start: time.Now(), mux: http.NewServeMux()}
 	s.keys = newKeyring(cfg.SecretKeys, time.Duration(cfg.AccessMinutes)*time.Minute)
 	st.textSearch = cfg.TextSearch
 	s.table = s.routes()
@@ -114,6 +116,7 @@ type exchange struct {
 	client netip.Addr
 	start  time.Time
 	route  string // the pattern, never the path
+	stats  *routeStats
 	userID int64
 	status int
 	bytes  int
@@ -133,7 +136,8 @@ func (x *exchange) Write(b []byte) (int, error) {
 // ServeHTTP is the chain, in the order in which it runs.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	client, https := s.origin(r)
-	x := &exchange{ResponseWriter: w, id: requestID(r), client: client, start: time.Now()}
+	x := &exchange{ResponseWriter: w, id: requestID(r), client: client, start: time.Now(), stats: &s.stats.other}
+	s.stats.inFlight.Add(1)
 	defer s.finish(x, r)
 	setHeaders(x, https)
 	if s.cors(x, r) {
@@ -157,12 +161,15 @@ func (s *server) finish(x *exchange, r *http.Request) {
 			cause = nil
 		}
 	}
+	took := time.Since(x.start)
+	s.stats.inFlight.Add(-1)
+	x.stats.observe(x.status, took)
 	level := slog.LevelInfo
 	if x.status >= 500 {
 		level = slog.LevelError
 	}
 	s.log.Log(context.WithoutCancel(r.Context()), level, "request", "request_id", x.id, "method", knownMethod(r.Method), "route", x.route, "status", x.status,
-		"duration_ms", float64(time.Since(x.start).Microseconds())/1000, "bytes", x.bytes, "user_id", x.userID, "client", x.client)
+		"duration_ms", float64(took.Microseconds())/1000, "bytes", x.bytes, "user_id", x.userID, "client", x.client)
 	if cause != nil {
 		panic(http.ErrAbortHandler)
 	}

@@ -65,24 +65,30 @@ func (st *store) getUser(ctx context.Context, id int64) (u user, err error) {
 	return u, err
 }
 
-// listUsers returns up to f.Limit accounts in the order of ids; f's nil fields do not restrict.
+// listUsers returns up to f.Limit accounts in the order of ids; f's nil fields do not restrict. How to look for
+// f.Q depends on how rare it is, so that is planned for each: the index for a rare one, the order of ids for
+// one that most have.
 func (st *store) listUsers(ctx context.Context, f userFilter) (list []user, err error) {
-	var pattern *string
-	if f.Q != nil {
-		escaped := "%" + strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`).Replace(*f.Q) + "%"
-		pattern = &escaped
-	}
-	err = st.again(ctx, func(ctx context.Context, q querier) error {
+	args := []any{f.After, f.IsActive, f.IsAdmin, f.Skip, f.Limit}
+	find := func(ctx context.Context, q querier, where string) error {
 		rows, _ := q.Query(ctx, `
 			SELECT `+userColumns+` FROM users u
 			WHERE u.id > coalesce($1, 0)
-			  AND ($2::text IS NULL OR u.email ILIKE $2 OR u.full_name ILIKE $2)
-			  AND ($3::boolean IS NULL OR u.is_active = $3)
-			  AND ($4::boolean IS NULL OR u.is_admin = $4)
-			ORDER BY u.id OFFSET $5 LIMIT $6`,
-			f.After, pattern, f.IsActive, f.IsAdmin, f.Skip, f.Limit)
+			  AND ($2::boolean IS NULL OR u.is_active = $2)
+			  AND ($3::boolean IS NULL OR u.is_admin = $3)`+where+`
+			ORDER BY u.id OFFSET $4 LIMIT $5`, args...)
 		list, err = pgx.CollectRows(rows, pgx.RowToStructByPos[user])
 		return err
+	}
+	if f.Q == nil {
+		return list, st.again(ctx, func(ctx context.Context, q querier) error { return find(ctx, q, "") })
+	}
+	args = append(args, "%"+strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`).Replace(*f.Q)+"%")
+	err = st.inTx(ctx, func(ctx context.Context, q querier) error {
+		if _, err := q.Exec(ctx, `SET LOCAL plan_cache_mode = force_custom_plan`); err != nil {
+			return err
+		}
+		return find(ctx, q, ` AND (u.email ILIKE $6 OR u.full_name ILIKE $6)`)
 	})
 	return list, err
 }

@@ -1,0 +1,129 @@
+package main
+
+// metrics.go counts what the one on call asks for, and serves it in Prometheus' text format on a listener of
+// its own, METRICS_ADDR, which is not for the world: it has no login. Counting costs a few atomic additions.
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"runtime"
+	"runtime/metrics"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// buckets are the upper bounds of the latency histogram in seconds: from a token check on a unix socket to the
+// longest that a request may take.
+var buckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
+
+// routeStats are the counts of one row of the table.
+type routeStats struct {
+	method, route string
+	statuses      [600]atomic.Int64
+	buckets       [14]atomic.Int64 // one more than the bounds: +Inf
+	nanoseconds   atomic.Int64
+}
+
+// serverStats are the counts of a server. Requests that no row matches count in other.
+type serverStats struct {
+	routes      []*routeStats
+	other       routeStats
+	inFlight    atomic.Int64
+	refreshUsed atomic.Int64 // refresh tokens that came again too late
+}
+
+func (st *routeStats) observe(status int, took time.Duration) {
+	if status >= 100 && status < len(st.statuses) {
+		st.statuses[status].Add(1)
+	}
+	i := 0
+	for i < len(buckets) && took.Seconds() > buckets[i] {
+		i++
+	}
+	st.buckets[i].Add(1)
+	st.nanoseconds.Add(int64(took))
+}
+
+// writeMetrics writes all counts in Prometheus' text format, version 0.0.4.
+func (s *server) writeMetrics(w io.Writer) {
+	head := func(name, kind, help string) { fmt.Fprintf(w, "# HELP %s %s\n# TYPE %[1]s %s\n", name, help, kind) }
+	one := func(name, kind, help string, value any) {
+		head(name, kind, help)
+		fmt.Fprintln(w, name, value)
+	}
+	all := append(s.stats.routes, &s.stats.other)
+	head("latch_http_requests_total", "counter", "Requests answered, by route and status.")
+	for _, st := range all {
+		for status := range st.statuses {
+			if n := st.statuses[status].Load(); n > 0 {
+				fmt.Fprintf(w, "latch_http_requests_total{method=%q,route=%q,status=\"%d\"} %d\n", st.method, st.route, status, n)
+			}
+		}
+	}
+	const histogram = "latch_http_request_duration_seconds"
+	head(histogram, "histogram", "Time to answer, by route.")
+	for _, st := range all {
+		total := int64(0)
+		for i := range st.buckets {
+			bound := "+Inf"
+			if i < len(buckets) {
+				bound = fmt.Sprint(buckets[i])
+			}
+			total += st.buckets[i].Load()
+			fmt.Fprintf(w, histogram+"_bucket{method=%q,route=%q,le=%q} %d\n", st.method, st.route, bound, total)
+		}
+		fmt.Fprintf(w, histogram+"_sum{method=%q,route=%q} %g\n", st.method, st.route, float64(st.nanoseconds.Load())/1e9)
+		fmt.Fprintf(w, histogram+"_count{method=%q,route=%q} %d\n", st.method, st.route, total)
+	}
+	one("latch_http_requests_in_flight", "gauge", "Requests being answered.", s.stats.inFlight.Load())
+	one("latch_password_slots", "gauge", "Passwords that may be hashed at once.", cap(s.hasher.slots))
+	one("latch_password_slots_busy", "gauge", "Passwords being hashed.", len(s.hasher.slots))
+	one("latch_password_queue", "gauge", "Requests that wait for a slot.", s.hasher.waiting.Load())
+	one("latch_password_shed_total", "counter", "Requests turned away with 503 because the slots and the queue were full.", s.hasher.shed.Load())
+	one("latch_refresh_reuse_total", "counter", "Sessions ended because a refresh token came again.", s.stats.refreshUsed.Load())
+	pool := s.store.pool.Stat()
+	head("latch_db_connections", "gauge", "Connections of the pool, by state.")
+	fmt.Fprintf(w, "latch_db_connections{state=\"acquired\"} %d\nlatch_db_connections{state=\"idle\"} %d\nlatch_db_connections{state=\"opening\"} %d\n",
+		pool.AcquiredConns(), pool.IdleConns(), pool.ConstructingConns())
+	one("latch_db_connections_max", "gauge", "Connections that the pool may have.", pool.MaxConns())
+	one("latch_db_connections_opened_total", "counter", "Connections opened.", pool.NewConnsCount())
+	one("latch_db_acquires_total", "counter", "Connections taken from the pool.", pool.AcquireCount())
+	one("latch_db_acquires_waited_total", "counter", "Of these, how many had to wait.", pool.EmptyAcquireCount())
+	one("latch_db_acquire_wait_seconds_total", "counter", "Time spent waiting for a connection.", fmt.Sprintf("%g", pool.EmptyAcquireWaitTime().Seconds()))
+	samples := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/cycles/total:gc-cycles"}}
+	metrics.Read(samples)
+	one("go_goroutines", "gauge", "Goroutines.", runtime.NumGoroutine())
+	one("go_memory_bytes", "gauge", "Memory that the Go runtime holds.", samples[0].Value.Uint64())
+	one("go_heap_objects_bytes", "gauge", "Memory in objects, dead ones until the next collection included.", samples[1].Value.Uint64())
+	one("go_gc_cycles_total", "counter", "Garbage collections.", samples[2].Value.Uint64())
+	one("process_start_time_seconds", "gauge", "When the process started, in seconds since 1970.", s.start.Unix())
+	one("latch_draining", "gauge", "1 while the server is shutting down.", map[bool]int{true: 1}[s.draining.Load()])
+}
+
+// serveMetrics opens METRICS_ADDR, on the loopback address where it names no host, and serves until the
+// returned server is closed.
+func (s *server) serveMetrics() (*http.Server, error) {
+	host, port, err := net.SplitHostPort(s.cfg.MetricsAddr)
+	if err != nil {
+		host, port = "", strings.TrimPrefix(s.cfg.MetricsAddr, ":")
+	}
+	if host == "" {
+		host = "127.0.0.1"
+	}
+	listener, err := net.Listen("tcp", net.JoinHostPort(host, port))
+	if err != nil {
+		return nil, fmt.Errorf("METRICS_ADDR: %w", err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+		s.writeMetrics(w)
+	})
+	hs := &http.Server{Handler: mux, ReadTimeout: headerTimeout, WriteTimeout: writeTimeout}
+	go hs.Serve(listener)
+	s.log.Info("metrics", "address", listener.Addr().String())
+	return hs, nil
+}
