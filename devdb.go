@@ -4,8 +4,9 @@ package main
 // data and its socket under .data/, or, where there is none with pgvector, from Docker's image.
 //
 // Several processes may use it at once (the server, and "admin" in another terminal): each holds a shared
-// lock on .data/lock, and the last one out stops it. The kernel drops the lock of a process that was
-// killed; the PostgreSQL that it leaves running is found by the next start and used.
+// lock on .data/lock, and the last one out stops it. Starting and stopping take turns by .data/turn. The
+// kernel drops the locks of a process that was killed; the PostgreSQL that it leaves running is found by
+// the next start and used.
 
 import (
 	"bytes"
@@ -48,10 +49,12 @@ func startDevDB(dir string, settings ...string) (*devDB, error) {
 		return nil, err
 	}
 	db := &devDB{dir: dir}
-	if db.lock, err = os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
+	turn, err := db.openLock("turn", syscall.LOCK_EX)
+	if err != nil {
 		return nil, err
 	}
-	if err := syscall.Flock(int(db.lock.Fd()), syscall.LOCK_EX); err != nil { // one at a time gets it going
+	defer turn.Close()
+	if db.lock, err = db.openLock("lock", syscall.LOCK_SH); err != nil {
 		return nil, err
 	}
 	if db.bin = findPostgres(db.dataVersion()); db.bin != "" {
@@ -63,13 +66,26 @@ func startDevDB(dir string, settings ...string) (*devDB, error) {
 		db.lock.Close()
 		return nil, err
 	}
-	return db, syscall.Flock(int(db.lock.Fd()), syscall.LOCK_SH)
+	return db, nil
+}
+
+// openLock opens a file of the data directory and waits for a lock on it, which Close ends.
+func (db *devDB) openLock(name string, how int) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(db.dir, name), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return f, syscall.Flock(int(f.Fd()), how)
 }
 
 // stop stops PostgreSQL, unless another process uses it.
 func (db *devDB) stop() error {
 	defer db.lock.Close()
-	syscall.Flock(int(db.lock.Fd()), syscall.LOCK_UN)
+	turn, err := db.openLock("turn", syscall.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer turn.Close()
 	if syscall.Flock(int(db.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
 		return nil
 	}
