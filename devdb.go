@@ -35,6 +35,7 @@ type devDB struct {
 	url, where string // where: for people, what holds the data
 	dir        string // absolute
 	bin        string // PostgreSQL's programs; empty: Docker
+	password   string // Docker's
 	lock       *os.File
 }
 
@@ -251,9 +252,10 @@ func run(cmd *exec.Cmd) error {
 	return nil
 }
 
-// container names Docker's container and volume after the directory, so that two checkouts have two.
+// container names Docker's container and volume after the directory, so that two checkouts have two, and
+// after the password, so that with a new .data/ there is a new database, not one that refuses it.
 func (db *devDB) container() string {
-	sum := sha256.Sum256([]byte(db.dir))
+	sum := sha256.Sum256([]byte(db.dir + "\n" + db.password))
 	return "latch-" + hex.EncodeToString(sum[:6])
 }
 
@@ -265,15 +267,15 @@ func (db *devDB) startDocker() error {
 	if run(exec.Command("docker", "info")) != nil {
 		return errors.New("no PostgreSQL (14 or later) with pgvector (0.7 or later) here, and no Docker.\n" + installHint())
 	}
-	password, err := keepSecret(filepath.Join(db.dir, "postgres_password"))
-	if err != nil {
+	var err error
+	if db.password, err = keepSecret(filepath.Join(db.dir, "postgres_password")); err != nil {
 		return err
 	}
 	name := db.container()
 	if run(exec.Command("docker", "start", name)) != nil {
 		create := exec.Command("docker", "run", "--detach", "--name", name, "--publish", "127.0.0.1::5432", "--volume", name+":/var/lib/postgresql/data",
 			"--env", "POSTGRES_USER=latch", "--env", "POSTGRES_DB=postgres", "--env", "POSTGRES_PASSWORD", devImage)
-		create.Env = append(os.Environ(), "POSTGRES_PASSWORD="+password)
+		create.Env = append(os.Environ(), "POSTGRES_PASSWORD="+db.password)
 		if err := run(create); err != nil {
 			return err
 		}
@@ -283,7 +285,7 @@ func (db *devDB) startDocker() error {
 		return fmt.Errorf("docker port: %w", err)
 	}
 	address, _, _ := strings.Cut(string(out), "\n")
-	db.url, db.where = "postgresql://latch:"+password+"@"+address+"/postgres", "Docker volume "+name
+	db.url, db.where = "postgresql://latch:"+db.password+"@"+address+"/postgres", "Docker volume "+name
 	return nil
 }
 
