@@ -1,0 +1,331 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/crypto/argon2"
+)
+
+func TestHash(t *testing.T) {
+	t.Parallel()
+	h := newHasher(cheap)
+	hash := func(password string) string {
+		encoded, err := h.hash(t.Context(), password)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return encoded
+	}
+	for _, password := range []string{goodPass, "pässwörter \u212A", strings.Repeat("x", maxPasswordBytes)} {
+		encoded := hash(password)
+		if encoded == hash(password) {
+			t.Errorf("two hashes of %.10q are the same", password)
+		}
+		for try, want := range map[string]bool{password: true, password + " ": false, strings.ToUpper(password): false, password[1:]: false, "": false} {
+			if got, err := h.verify(t.Context(), try, encoded); got != want || err != nil {
+				t.Errorf("verify(%.10q, hash of %.10q) = %v, %v, want %v", try, password, got, err, want)
+			}
+		}
+	}
+	p, salt, tag, err := parsePHC(hash(goodPass))
+	if p != cheap || len(salt) != 16 || len(tag) != 32 || err != nil {
+		t.Errorf("a fresh hash has %+v, %d, %d, %v", p, len(salt), len(tag), err)
+	}
+	for _, encoded := range []string{"x", "$argon2id$v=19$m=64,t=0,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA"} {
+		if ok, err := h.verify(t.Context(), goodPass, encoded); ok || !errors.Is(err, errMalformedHash) {
+			t.Errorf("verify(…, %q) = %v, %v, want errMalformedHash", encoded, ok, err)
+		}
+	}
+}
+
+// TestUnknownAccount: the dummy costs as much as a hash of today, and matches nothing.
+func TestUnknownAccount(t *testing.T) {
+	t.Parallel()
+	h := newHasher(cheap)
+	if p, _, _, err := parsePHC(h.dummy); p != cheap || err != nil {
+		t.Errorf("the dummy has %+v, %v", p, err)
+	}
+	_, salt, _, _ := parsePHC(h.dummy)
+	h.dummy = formatPHC(cheap, salt, argon2.IDKey([]byte(goodPass), salt, cheap.time, cheap.memory, cheap.threads, tagBytes))
+	if ok, err := h.verify(t.Context(), goodPass, ""); ok || err != nil {
+		t.Errorf("the dummy's own password = %v, %v, want false", ok, err)
+	}
+}
+
+// TestKnownHashes are of Argon2's reference implementation, Debian's package argon2. (The vectors of
+// RFC 9106 have a secret and associated data, which PHC strings cannot express.)
+func TestKnownHashes(t *testing.T) {
+	t.Parallel()
+	h := newHasher(cheap)
+	for password, encoded := range map[string]string{
+		// printf 'correct horse battery' | argon2 somesalt01234567 -id -t 2 -k 19456 -p 1 -l 32 -v 13 -e
+		"correct horse battery": "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHQwMTIzNDU2Nw$UDoM11ZO7pTPMAhviWtOYptn+dvAa9IfrllhgjUNVec",
+		// printf 'p\303\244ssw\303\266rter' | argon2 saltsalt -id -t 3 -k 256 -p 4 -l 16 -v 13 -e
+		"pässwörter": "$argon2id$v=19$m=256,t=3,p=4$c2FsdHNhbHQ$/EdqZiKqcS53ZAHPTOXi+Q",
+	} {
+		if ok, err := h.verify(t.Context(), password, encoded); !ok || err != nil {
+			t.Errorf("verify(%q, %q) = %v, %v", password, encoded, ok, err)
+		}
+	}
+}
+
+func TestTodaysParams(t *testing.T) {
+	t.Parallel()
+	if want := (argonParams{19456, 2, 1}); todaysParams != want || saltBytes != 16 || tagBytes != 32 {
+		t.Errorf("todaysParams = %+v, salt %d, tag %d; the contract has %+v, 16, 32", todaysParams, saltBytes, tagBytes, want)
+	}
+	salt, tag := make([]byte, 16), make([]byte, 32)
+	h := &hasher{params: argonParams{128, 2, 1}}
+	for encoded, want := range map[string]bool{
+		formatPHC(argonParams{128, 2, 1}, salt, tag):      false,
+		formatPHC(argonParams{256, 3, 1}, salt, tag):      false,
+		formatPHC(argonParams{127, 2, 1}, salt, tag):      true,
+		formatPHC(argonParams{256, 1, 1}, salt, tag):      true,
+		formatPHC(argonParams{128, 2, 1}, salt[:15], tag): true,
+		formatPHC(argonParams{128, 2, 1}, salt, tag[:31]): true,
+		"x": false,
+	} {
+		if got := h.outdated(encoded); got != want {
+			t.Errorf("outdated(%q) = %v, want %v", encoded, got, want)
+		}
+	}
+}
+
+// phc is a PHC string with these parameters, salt and tag.
+func phc(params, salt, tag string) string { return "$argon2id$v=19$" + params + "$" + salt + "$" + tag }
+
+const (
+	salt16 = "c29tZXNhbHQwMTIzNDU2Nw"
+	tag32  = "UDoM11ZO7pTPMAhviWtOYptn+dvAa9IfrllhgjUNVec"
+)
+
+// badPHC are strings that parsePHC must refuse.
+var badPHC = map[string]string{
+	"empty":            "",
+	"dollars":          "$$$$$",
+	"bcrypt":           "$2b$12$EixZaYVK1fsbw1ZfbX3OXePaWxn96p36WQoeG6Lruj3vjPGga31lW",
+	"no passes":        phc("m=19456,t=0,p=1", salt16, tag32),
+	"many passes":      phc("m=19456,t=11,p=1", salt16, tag32),
+	"no threads":       phc("m=19456,t=2,p=0", salt16, tag32),
+	"many threads":     phc("m=19456,t=2,p=5", salt16, tag32),
+	"256 threads":      phc("m=19456,t=2,p=256", salt16, tag32),
+	"257 threads":      phc("m=19456,t=2,p=257", salt16, tag32),
+	"no memory":        phc("m=0,t=2,p=1", salt16, tag32),
+	"little memory":    phc("m=31,t=2,p=4", salt16, tag32),
+	"much memory":      phc("m=65537,t=2,p=1", salt16, tag32),
+	"huge memory":      phc("m=4294967295,t=2,p=1", salt16, tag32),
+	"memory wraps":     phc("m=4294986752,t=2,p=1", salt16, tag32),
+	"negative":         phc("m=-19456,t=2,p=1", salt16, tag32),
+	"leading zero":     phc("m=019456,t=2,p=1", salt16, tag32),
+	"plus":             phc("m=+19456,t=2,p=1", salt16, tag32),
+	"hexadecimal":      phc("m=0x4c00,t=2,p=1", salt16, tag32),
+	"space":            phc("m= 19456,t=2,p=1", salt16, tag32),
+	"other order":      phc("t=2,m=19456,p=1", salt16, tag32),
+	"more parameters":  phc("m=19456,t=2,p=1,keyid=AA", salt16, tag32),
+	"short salt":       phc("m=19456,t=2,p=1", "AAAAAAAAAA", tag32),
+	"long salt":        phc("m=19456,t=2,p=1", strings.Repeat("AAAA", 22), tag32),
+	"no tag":           phc("m=19456,t=2,p=1", salt16, ""),
+	"short tag":        phc("m=19456,t=2,p=1", salt16, "AAAAAAAAAAAAAAAAAAAA"),
+	"long tag":         phc("m=19456,t=2,p=1", salt16, strings.Repeat("AAAA", 22)),
+	"salt's last bits": phc("m=19456,t=2,p=1", "c29tZXNhbHQwMTIzNDU2Nx", tag32),
+	"tag's last bits":  phc("m=19456,t=2,p=1", salt16, tag32[:42]+"d"),
+	"padding":          phc("m=19456,t=2,p=1", salt16+"==", tag32),
+	"line feed":        phc("m=19456,t=2,p=1", salt16[:4]+"\n"+salt16[4:], tag32),
+	"URL's base64":     phc("m=19456,t=2,p=1", salt16, strings.ReplaceAll(tag32, "+", "-")),
+	"behind":           phc("m=19456,t=2,p=1", salt16, tag32+"$"),
+	"argon2i":          strings.Replace(phc("m=19456,t=2,p=1", salt16, tag32), "argon2id", "argon2i", 1),
+	"argon2d":          strings.Replace(phc("m=19456,t=2,p=1", salt16, tag32), "argon2id", "argon2d", 1),
+	"version 16":       strings.Replace(phc("m=19456,t=2,p=1", salt16, tag32), "v=19", "v=16", 1),
+	"no version":       strings.Replace(phc("m=19456,t=2,p=1", salt16, tag32), "$v=19", "", 1),
+	"in front":         "x" + phc("m=19456,t=2,p=1", salt16, tag32),
+	"upper case":       strings.Replace(phc("m=19456,t=2,p=1", salt16, tag32), "argon2id", "ARGON2ID", 1),
+}
+
+func TestParsePHC(t *testing.T) {
+	t.Parallel()
+	for name, encoded := range badPHC {
+		if p, _, _, err := parsePHC(encoded); !errors.Is(err, errMalformedHash) {
+			t.Errorf("%s: parsePHC(%q) = %+v, %v, want errMalformedHash", name, encoded, p, err)
+		}
+	}
+	for params, want := range map[string]argonParams{"m=19456,t=2,p=1": {19456, 2, 1}, "m=8,t=1,p=1": {8, 1, 1}, "m=32,t=1,p=4": {32, 1, 4}, "m=65536,t=10,p=4": {65536, 10, 4}} {
+		if got, _, _, err := parsePHC(phc(params, salt16, tag32)); got != want || err != nil {
+			t.Errorf("parsePHC(%s) = %+v, %v, want %+v", params, got, err, want)
+		}
+	}
+}
+
+// FuzzPHC: what is accepted has one spelling, and a cost that neither panics nor takes the machine.
+func FuzzPHC(f *testing.F) {
+	f.Add(phc("m=19456,t=2,p=1", salt16, tag32))
+	f.Add(phc("m=65536,t=10,p=4", salt16, tag32))
+	for _, encoded := range badPHC {
+		f.Add(encoded)
+	}
+	f.Fuzz(func(t *testing.T, encoded string) {
+		p, salt, tag, err := parsePHC(encoded)
+		if err != nil {
+			if !errors.Is(err, errMalformedHash) {
+				t.Errorf("parsePHC(%q) = %v", encoded, err)
+			}
+			return
+		}
+		if again := formatPHC(p, salt, tag); again != encoded {
+			t.Errorf("parsePHC(%q) is written %q", encoded, again)
+		}
+		if p.memory > 64<<10 || p.time > 10 || p.threads > 4 || len(salt) > 64 || len(tag) > 64 || len(tag) < 16 {
+			t.Fatalf("parsePHC(%q) = %+v: out of bounds", encoded, p)
+		}
+		argon2.IDKey(nil, salt, min(p.time, 1), min(p.memory, 64), p.threads, uint32(len(tag))) // panics on t=0 and p=0; cheap here
+	})
+}
+
+func TestBlocklist(t *testing.T) {
+	t.Parallel()
+	if len(commonPasswords) < 3000 {
+		t.Errorf("the blocklist has %d entries, want at least 3000", len(commonPasswords))
+	}
+	entries := 0
+	for line := range strings.Lines(passwordList) {
+		word := strings.TrimSuffix(line, "\n")
+		if strings.HasPrefix(word, "# ") || word == "#" {
+			continue
+		}
+		entries++
+		if utf8.RuneCountInString(word) < 8 || word != strings.ToLower(word) || word != strings.TrimSpace(word) {
+			t.Errorf("the blocklist holds %q, which no password can be", word)
+		}
+		if checkPasswordChoice(word, "ada@example.com", "Acme") == "" || checkPasswordChoice(strings.ToUpper(word), "ada@example.com", "Acme") == "" {
+			t.Errorf("%q of the blocklist is accepted", word)
+		}
+	}
+	if entries != len(commonPasswords) {
+		t.Errorf("the blocklist has %d lines for %d entries", entries, len(commonPasswords))
+	}
+}
+
+func TestPasswordChoice(t *testing.T) {
+	t.Parallel()
+	const email, product = "ada.lovelace@example.com", "Acme Cloud"
+	for password, want := range map[string]string{
+		"a good passphrase":        "",
+		"ada.lovelace@example.org": "",
+		"ada.lovelace1":            "",
+		"acme clouds":              "",
+		"latchkeys":                "",
+		"12345678 Latch!x":         "",
+		"пароль42":                 "",
+		"        ":                 "",
+		"seven77":                  "8 characters",
+		"пароль4":                  "8 characters",
+		"":                         "8 characters",
+		"eight\x0088":              "U+0000",
+		"eight\xff88":              "UTF-8",
+		strings.Repeat("ü", 513):   "1024 bytes",
+		"password1":                "common",
+		"PassWord1":                "common",
+		email:                      "e-mail",
+		strings.ToUpper(email):     "e-mail",
+		"Ada.Lovelace":             "e-mail",
+		"acme cloud":               "name of this service",
+		"ACME CLOUD 2026!":         "name of this service",
+		"latchlatch":               "name of this service",
+		"Latch123":                 "name of this service",
+	} {
+		got := checkPasswordChoice(password, email, product)
+		if (got == "") != (want == "") || !strings.Contains(got, want) {
+			t.Errorf("checkPasswordChoice(%q) = %q, want %q in it", password, got, want)
+		}
+		if password != "" && strings.Contains(got, password) {
+			t.Errorf("the refusal of %q repeats it", password)
+		}
+	}
+	if got := checkPasswordChoice(strings.Repeat("ü", 512), email, product); got != "" {
+		t.Errorf("1024 bytes are refused: %s", got)
+	}
+	for length, want := range map[int]bool{1024: true, 1025: false} {
+		if _, refusal := checkPasswordLength(strings.Repeat("x", length)); (refusal == "") != want {
+			t.Errorf("checkPasswordLength of %d bytes = %q", length, refusal)
+		}
+	}
+}
+
+// TestAcquire fills the slots and then the queue.
+func TestAcquire(t *testing.T) {
+	t.Parallel()
+	h := &hasher{params: cheap, slots: make(chan struct{}, 2)}
+	ctx, hangUp := context.WithCancel(t.Context())
+	for range 2 {
+		if err := h.acquire(ctx); err != nil {
+			t.Fatalf("acquire with a free slot = %v", err)
+		}
+	}
+	const most = 2 * hashQueue
+	done := make(chan error, most)
+	for range most {
+		go func() { done <- h.acquire(ctx) }()
+	}
+	eventually(t, "the queue to fill", func() bool { return h.waiting.Load() == most })
+	start := time.Now()
+	if err := h.acquire(ctx); err != errBusy {
+		t.Errorf("acquire with a full queue = %v, want errBusy", err)
+	}
+	if took := time.Since(start); took > hashWait/2 {
+		t.Errorf("a full queue sheds after %v, want at once", took)
+	}
+	h.release()
+	if err := <-done; err != nil {
+		t.Errorf("the first in the queue = %v, want the slot that came free", err)
+	}
+	hangUp()
+	for range most - 1 {
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("acquire of a client that has gone = %v", err)
+		}
+	}
+	if n := h.waiting.Load(); n != 0 || len(h.slots) != 2 {
+		t.Errorf("then %d wait and %d slots are taken, want 0 and 2", n, len(h.slots))
+	}
+	h.release()
+	h.release()
+	for range 2 {
+		if err := h.acquire(t.Context()); err != nil {
+			t.Errorf("acquire after all = %v: a slot was lost", err)
+		}
+	}
+}
+
+// TestHashGivesBackItsSlot, whatever becomes of the call.
+func TestHashGivesBackItsSlot(t *testing.T) {
+	t.Parallel()
+	h := newHasher(cheap)
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	for i := range 3 * cap(h.slots) {
+		h.hash(gone, goodPass)
+		h.verify(gone, goodPass, h.dummy)
+		h.verify(t.Context(), goodPass, "malformed")
+		if _, err := h.hash(t.Context(), goodPass); err != nil {
+			t.Fatalf("hash %d = %v", i, err)
+		}
+	}
+	if len(h.slots) != 0 || h.waiting.Load() != 0 {
+		t.Errorf("%d slots are taken and %d wait, want none", len(h.slots), h.waiting.Load())
+	}
+}
+
+// TestBusyAfterAWhile: a request that gets no slot is shed, and not before its patience ends.
+func TestBusyAfterAWhile(t *testing.T) {
+	t.Parallel()
+	h := &hasher{params: cheap, slots: make(chan struct{}, 1)}
+	h.slots <- struct{}{}
+	start := time.Now()
+	if _, err := h.hash(t.Context(), goodPass); err != errBusy || time.Since(start) < hashWait {
+		t.Errorf("hash without a slot = %v after %v, want errBusy after %v", err, time.Since(start), hashWait)
+	}
+}
