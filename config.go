@@ -19,6 +19,8 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
+
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 type config struct {
@@ -162,8 +164,9 @@ func (c *config) check() (problems []error) {
 	if after, ok := strings.CutPrefix(c.DatabaseURL, "postgresql+asyncpg://"); ok { // SQLAlchemy's spelling
 		c.DatabaseURL = "postgresql://" + after
 	}
-	fault(c.DatabaseURL != "" && !strings.HasPrefix(c.DatabaseURL, "postgres://") && !strings.HasPrefix(c.DatabaseURL, "postgresql://"),
-		"DATABASE_URL: must start with postgresql://")
+	_, err := pgxpool.ParseConfig(c.DatabaseURL) // its error would hold the URL
+	fault(c.DatabaseURL != "" && (err != nil || !strings.HasPrefix(c.DatabaseURL, "postgres://") && !strings.HasPrefix(c.DatabaseURL, "postgresql://")),
+		"DATABASE_URL: must be a URL such as postgresql://user:password@host:5432/name; signs in the password are percent-encoded, and files that it names must be there")
 	fault(c.DatabaseURL != "" && len(c.SecretKeys) == 0, "SECRET_KEY: is required with DATABASE_URL; make one with: openssl rand -hex 32")
 	for i, key := range c.SecretKeys {
 		if why := weakKey(key, c.Debug); why != "" {
@@ -180,7 +183,8 @@ func (c *config) check() (problems []error) {
 	fault(!regexp.MustCompile(`^[a-z_][a-z0-9_]*$`).MatchString(c.TextSearch), "TEXT_SEARCH_CONFIG: must be the name of a configuration, as simple or english")
 	for _, origin := range c.CORSOrigins {
 		u, err := url.Parse(origin)
-		fault(err != nil || u.Host == "" || u.Scheme+"://"+u.Host != origin, "CORS_ORIGINS: must be exact origins such as https://app.example.com, without a path; * is not one")
+		fault(err != nil || u.Host == "" || u.Scheme+"://"+u.Host != origin || origin != lowerASCII(origin) || strings.Contains(origin, "*"),
+			"CORS_ORIGINS: must be exact origins such as https://app.example.com, in lower case and without a path; * is not one")
 	}
 	if c.LogLevel == "" {
 		c.LogLevel = map[bool]string{true: "debug", false: "info"}[c.Debug]
