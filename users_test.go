@@ -215,3 +215,46 @@ func TestLastAdmin(t *testing.T) {
 		a.sql(`UPDATE users SET is_admin = false WHERE is_admin`)
 	}
 }
+
+func TestParseEmail(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("a", 63)
+	for text, want := range map[string]string{ // "" for a refusal
+		"Ada.Lovelace+x@Example.COM": "ada.lovelace+x@example.com", "a@b.de": "a@b.de", "!#$%&'*+/=?^_`{|}~-@b.de": "!#$%&'*+/=?^_`{|}~-@b.de", "a@1.b-c.x1": "a@1.b-c.x1",
+		long + "a@b.de": long + "a@b.de", "a@" + long + ".de": "a@" + long + ".de", "a@" + strings.Repeat(long+".", 3) + strings.Repeat("b", 60): "a@" + strings.Repeat(long+".", 3) + strings.Repeat("b", 60),
+		"": "", "@": "", "a": "", "a@": "", "@b.de": "", "a@b": "", "a@b.": "", "a@.de": "", "a@b..de": "", ".a@b.de": "", "a.@b.de": "", "a..b@c.de": "", "a@b@c.de": "", "a b@c.de": "", " a@b.de": "", "a@b.de ": "",
+		"a@-b.de": "", "a@b-.de": "", "a@b_c.de": "", "a@127.0.0.1": "", "a@[127.0.0.1]": "", "a@b.1": "", `"a b"@c.de`: "", "A <a@b.de>": "", "a(x)@b.de": "", "a@b.de\n": "", "a\r\n@b.de": "", "a\x00@b.de": "",
+		"ü@b.de": "", "a@ü.de": "", "\u212A@b.de": "", "a\xff@b.de": "", "a@b.ſe": "", long + "aa@b.de": "", "a@" + long + "a.de": "", "a@" + strings.Repeat(long+".", 3) + strings.Repeat("b", 61): "",
+	} {
+		if got, refusal := parseEmail(text); got != want || (refusal == "") != (want != "") {
+			t.Errorf("parseEmail(%q) = %q, %q, want %q", text, got, refusal, want)
+		}
+	}
+}
+
+// FuzzEmail: what is accepted is short ASCII in lower case, and its own spelling. What is longer than 254
+// bytes is refused before it is read, so no input costs more than some passes over that many.
+func FuzzEmail(f *testing.F) {
+	for _, text := range []string{"Ada@Example.com", "a.b+c@d-e.f1", "@", "a@b@c.de", "\u212A@b.de", "a@b.1", strings.Repeat("a", 64) + "@b.de", "a@" + strings.Repeat("b.", 126) + "de", "a\xff@b.de"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		got, refusal := parseEmail(text)
+		if refusal != "" {
+			if got != "" {
+				t.Errorf("parseEmail(%q) = %q and refuses it", text, got)
+			}
+			return
+		}
+		local, domain, _ := strings.Cut(got, "@")
+		if len(got) > 254 || len(local) > 64 || local == "" || !strings.Contains(domain, ".") || strings.Contains(domain, "@") || len(got) != len(text) || !strings.EqualFold(got, text) {
+			t.Errorf("parseEmail(%q) = %q", text, got)
+		}
+		if strings.ContainsFunc(got, func(r rune) bool { return r <= ' ' || r > '~' || r >= 'A' && r <= 'Z' }) {
+			t.Errorf("parseEmail(%q) = %q, want printable ASCII in lower case", text, got)
+		}
+		if again, refusal := parseEmail(got); again != got || refusal != "" {
+			t.Errorf("parseEmail(%q) = %q, %q, want itself", got, again, refusal)
+		}
+	})
+}

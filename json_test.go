@@ -1,0 +1,141 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"reflect"
+	"strings"
+	"testing"
+	"unicode/utf8"
+)
+
+func TestCheckJSON(t *testing.T) {
+	t.Parallel()
+	for body, want := range map[string]string{
+		`{}`: `{}`, " \t\r\n[1, 2] \n": `[1, 2]`, `"a"`: `"a"`, `null`: `null`,
+		``: "", ` `: "", `{} {}`: "", `{}x`: "", `{}` + "\x00": "", `{"a":1,}`: "", `{a:1}`: "", `{'a':1}`: "", `[01]`: "", `[+1]`: "", `[.5]`: "", `[NaN]`: "", "[\"\n\"]": "", `["\x"]`: "",
+		"\ufeff{}": "", "{}\u00a0": "", "[\"\xff\"]": "", "[\"\xed\xa0\x80\"]": "", "// x\n{}": "", strings.Repeat("[", 20_000) + strings.Repeat("]", 20_000): "",
+	} {
+		got, syntax := checkJSON([]byte(body))
+		if string(got) != want || (syntax == "") != (want != "") {
+			t.Errorf("checkJSON(%.20q) = %q, %q, want %q", body, got, syntax, want)
+		}
+	}
+}
+
+func TestJSONString(t *testing.T) {
+	t.Parallel()
+	for literal, want := range map[string]string{ // "!" for a refusal
+		`""`: "", `"a\"\\\/\b\f\n\r\t"`: "a\"\\/\b\f\n\r\t", `"\u00fc"`: "ü", `"\uD83D\ude00"`: "😀", `"\\u0000"`: `\u0000`, `"\\\\ud800"`: `\\ud800`, `"\ufffd"`: "\ufffd", "\"\u2028\x7f\"": "\u2028\x7f",
+		`"\u0000"`: "!", `"a\u0000b"`: "!", `"\ud800"`: "!", `"\udc00"`: "!", `"\ud800x"`: "!", `"\ud800\n"`: "!", `"\ud800\ud800"`: "!", `"\ud800\u0041"`: "!", `"\udc00\ud800"`: "!",
+		`"\ud83d\ude00\ude00"`: "!", `"\\\ud800"`: "!", `"\ud83d\ude00\u0000"`: "!",
+	} {
+		got, refusal := jsonString([]byte(literal))
+		if want == "!" && refusal == "" || want != "!" && (got != want || refusal != "") {
+			t.Errorf("jsonString(%s) = %q, %q, want %q", literal, got, refusal, want)
+		}
+	}
+}
+
+func TestMembers(t *testing.T) {
+	t.Parallel()
+	type pair struct{ name, raw string }
+	for object, want := range map[string][]pair{
+		`{}`:                                    nil,
+		"{ \t\r\n}":                             nil,
+		`{"a":1}`:                               {{"a", "1"}},
+		"{ \"a\" : -1.5e3 , \"b\" :\n[]}":       {{"a", "-1.5e3"}, {"b", "[]"}},
+		`{"a":{"b":"}","c":[{},"]"]},"d":true}`: {{"a", `{"b":"}","c":[{},"]"]}`}, {"d", "true"}},
+		`{"a":"\"},{","a":null}`:                {{"a", `"\"},{"`}, {"a", "null"}},
+		`{"\u0061\"":"\\"}`:                     {{`a"`, `"\\"`}},
+		`{"\ud800":1,"":2}`:                     {{"", "1"}, {"", "2"}},
+		`{":":":",",":","}`:                     {{":", `":"`}, {",", `","`}},
+	} {
+		var got []pair
+		members([]byte(object), func(name string, raw []byte) { got = append(got, pair{name, string(raw)}) })
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("members(%s) = %q, want %q", object, got, want)
+		}
+	}
+}
+
+// jsonSeeds are bodies for the fuzz tests.
+var jsonSeeds = []string{`{}`, `null`, `[]`, `{"text":"a","number":1,"flag":true,"name":null}`, `{"number":-0}`, `{"number":1.0}`, `{"number":1e2}`, `{"number":9223372036854775808}`, `{"text":"a","text":"b"}`,
+	`{"TEXT":"a"}`, `{"te\u0078t":"\ud83d\ude00"}`, `{"text":"\ud800"}`, `{"text":"\u0000"}`, `{"text":{"a":[1,"}"]}}`, "\ufeff{}", "{\"text\":\"\xff\"}", `{"text":"a"} {}`, ` { "maybe" : 5 , "flag":false } `,
+	`{"number":"1"}`, `{"flag":1}`, `{"maybe":null}`, `{"":1}`, `{"text":"ſ","ſlag":true}`, `{"name":"\\","text":"\""}`, `{"number":1,"number":1}`, `{"flag":tru}`, `{"a":` + strings.Repeat("[", 50)}
+
+// FuzzReadJSON holds the reader against encoding/json: what is accepted is valid for it and means the
+// same, with no member lost or invented.
+func FuzzReadJSON(f *testing.F) {
+	type body struct {
+		Text   *string    `json:"text"`
+		Number *int64     `json:"number"`
+		Maybe  *int64     `json:"maybe"`
+		Flag   *bool      `json:"flag"`
+		Name   nullString `json:"name"`
+	}
+	in := compileInput(reflect.TypeFor[body]())
+	in.fields[1].min = -1 << 63
+	in.fields[2].min = -1 << 63
+	for _, seed := range jsonSeeds {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		var got body
+		before := bytes.Clone(text)
+		rd := newReading(&in, &got)
+		syntax := rd.readJSON(text)
+		faults := rd.finish("json")
+		if !bytes.Equal(text, before) {
+			t.Fatalf("readJSON changed %q", before)
+		}
+		if valid := json.Valid(text) && utf8.Valid(text); (syntax == "") != valid {
+			t.Fatalf("readJSON(%q) = %q, but valid is %v", text, syntax, valid)
+		}
+		if syntax != "" || faults != nil {
+			return
+		}
+		var members map[string]json.RawMessage
+		if err := json.Unmarshal(text, &members); err != nil {
+			t.Fatalf("readJSON takes %q, which is no object: %v", text, err)
+		}
+		want := map[string]any{}
+		for name, raw := range members {
+			var to any = new(string)
+			switch name {
+			case "number", "maybe":
+				to = new(int64)
+			case "flag":
+				to = new(bool)
+			}
+			if err := json.Unmarshal(raw, to); err != nil {
+				t.Fatalf("readJSON takes %q, with %q: %v", text, name, err)
+			}
+			want[name] = reflect.ValueOf(to).Elem().Interface()
+			if string(raw) == "null" {
+				want[name] = nil
+			}
+		}
+		found := map[string]any{}
+		if got.Text != nil {
+			found["text"] = *got.Text
+		}
+		if got.Number != nil {
+			found["number"] = *got.Number
+		}
+		if got.Maybe != nil {
+			found["maybe"] = *got.Maybe
+		}
+		if got.Flag != nil {
+			found["flag"] = *got.Flag
+		}
+		if got.Name.Set && got.Name.Value == nil {
+			found["name"] = nil
+		} else if got.Name.Set {
+			found["name"] = *got.Name.Value
+		}
+		if !reflect.DeepEqual(found, want) {
+			t.Errorf("readJSON(%q) = %v, encoding/json has %v", text, found, want)
+		}
+	})
+}
