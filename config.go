@@ -180,6 +180,7 @@ func (c *config) check() (problems []error) {
 	u, err := url.Parse(c.EmbeddingsURL)
 	fault(c.EmbeddingsURL != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != ""), "EMBEDDINGS_URL: must be an http or https URL without a query, as https://api.openai.com/v1")
 	fault((c.EmbeddingsURL == "") != (c.EmbeddingsModel == ""), "EMBEDDINGS_MODEL: goes together with EMBEDDINGS_URL; set both or none")
+	fault(strings.ContainsFunc(c.EmbeddingsKey, func(r rune) bool { return r <= ' ' || r > '~' }), "EMBEDDINGS_API_KEY: must be printable ASCII without spaces, as it goes into a header")
 	fault(!regexp.MustCompile(`^[a-z_][a-z0-9_]*$`).MatchString(c.TextSearch), "TEXT_SEARCH_CONFIG: must be the name of a configuration, as simple or english")
 	for _, origin := range c.CORSOrigins {
 		u, err := url.Parse(origin)

@@ -32,7 +32,7 @@ func served(more ...string) map[string]string {
 func TestDefaults(t *testing.T) {
 	t.Parallel()
 	got, err := load(nil, "")
-	want := config{AppName: "Latch", Host: "127.0.0.1", Port: 8000, APIPrefix: "/api/v1", DatabaseMaxConns: 8, Algorithm: "HS256", AccessMinutes: 30, RefreshDays: 7, RefreshGrace: 10,
+	want := config{AppName: "Latch", Docs: true, EmbeddingDimensions: 384, TextSearch: "simple", Host: "127.0.0.1", Port: 8000, APIPrefix: "/api/v1", DatabaseMaxConns: 8, Algorithm: "HS256", AccessMinutes: 30, RefreshDays: 7, RefreshGrace: 10,
 		RegistrationOpen: true, LogLevel: "info", LogFormat: "text"}
 	if err != nil || !reflect.DeepEqual(*got, want) {
 		t.Errorf("loadConfig of nothing = %+v, %v, want %+v", got, err, want)
@@ -174,7 +174,7 @@ func TestSecretKey(t *testing.T) {
 // TestAllProblemsAtOnce puts a secret into each setting, as if all were in the wrong place.
 func TestAllProblemsAtOnce(t *testing.T) {
 	t.Parallel()
-	tolerant := []string{"APP_NAME", "HOST"} // any text will do
+	tolerant := []string{"APP_NAME", "HOST", "EMBEDDINGS_MODEL"} // any text will do
 	env := map[string]string{}
 	var want []string
 	for _, s := range settings() {

@@ -52,7 +52,10 @@ func TestMembers(t *testing.T) {
 		`{":":":",",":","}`:                     {{":", `":"`}, {",", `","`}},
 	} {
 		var got []pair
-		members([]byte(object), func(name string, raw []byte) { got = append(got, pair{name, string(raw)}) })
+		for literal, raw := range members([]byte(object)) {
+			name, _ := jsonString(literal)
+			got = append(got, pair{name, string(raw)})
+		}
 		if !reflect.DeepEqual(got, want) {
 			t.Errorf("members(%s) = %q, want %q", object, got, want)
 		}

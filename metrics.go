@@ -49,7 +49,7 @@ func (st *routeStats) observe(status int, took time.Duration) {
 
 // writeMetrics writes all counts in Prometheus' text format, version 0.0.4.
 func (s *server) writeMetrics(w io.Writer) {
-	head := func(name, kind, help string) { fmt.Fprintf(w, "# HELP %s %s\n# TYPE %[1]s %s\n", name, help, kind) }
+	head := func(name, kind, help string) { fmt.Fprintf(w, "# HELP %[1]s %[2]s\n# TYPE %[1]s %[3]s\n", name, help, kind) }
 	one := func(name, kind, help string, value any) {
 		head(name, kind, help)
 		fmt.Fprintln(w, name, value)
@@ -122,7 +122,7 @@ func (s *server) serveMetrics() (*http.Server, error) {
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 		s.writeMetrics(w)
 	})
-	hs := &http.Server{Handler: mux, ReadTimeout: headerTimeout, WriteTimeout: writeTimeout}
+	hs := &http.Server{Addr: listener.Addr().String(), Handler: mux, ReadTimeout: headerTimeout, WriteTimeout: writeTimeout}
 	go hs.Serve(listener)
 	s.log.Info("metrics", "address", listener.Addr().String())
 	return hs, nil

@@ -20,8 +20,8 @@ import (
 	"unicode/utf8"
 )
 
-// served is the document as a client reads it.
-type served struct {
+// apiDocument is the document as a client reads it.
+type apiDocument struct {
 	Paths      map[string]map[string]map[string]any
 	Components map[string]map[string]map[string]any
 	templates  map[string]*regexp.Regexp
@@ -30,14 +30,14 @@ type served struct {
 }
 
 // theDocument is that of the default settings, which all apps of the suite share.
-var theDocument = sync.OnceValue(func() *served {
+var theDocument = sync.OnceValue(func() *apiDocument {
 	cfg, err := loadConfig(func(string) string { return "" }, "")
 	if err != nil {
 		panic(err)
 	}
 	s := &server{cfg: cfg}
 	s.table = s.routes()
-	d := &served{templates: map[string]*regexp.Regexp{}, seen: map[string]bool{}}
+	d := &apiDocument{templates: map[string]*regexp.Regexp{}, seen: map[string]bool{}}
 	decoder := json.NewDecoder(bytes.NewReader(s.openAPI()))
 	decoder.UseNumber()
 	if err := decoder.Decode(d); err != nil {
@@ -50,7 +50,7 @@ var theDocument = sync.OnceValue(func() *served {
 })
 
 // operation returns what is declared for a request, the path without its query.
-func (d *served) operation(method, path string) map[string]any {
+func (d *apiDocument) operation(method, path string) map[string]any {
 	best := ""
 	for template, pattern := range d.templates {
 		if pattern.MatchString(path) && (best == "" || !strings.Contains(template, "{")) {
@@ -61,7 +61,7 @@ func (d *served) operation(method, path string) map[string]any {
 }
 
 // resolve follows a $ref.
-func (d *served) resolve(v any) map[string]any {
+func (d *apiDocument) resolve(v any) map[string]any {
 	o, _ := v.(map[string]any)
 	if to, ok := o["$ref"].(string); ok {
 		kind, name, _ := strings.Cut(strings.TrimPrefix(to, "#/components/"), "/")
@@ -78,7 +78,7 @@ var everywhere = []string{"Cache-Control", "Content-Security-Policy", "Content-L
 	"Strict-Transport-Security", "Vary", "Access-Control-Allow-Origin", "Access-Control-Expose-Headers"}
 
 // faults are the ways in which an answer is not what the document says.
-func (d *served) faults(method, path string, ans answer) (faults []string) {
+func (d *apiDocument) faults(method, path string, ans answer) (faults []string) {
 	path, _, _ = strings.Cut(path, "?")
 	if method == "OPTIONS" || !strings.HasPrefix(path, "/api/v1/") {
 		return nil
@@ -134,7 +134,7 @@ func keys[V any](m map[string]V) (names []string) {
 }
 
 // check holds value against schema. closed: fields that the schema does not name are faults too.
-func (d *served) check(schema, value any, at string, closed bool) (faults []string) {
+func (d *apiDocument) check(schema, value any, at string, closed bool) (faults []string) {
 	fault := func(format string, args ...any) { faults = append(faults, at+" "+fmt.Sprintf(format, args...)) }
 	s := d.resolve(schema)
 	for word, rule := range s {
@@ -210,7 +210,7 @@ func (d *served) check(schema, value any, at string, closed bool) (faults []stri
 }
 
 // properties are those of a schema and of the parts of its allOf.
-func (d *served) properties(s map[string]any) map[string]any {
+func (d *apiDocument) properties(s map[string]any) map[string]any {
 	all := map[string]any{}
 	own, _ := s["properties"].(map[string]any)
 	for name, p := range own {
@@ -277,7 +277,7 @@ func (a *app) conforms(method, path string, ans answer) {
 }
 
 // unseen are the codes that the document promises and that nothing in the suite received.
-func (d *served) unseen() (codes []string) {
+func (d *apiDocument) unseen() (codes []string) {
 	for name := range d.Components["responses"] {
 		for code := range strings.SplitSeq(name, ".") {
 			if !d.seen[code] && !slices.Contains(codes, code) {

@@ -167,10 +167,10 @@ func parseTags(sf reflect.StructField) map[string]string {
 func (f *field) setType(owner reflect.Type, sf reflect.StructField) {
 	t := sf.Type
 	f.null = t == reflect.TypeFor[nullString]()
-	f.optional = f.def != "" || f.null || t == reflect.TypeFor[jsonObject]() || t == reflect.TypeFor[vector]()
+	f.optional = f.def != "" || f.null || t == reflect.TypeFor[jsonObject]() || t == reflect.TypeFor[vector]() || t.Kind() == reflect.Pointer
 	switch {
-	case t.Kind() == reflect.Pointer:
-		f.optional, t = true, t.Elem()
+	case t.Kind() == reflect.Pointer && t.Elem().Kind() != reflect.Struct && t.Elem().Kind() != reflect.Slice:
+		t = t.Elem()
 	case t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.Struct:
 		items := compileInput(t.Elem())
 		f.kind, f.items = kindList, &items

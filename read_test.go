@@ -36,7 +36,7 @@ func TestCompileInputPanics(t *testing.T) {
 		"body and query":         {text, `json:"a" query:"a"`},
 		"path and query":         {text, `path:"a" query:"a"`},
 		"int":                    {reflect.TypeFor[int](), `json:"a"`},
-		"float":                  {reflect.TypeFor[float64](), `json:"a"`},
+		"float32":                {reflect.TypeFor[float32](), `json:"a"`},
 		"slice":                  {reflect.TypeFor[[]string](), `json:"a"`},
 		"struct":                 {reflect.TypeFor[struct{}](), `json:"a"`},
 		"pointer to pointer":     {reflect.TypeFor[**string](), `json:"a"`},
