@@ -106,6 +106,9 @@ func TestListDocuments(t *testing.T) {
 			t.Errorf("filter %s gave %q, want %d", filter, seen, want)
 		}
 	}
+	if got := string(a.want(a.do("GET", docsPath+"?after=9223372036854775807", m.AccessToken, nil), 200, "").body); got != "[]" {
+		t.Errorf("after the last id there can be: %s", got)
+	}
 	for _, query := range []string{"filter=", "filter=x", "filter=[]", "filter=1", `filter={"a":1,"a":2}`, "filter={}x", `filter={"a":"\u0000"}`, "include=", "include=all", "skip=1", "limit=0", "after=0"} {
 		name, value, _ := strings.Cut(query, "=")
 		a.want(a.do("GET", docsPath+"?"+name+"="+url.QueryEscape(value), m.AccessToken, nil), 422, "invalid_request")

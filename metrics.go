@@ -49,7 +49,9 @@ func (st *routeStats) observe(status int, took time.Duration) {
 
 // writeMetrics writes all counts in Prometheus' text format, version 0.0.4.
 func (s *server) writeMetrics(w io.Writer) {
-	head := func(name, kind, help string) { fmt.Fprintf(w, "# HELP %[1]s %[2]s\n# TYPE %[1]s %[3]s\n", name, help, kind) }
+	head := func(name, kind, help string) {
+		fmt.Fprintf(w, "# HELP %[1]s %[2]s\n# TYPE %[1]s %[3]s\n", name, help, kind)
+	}
 	one := func(name, kind, help string, value any) {
 		head(name, kind, help)
 		fmt.Fprintln(w, name, value)

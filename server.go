@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"path"
 	"runtime/debug"
 	"slices"
@@ -40,6 +41,7 @@ type server struct {
 	embedder *embedder // nil: there is no provider of embeddings
 	log      *slog.Logger
 	mux      *http.ServeMux
+	closed   map[string]bool // patterns of the mux that only keep others from matching
 	table    []route
 	stats    serverStats
 	start    time.Time
@@ -48,13 +50,22 @@ type server struct {
 
 // newServer builds the server and its routes. It panics where the route table contradicts itself.
 func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
-	s := &server{cfg: cfg, store: st, hasher: h, embedder: newEmbedder(cfg), log: log, start: time.Now(), mux: http.NewServeMux()}
+	s := &server{cfg: cfg, store: st, hasher: h, embedder: newEmbedder(cfg), log: log, start: time.Now(), mux: http.NewServeMux(), closed: map[string]bool{}}
 	s.keys = newKeyring(cfg.SecretKeys, time.Duration(cfg.AccessMinutes)*time.Minute)
 	st.textSearch = cfg.TextSearch
 	s.table = s.routes()
 	for _, rt := range s.table {
 		rt.endpoint.input.setVectors(cfg.EmbeddingDimensions)
 		s.mux.Handle(rt.method+" "+cfg.APIPrefix+rt.path, s.gate(rt))
+	}
+	for _, rt := range s.table { // PUT /documents/search is not for the document called search
+		for _, method := range methods {
+			pattern := method + " " + cfg.APIPrefix + rt.path
+			if _, taker := s.mux.Handler(&http.Request{Method: method, URL: &url.URL{Path: cfg.APIPrefix + rt.path}}); taker != pattern && strings.Contains(taker, "{") && !strings.Contains(rt.path, "{") {
+				s.mux.HandleFunc(pattern, s.noRoute)
+				s.closed[pattern] = true
+			}
+		}
 	}
 	if cfg.Docs {
 		s.mux.Handle("GET /openapi.json", asset("/openapi.json", "application/json", "", s.openAPI()))
@@ -177,7 +188,7 @@ func (s *server) finish(x *exchange, r *http.Request) {
 
 // knownMethod keeps what a client invents out of the log.
 func knownMethod(method string) string {
-	if slices.Contains([]string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}, method) {
+	if slices.Contains(methods, method) || method == http.MethodOptions {
 		return method
 	}
 	return "other"
@@ -260,13 +271,16 @@ func cleanPath(r *http.Request) bool {
 	return strings.HasPrefix(p, "/") && path.Clean(p) == p && !strings.Contains(p, "%")
 }
 
+// methods are those that a path may take, in the order in which Allow lists them.
+var methods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
+
 // noRoute answers what no row matches: 405 where another method would, else 404.
 func (s *server) noRoute(w http.ResponseWriter, r *http.Request) {
 	x := w.(*exchange)
 	var allowed []string
-	for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"} {
+	for _, method := range methods {
 		probe := &http.Request{Method: method, URL: r.URL, Host: r.Host}
-		if _, pattern := s.mux.Handler(probe); pattern != "/" {
+		if _, pattern := s.mux.Handler(probe); pattern != "/" && !s.closed[pattern] {
 			allowed = append(allowed, method)
 		}
 	}

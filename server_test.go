@@ -146,7 +146,8 @@ func TestNoRoute(t *testing.T) {
 		}
 	}
 	for call, allow := range map[string]string{"POST /api/v1/health": "GET, HEAD", "DELETE /api/v1/auth/login": "POST", "POST /api/v1/users/me": "GET, HEAD, PUT, PATCH, DELETE",
-		"OPTIONS /api/v1/users": "GET, HEAD, POST", "BREW /api/v1/health": "GET, HEAD", "PUT /api/v1/auth/sessions/1": "DELETE"} {
+		"OPTIONS /api/v1/users": "GET, HEAD, POST", "BREW /api/v1/health": "GET, HEAD", "PUT /api/v1/auth/sessions/1": "DELETE",
+		"PUT /api/v1/documents/search": "POST", "GET /api/v1/documents/search": "POST", "DELETE /api/v1/documents/search": "POST"} {
 		method, path, _ := strings.Cut(call, " ")
 		ans := a.want(a.do(method, path, "", nil), 405, "method_not_allowed")
 		if got := ans.header.Get("Allow"); got != allow {

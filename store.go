@@ -73,7 +73,7 @@ func (st *store) listUsers(ctx context.Context, f userFilter) (list []user, err 
 	find := func(ctx context.Context, q querier, where string) error {
 		rows, _ := q.Query(ctx, `
 			SELECT `+userColumns+` FROM users u
-			WHERE u.id > coalesce($1, 0)
+			WHERE u.id > coalesce($1::bigint, 0)
 			  AND ($2::boolean IS NULL OR u.is_active = $2)
 			  AND ($3::boolean IS NULL OR u.is_admin = $3)`+where+`
 			ORDER BY u.id OFFSET $4 LIMIT $5`, args...)
@@ -367,7 +367,7 @@ func (st *store) listDocuments(ctx context.Context, owner int64, in listDocument
 	err = st.again(ctx, func(ctx context.Context, q querier) error {
 		rows, _ := q.Query(ctx, `
 			SELECT `+documentColumns+` FROM documents d
-			WHERE d.owner_id = $1 AND d.id > coalesce($3, 0)`+filterBy(in.Filter, &args)+`
+			WHERE d.owner_id = $1 AND d.id > coalesce($3::bigint, 0)`+filterBy(in.Filter, &args)+`
 			ORDER BY d.id LIMIT $4`, args...)
 		list, err = pgx.CollectRows(rows, toDocument)
 		return err

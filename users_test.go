@@ -89,7 +89,7 @@ func TestListUsers(t *testing.T) {
 		return decode[[]user](a.want(a.do("GET", "/api/v1/users"+query, admin.AccessToken, nil), 200, ""))
 	}
 	for query, want := range map[string]int{"": 7, "?skip=5": 2, "?skip=100": 0, "?limit=3": 3, "?q=U1%40": 1, "?q=%25": 1, "?q=_": 1, "?q=%5C": 1, "?q=ZOË": 1, "?q=ünal": 1,
-		"?q=nobody": 0, "?is_active=false": 1, "?is_admin=true": 1, "?is_admin=false&is_active=true": 5, "?q=percent&is_active=true": 1, "?skip=9223372036854775807": 0} {
+		"?q=nobody": 0, "?is_active=false": 1, "?is_admin=true": 1, "?is_admin=false&is_active=true": 5, "?q=percent&is_active=true": 1, "?skip=9223372036854775807": 0, "?after=9223372036854775807": 0, "?limit=100&after=2147483648&q=a": 0} {
 		if got := list(query); len(got) != want || got == nil {
 			t.Errorf("GET /users%s gave %d users, want %d", query, len(got), want)
 		}
