@@ -249,15 +249,9 @@ func TestRefreshAfterGrace(t *testing.T) {
 	if a.alive(first.AccessToken) {
 		t.Error("the session lives on")
 	}
-	if !strings.Contains(suiteLogText(), `"msg":"refresh_reuse"`) {
+	if !strings.Contains(suiteLog.text(), `"msg":"refresh_reuse"`) {
 		t.Error("no refresh_reuse event")
 	}
-}
-
-func suiteLogText() string {
-	suiteLog.mu.Lock()
-	defer suiteLog.mu.Unlock()
-	return suiteLog.String()
 }
 
 // TestRefreshAhead is a fail-over that lost a rotation: the client's generation is ahead of the row's.

@@ -1,12 +1,9 @@
 package main
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -394,20 +391,4 @@ func TestUsage(t *testing.T) {
 	if exit, stdout, _ := runLatch(t, t.TempDir(), nil, "", "-version"); exit != 0 || stdout != fmt.Sprintf("latch %s\n", version) {
 		t.Errorf("latch -version exits with %d: %s", exit, stdout)
 	}
-}
-
-// runLatch runs the program itself to its end, with input piped in.
-func runLatch(t testing.TB, dir string, env []string, input string, args ...string) (exit int, stdout, stderr string) {
-	t.Helper()
-	var out, log bytes.Buffer
-	cmd := latch(t, dir, env, args...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &out, &log
-	err := cmd.Run()
-	if failed, ok := errors.AsType[*exec.ExitError](err); ok {
-		return failed.ExitCode(), out.String(), log.String()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return 0, out.String(), log.String()
 }

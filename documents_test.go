@@ -479,9 +479,8 @@ func TestSearchPlan(t *testing.T) {
 		`{"mode":"hybrid","query":"77","embedding":[1,2,0]}`:                  {`1, false, 10, '[1,2,0]', 'simple', '77'`, "Index Only Scan using documents_nearest_idx"},
 		`{"mode":"hybrid","query":"77","embedding":[1,2,0],"filter":{"k":7}}`: {`1, false, 10, '{"k":7}', '[1,2,0]', 'simple', '77'`, "Bitmap Index Scan on documents_metadata_idx"},
 	} {
-		log.Reset()
 		a.want(a.do("POST", docsPath+"/search", m.AccessToken, body), 200, "")
-		lines := strings.Split(strings.TrimSpace(log.String()), "\n")
+		lines := strings.Split(strings.TrimSpace(log.text()), "\n")
 		var last struct{ Statement string }
 		if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil {
 			t.Fatal(err)

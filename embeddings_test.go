@@ -234,11 +234,9 @@ func TestEmbeddingsKey(t *testing.T) {
 	a.server.log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	a.want(a.do("POST", docsPath, m.AccessToken, `{"content":"aaaa"}`), 503, "embeddings_unavailable")
 	eventually(t, "the access line", func() bool {
-		log.mu.Lock()
-		defer log.mu.Unlock()
-		return strings.Contains(log.String(), "msg=request")
+		return strings.Contains(log.text(), "msg=request")
 	})
-	if text := log.String(); strings.Contains(text, "canary") || !strings.Contains(text, "embeddings_unavailable") {
+	if text := log.text(); strings.Contains(text, "canary") || !strings.Contains(text, "embeddings_unavailable") {
 		t.Errorf("the log: %s", text)
 	}
 }

@@ -27,7 +27,7 @@ func TestJSONString(t *testing.T) {
 	t.Parallel()
 	for literal, want := range map[string]string{ // "!" for a refusal
 		`""`: "", `"a\"\\\/\b\f\n\r\t"`: "a\"\\/\b\f\n\r\t", `"\u00fc"`: "ü", `"\uD83D\ude00"`: "😀", `"\\u0000"`: `\u0000`, `"\\\\ud800"`: `\\ud800`, `"\ufffd"`: "\ufffd", "\"\u2028\x7f\"": "\u2028\x7f",
-		`"\u0000"`: "!", `"a\u0000b"`: "!", `"\ud800"`: "!", `"\udc00"`: "!", `"\ud800x"`: "!", `"\ud800\n"`: "!", `"\ud800\ud800"`: "!", `"\ud800\u0041"`: "!", `"\udc00\ud800"`: "!",
+		`"\u0000"`: "!", `"a\u0000b"`: "!", `"\ud800"`: "!", `"\udc00"`: "!", `"\ud800x"`: "!", `"\ud800\n"`: "!", `"\ud800\ud800"`: "!", `"\ud800\u0041"`: "!", `"\ud800\ue000"`: "!", `"\udc00\ud800"`: "!",
 		`"\ud83d\ude00\ude00"`: "!", `"\\\ud800"`: "!", `"\ud83d\ude00\u0000"`: "!",
 	} {
 		got, refusal := jsonString([]byte(literal))

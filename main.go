@@ -241,6 +241,9 @@ func (p program) admin(ctx context.Context, s *server, address string) error {
 	if generated {
 		password = rand.Text()
 	}
+	if refusal := checkPasswordChoice(password, email, s.cfg.AppName); refusal != "" {
+		return errors.New("the password " + refusal)
+	}
 	if _, err := s.addUser(ctx, email, password, nil, true, true); err != nil {
 		return err
 	}

@@ -45,14 +45,20 @@ var (
 
 // logBuffer gathers what all servers of the suite log.
 type logBuffer struct {
-	mu sync.Mutex
-	bytes.Buffer
+	mu  sync.Mutex
+	buf bytes.Buffer // not embedded: its other methods take no lock
 }
 
 func (b *logBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.Buffer.Write(p)
+	return b.buf.Write(p)
+}
+
+func (b *logBuffer) text() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
 }
 
 func TestMain(m *testing.M) {
@@ -74,7 +80,7 @@ func runSuite(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "the tests need a PostgreSQL:", err)
 		return 1
 	}
-	defer watch(dir)()
+	defer watch(suite, dir)()
 	ctx := context.Background()
 	if err := makeTemplate(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -82,9 +88,9 @@ func runSuite(m *testing.M) int {
 	}
 	code := m.Run()
 	for _, secret := range []string{"canary", "eyJ", "argon2", "postgresql://", "password=", "@example"} {
-		if i := bytes.Index(suiteLog.Bytes(), []byte(secret)); i >= 0 {
-			from := bytes.LastIndexByte(suiteLog.Bytes()[:i], '\n') + 1
-			line, _, _ := bytes.Cut(suiteLog.Bytes()[from:], []byte("\n"))
+		if i := bytes.Index(suiteLog.buf.Bytes(), []byte(secret)); i >= 0 {
+			from := bytes.LastIndexByte(suiteLog.buf.Bytes()[:i], '\n') + 1
+			line, _, _ := bytes.Cut(suiteLog.buf.Bytes()[from:], []byte("\n"))
 			fmt.Fprintf(os.Stderr, "FAIL: the log of the suite holds %q: %s\n", secret, line)
 			code = 1
 		}
@@ -93,7 +99,7 @@ func runSuite(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "FAIL: the document promises problems that no test received:", unseen)
 		code = 1
 	}
-	if n := bytes.Count(suiteLog.Bytes(), []byte(`"msg":"request"`)); code == 0 && !testing.Short() && n < 500 && noFilter() {
+	if n := bytes.Count(suiteLog.buf.Bytes(), []byte(`"msg":"request"`)); code == 0 && !testing.Short() && n < 500 && noFilter() {
 		fmt.Fprintf(os.Stderr, "FAIL: the log of the suite has only %d access lines: the search for secrets proves nothing\n", n)
 		code = 1
 	}
@@ -106,10 +112,10 @@ func noFilter() bool {
 	})
 }
 
-// watch stops PostgreSQL and removes its data when the returned function is called, and also when this
-// process is killed: the shell below waits for the end of a pipe that only this process holds open.
-func watch(dir string) (stop func()) {
-	cmd := exec.Command("sh", append([]string{"-c", `cat >/dev/null; "$@" >/dev/null 2>&1; rm -rf "$0"`, dir}, suite.stopCommand()...)...)
+// watch stops db and removes dir when the returned function is called, and also when this process
+// is killed: the shell below waits for the end of a pipe that only this process holds open.
+func watch(db *devDB, dir string) (stop func()) {
+	cmd := exec.Command("sh", append([]string{"-c", `cat >/dev/null; "$@" >/dev/null 2>&1; rm -rf "$0"`, dir}, db.stopCommand()...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the tests, not for this
 	pipe, err := cmd.StdinPipe()
 	if err == nil {
@@ -251,7 +257,11 @@ func (a *app) send(method, path string, header http.Header, body io.Reader) answ
 		r.URL.Opaque = a.web.URL + path
 	}
 	r.Header = header
-	client := &http.Client{Transport: a.web.Client().Transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	transport := http.DefaultTransport
+	if a.web.Config != nil { // else it is a child process
+		transport = a.web.Client().Transport
+	}
+	client := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	res, err := client.Do(r)
 	if err != nil {
 		a.t.Errorf("%s %s: %v", method, path, err)
@@ -409,10 +419,10 @@ func latch(t testing.TB, dir string, env []string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// eventually waits up to ten seconds for f.
+// eventually waits for f, up to a minute, which no test needs: some start PostgreSQL on a busy machine.
 func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	for start := time.Now(); time.Since(start) < 10*time.Second; time.Sleep(10 * time.Millisecond) {
+	for start := time.Now(); time.Since(start) < time.Minute; time.Sleep(10 * time.Millisecond) {
 		if f() {
 			return
 		}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -304,7 +303,7 @@ func TestPanic(t *testing.T) {
 			t.Errorf("%s leaks: %s", path, ans.body)
 		}
 	}
-	if !strings.Contains(suiteLogText(), "a panicking cause") || !strings.Contains(suiteLogText(), "an unknown cause") {
+	if !strings.Contains(suiteLog.text(), "a panicking cause") || !strings.Contains(suiteLog.text(), "an unknown cause") {
 		t.Error("the log does not hold the causes")
 	}
 }
@@ -356,9 +355,9 @@ func TestAccessLine(t *testing.T) {
 	m := a.signUp("ada")
 	a.server.log = slog.New(slog.NewJSONHandler(&log, nil))
 	ans := a.send("GET", "/api/v1/users/1?", http.Header{"Authorization": {"Bearer " + m.AccessToken}, "X-Request-Id": {"line-1"}}, nil)
-	eventually(t, "the line", func() bool { log.mu.Lock(); defer log.mu.Unlock(); return bytes.Count(log.Bytes(), []byte("\n")) == 1 })
+	eventually(t, "the line", func() bool { return strings.Count(log.text(), "\n") == 1 })
 	var line map[string]any
-	if err := json.Unmarshal(log.Bytes(), &line); err != nil {
+	if err := json.Unmarshal([]byte(log.text()), &line); err != nil {
 		t.Fatal(err)
 	}
 	want := map[string]any{"level": "INFO", "msg": "request", "request_id": "line-1", "method": "GET", "route": "/users/{id}", "status": 403.0, "bytes": float64(len(ans.body)), "user_id": float64(m.ID), "client": "127.0.0.1"}

@@ -38,13 +38,13 @@ func TestQueriesPerRequest(t *testing.T) {
 		{"POST", "/api/v1/auth/register", "", map[string]string{"email": "b@example.com", "password": goodPass}, 1},
 		{"POST", "/api/v1/auth/login", "", map[string]string{"username": "b@example.com", "password": goodPass}, 6}, // look-up, and begin, lock, cap, insert, commit
 	} {
-		before := strings.Count(log.String(), "msg=sql")
+		before := strings.Count(log.text(), "msg=sql")
 		a.do(row.method, row.path, row.token, row.body)
-		if got := strings.Count(log.String(), "msg=sql") - before; got != row.want {
+		if got := strings.Count(log.text(), "msg=sql") - before; got != row.want {
 			t.Errorf("%s %s makes %d queries, want %d", row.method, row.path, got, row.want)
 		}
 	}
-	if text := log.String(); strings.Contains(text, "b@example.com") || strings.Contains(text, "argon2") || !strings.Contains(text, "INSERT INTO users") {
+	if text := log.text(); strings.Contains(text, "b@example.com") || strings.Contains(text, "argon2") || !strings.Contains(text, "INSERT INTO users") {
 		t.Error("the echo of statements holds arguments, or nothing")
 	}
 }

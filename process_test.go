@@ -1,0 +1,376 @@
+package main
+
+// process_test.go runs the program itself: its commands, its start and end, and development mode.
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// child is the program, running.
+type child struct {
+	t           testing.TB
+	cmd         *exec.Cmd
+	out, stderr logBuffer
+	done        chan struct{}
+}
+
+// start runs the program in a process group of its own, as a terminal does.
+func start(t testing.TB, dir string, env []string, args ...string) *child {
+	t.Helper()
+	c := &child{t: t, cmd: latch(t, dir, env, args...), done: make(chan struct{})}
+	c.cmd.Stdout, c.cmd.Stderr = &c.out, &c.stderr
+	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := c.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { c.cmd.Wait(); close(c.done) }()
+	t.Cleanup(func() {
+		c.cmd.Process.Kill()
+		<-c.done
+		keepLog(c.out.text(), c.stderr.text())
+	})
+	return c
+}
+
+// keepLog hands what a child logged to the suite's search for secrets: all of its standard error, and of
+// its standard output the lines of the log, not the first screen and a generated password.
+func keepLog(stdout, stderr string) {
+	for line := range strings.Lines(stdout) {
+		if line[0] == '{' || strings.HasPrefix(line, "time=") {
+			io.WriteString(&suiteLog, line)
+		}
+	}
+	ours := strings.NewReplacer("postgresql://user:password@host", "…", "name@example.com", "…") // the examples that messages give
+	ours.WriteString(&suiteLog, stderr)
+}
+
+// runLatch runs the program to its end, with input piped in.
+func runLatch(t testing.TB, dir string, env []string, input string, args ...string) (exit int, stdout, stderr string) {
+	t.Helper()
+	var out, log bytes.Buffer
+	cmd := latch(t, dir, env, args...)
+	limit := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() }) // a command that hangs fails its test
+	defer limit.Stop()
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &out, &log
+	err := cmd.Run()
+	if _, failed := errors.AsType[*exec.ExitError](err); err != nil && !failed {
+		t.Fatal(err)
+	}
+	keepLog(out.String(), log.String())
+	return cmd.ProcessState.ExitCode(), out.String(), log.String()
+}
+
+var servingLine = regexp.MustCompile(`"address":"([^"]+)"|address=(\S+)`)
+
+// app waits until the child serves, and returns a client of it.
+func (c *child) app() *app {
+	c.t.Helper()
+	var m []string
+	eventually(c.t, "the child to serve", func() bool {
+		select {
+		case <-c.done:
+			c.t.Fatalf("the child ended: %s%s", c.out.text(), c.stderr.text())
+		default:
+		}
+		m = servingLine.FindStringSubmatch(c.out.text())
+		return m != nil
+	})
+	return &app{t: c.t, web: &httptest.Server{URL: "http://" + m[1] + m[2]}}
+}
+
+// signal sends to the child's whole group, as Ctrl-C does.
+func (c *child) signal(s syscall.Signal) {
+	c.t.Helper()
+	if err := syscall.Kill(-c.cmd.Process.Pid, s); err != nil {
+		c.t.Errorf("kill: %v", err)
+	}
+}
+
+// exit waits for the child's end and returns its status, -1 when it was killed.
+func (c *child) exit() int {
+	c.t.Helper()
+	eventually(c.t, "the child to end", func() bool {
+		select {
+		case <-c.done:
+			return true
+		default:
+			return false
+		}
+	})
+	return c.cmd.ProcessState.ExitCode()
+}
+
+// freePort is a port that nothing listened on a moment ago.
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+}
+
+// production are the settings of a server on a database of its own, with as much log as there is.
+func production(t testing.TB, from string, more ...string) []string {
+	t.Helper()
+	return append([]string{"DATABASE_URL=" + newDatabase(t, from), "SECRET_KEY=" + testKey, "PORT=" + freePort(t), "DEBUG=true", "DATABASE_ECHO=true"}, more...)
+}
+
+// halfRequest begins a login and holds back the end of its body, until finish sends it and returns the
+// answer. The server has asked for the body: the request is under way.
+func halfRequest(a *app, email string) (finish func() (*http.Response, error)) {
+	a.t.Helper()
+	body := url.Values{"username": {email}, "password": {goodPass}}.Encode()
+	conn, err := net.Dial("tcp", strings.TrimPrefix(a.web.URL, "http://"))
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	a.t.Cleanup(func() { conn.Close() })
+	fmt.Fprintf(conn, "POST /api/v1/auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", len(body))
+	r := bufio.NewReader(conn)
+	if line, err := r.ReadString('\n'); err != nil || !strings.Contains(line, "100") {
+		a.t.Fatalf("the server says %q, %v", line, err)
+	}
+	r.ReadString('\n')
+	return func() (*http.Response, error) {
+		io.WriteString(conn, body)
+		return http.ReadResponse(r, nil)
+	}
+}
+
+func TestServe(t *testing.T) {
+	t.Parallel()
+	env, dir := production(t, "", "SHUTDOWN_DELAY=1"), t.TempDir()
+	if exit, _, stderr := runLatch(t, dir, env, "", "healthcheck"); exit != 1 || !strings.HasPrefix(stderr, "latch: ") {
+		t.Errorf("latch healthcheck without a server exits with %d, want 1: %s", exit, stderr)
+	}
+	c := start(t, dir, env)
+	a := c.app()
+	if exit, _, stderr := runLatch(t, dir, env, "", "healthcheck"); exit != 0 || stderr != "" {
+		t.Errorf("latch healthcheck exits with %d, want 0: %s", exit, stderr)
+	}
+	a.want(a.do("GET", "/api/v1/health/db", "", nil), 200, "")
+	m := a.signUp("ada")
+	a.want(a.refresh(m.RefreshToken), 200, "")
+	a.want(a.tryLogin(m.Email, "a wrong canary"), 401, "invalid_credentials")
+	if exit, _, stderr := runLatch(t, dir, env, ""); exit != 1 || !regexp.MustCompile(`^latch: port \d+ is in use[^\n]+\n$`).MatchString(stderr) {
+		t.Errorf("a second server on the port exits with %d, want 1: %s", exit, stderr)
+	}
+	finish := halfRequest(a, m.Email)
+	c.signal(syscall.SIGTERM)
+	eventually(t, "the port to be closed", func() bool {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(a.web.URL, "http://"))
+		if err == nil {
+			conn.Close()
+		}
+		return err != nil
+	})
+	if res, err := finish(); err != nil || res.StatusCode != 200 {
+		t.Errorf("a request under way at the signal gives %v, %v, want 200", res, err)
+	}
+	if exit := c.exit(); exit != 0 || c.stderr.text() != "" {
+		t.Errorf("exit %d, want 0: %s", exit, c.stderr.text())
+	}
+	for _, event := range []string{`"msg":"migrated"`, `"msg":"serving"`, `"msg":"sql"`, `"msg":"login_ok"`, `"msg":"draining"`, `"msg":"stopped"`} {
+		if !strings.Contains(c.out.text(), event) {
+			t.Errorf("the log has no %s:\n%s", event, c.out.text())
+		}
+	}
+	if entries, _ := os.ReadDir(dir); len(entries) != 0 {
+		t.Errorf("with DATABASE_URL latch left %v", entries)
+	}
+}
+
+// TestDrainAndSecondSignal: readiness fails first while all else is served; a second signal waits for nothing.
+func TestDrainAndSecondSignal(t *testing.T) {
+	t.Parallel()
+	c := start(t, t.TempDir(), production(t, template, "SHUTDOWN_DELAY=300"))
+	a := c.app()
+	m := a.signUp("ada")
+	finish := halfRequest(a, m.Email)
+	c.signal(syscall.SIGTERM)
+	eventually(t, "readiness to fail", func() bool { return a.do("GET", "/api/v1/health/db", "", nil).code() == "shutting_down" })
+	a.want(a.do("GET", "/api/v1/health", "", nil), 200, "")
+	a.want(a.tryLogin(m.Email, goodPass), 200, "")
+	c.signal(syscall.SIGTERM)
+	if exit := c.exit(); exit != 1 || !strings.Contains(c.stderr.text(), "requests under way") {
+		t.Errorf("exit %d, want 1: %s", exit, c.stderr.text())
+	}
+	if res, err := finish(); err == nil {
+		t.Errorf("the request under way gives %d, want a cut connection", res.StatusCode)
+	}
+}
+
+func TestAdminCommand(t *testing.T) {
+	t.Parallel()
+	env, dir := production(t, template), t.TempDir()
+	a := newAppOn(t, strings.TrimPrefix(env[0], "DATABASE_URL="), cheap)
+	m := a.signUp("carl")
+	a.sql(`UPDATE users SET is_active = false WHERE id = $1`, m.ID)
+	admin := func(email, input string) (stdout string) {
+		exit, stdout, stderr := runLatch(t, dir, env, input, "admin", email)
+		if exit != 0 || stderr != "" {
+			t.Errorf("latch admin %s exits with %d: %s", email, exit, stderr)
+		}
+		return stdout
+	}
+	may := func(email, password string) {
+		t.Helper()
+		a.want(a.do("GET", "/api/v1/users", a.login(email, password).AccessToken, nil), 200, "")
+	}
+	generated := regexp.MustCompile(`(?m)^ada@example\.com is a new admin\.\nPassword: (\S{20,})$`).FindStringSubmatch(admin("Ada@Example.com", ""))
+	if generated == nil {
+		t.Fatal("latch admin prints no password")
+	}
+	may("ada@example.com", generated[1])
+	for email, line := range map[string]string{"bob@example.com": "\r\n", "eve@example.com": "", "dan@example.com": "\nmore"} {
+		if out := admin(email, goodPass+line); !strings.Contains(out, email+" is a new admin.\n") || strings.Contains(out, "Password") || strings.Contains(out, goodPass) {
+			t.Errorf("latch admin %s prints %s", email, out)
+		}
+		may(email, goodPass)
+	}
+	if out := admin("CARL@example.com", "another canary passphrase"); !strings.Contains(out, "carl@example.com is an active admin; the password is unchanged.\n") {
+		t.Errorf("latch admin of an account prints %s", out)
+	}
+	may(m.Email, goodPass)
+	for _, row := range []struct{ email, input, stderr string }{
+		{"canary", "", "EMAIL must be an e-mail address such as name@example.com"},
+		{"-x@", "", "EMAIL must be an e-mail address such as name@example.com"},
+		{"f@example.com", "password1\n", "the password is one of the most common passwords; choose another"},
+		{"f@example.com", "canary7\n", "the password must have 8 characters to 1024 bytes of UTF-8, without U+0000"},
+		{"f@example.com", strings.Repeat("canary.", 150) + "\n", "the password must have 8 characters to 1024 bytes of UTF-8, without U+0000"},
+		{"f@example.com", "F@example.com\n", "the password must not be the e-mail address or its first part"},
+	} {
+		if exit, stdout, stderr := runLatch(t, dir, env, row.input, "admin", row.email); exit != 1 || stderr != "latch: "+row.stderr+"\n" {
+			t.Errorf("latch admin %s with %.20q exits with %d, want 1 and %q: %s%s", row.email, row.input, exit, row.stderr, stdout, stderr)
+		}
+	}
+	if got := one[int](t, a.url, `SELECT count(*) FROM users`); got != 5 {
+		t.Errorf("%d accounts, want 5", got)
+	}
+}
+
+// checkout is an empty directory to run development mode in. Its PostgreSQL is stopped at the end.
+func checkout(t testing.TB) (dir string) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "latch-dev-")
+	if err == nil {
+		dir, err = filepath.EvalSymlinks(dir) // as the child sees it
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(watch(&devDB{dir: filepath.Join(dir, ".data"), bin: suite.bin}, dir))
+	return dir
+}
+
+// postmaster is the process of the PostgreSQL of a checkout, 0 where there is none.
+func postmaster(dir string) (pid int) {
+	text, _ := os.ReadFile(filepath.Join(dir, ".data/postgres/postmaster.pid"))
+	line, _, _ := strings.Cut(string(text), "\n")
+	pid, _ = strconv.Atoi(line)
+	return pid
+}
+
+// running tells whether pid is a process that has not ended. (Nobody may be there to bury an orphan.)
+func running(pid int) bool {
+	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return pid > 0 && syscall.Kill(pid, 0) == nil && (err != nil || len(cmdline) > 0)
+}
+
+// TestDevelopment is a developer's day: start, stop, start again, and all that can be killed in between.
+func TestDevelopment(t *testing.T) {
+	t.Parallel()
+	if suite.bin == "" {
+		t.Skip("looks at the processes of a local PostgreSQL")
+	}
+	dir, other := checkout(t), checkout(t)
+	c, beside := start(t, dir, nil), start(t, other, nil)
+	a, b := c.app(), beside.app()
+	if a.web.URL == b.web.URL {
+		t.Errorf("two checkouts both serve at %s", a.web.URL)
+	}
+	for _, line := range []string{"Latch " + version + ", development", "API    " + a.web.URL + "/api/v1", "Docs   " + a.web.URL + "/docs", "Data   " + dir + "/.data/postgres", "Admin  go run . admin you@example.com "} {
+		if !strings.Contains(c.out.text(), "\n  "+line) {
+			t.Errorf("the first screen has no %q:\n%s", line, c.out.text())
+		}
+	}
+	u := "postgresql://latch@/postgres?host=" + url.QueryEscape(dir+"/.data/postgres")
+	if got := one[string](t, u, `SHOW listen_addresses`); got != "" {
+		t.Errorf("the private PostgreSQL listens on %s", got)
+	}
+	for name, want := range map[string]os.FileMode{".data/secret_key": 0o600, ".data/postgres": 0o700 | os.ModeDir} {
+		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode() != want {
+			t.Errorf("%s has %v, %v, want %v", name, info.Mode(), err, want)
+		}
+	}
+	if exit, out, stderr := runLatch(t, dir, nil, goodPass+"\n", "admin", "root@example.com"); exit != 0 || !strings.Contains(out, "is a new admin") {
+		t.Errorf("latch admin beside the server exits with %d: %s%s", exit, out, stderr)
+	}
+	token := a.login("root@example.com", goodPass)
+	a.want(a.do("GET", "/api/v1/users", token.AccessToken, nil), 200, "")
+	b.want(b.tryLogin("root@example.com", goodPass), 401, "invalid_credentials")
+	b.want(b.do("GET", "/api/v1/users/me", token.AccessToken, nil), 401, "invalid_token")
+
+	stop := func(c *child, dir string) {
+		t.Helper()
+		pid := postmaster(dir)
+		if !running(pid) {
+			t.Errorf("no PostgreSQL runs in %s", dir)
+		}
+		c.signal(syscall.SIGINT)
+		if exit := c.exit(); exit != 0 || c.stderr.text() != "" {
+			t.Errorf("exit %d after Ctrl-C, want 0: %s", exit, c.stderr.text())
+		}
+		eventually(t, "PostgreSQL to be gone", func() bool { return !running(pid) && postmaster(dir) == 0 })
+	}
+	stop(beside, other)
+	stop(c, dir)
+
+	c = start(t, dir, nil)
+	a = c.app()
+	a.login("root@example.com", goodPass)
+	a.want(a.do("GET", "/api/v1/users", token.AccessToken, nil), 200, "") // the secret was kept, too
+
+	pid := postmaster(dir)
+	c.signal(syscall.SIGKILL)
+	c.exit()
+	if c = start(t, dir, nil); !running(pid) {
+		t.Error("PostgreSQL died with latch")
+	}
+	c.app().login("root@example.com", goodPass)
+	if got := postmaster(dir); got != pid {
+		t.Errorf("PostgreSQL is process %d, and %d was running", got, pid)
+	}
+
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	a = c.app()
+	eventually(t, "latch to notice", func() bool { return a.do("GET", "/api/v1/health/db", "", nil).status == 503 })
+	a.want(a.do("GET", "/api/v1/health", "", nil), 200, "")
+	a.want(a.tryLogin("root@example.com", goodPass), 503, "database_unavailable")
+	c.signal(syscall.SIGINT)
+	c.exit()
+	c = start(t, dir, nil)
+	c.app().login("root@example.com", goodPass)
+	stop(c, dir)
+}
