@@ -156,6 +156,9 @@ func findPostgres(major string) (bin string) {
 // startLocal makes the data directory if there is none and starts PostgreSQL on it if it does not run.
 // The socket lies in the data directory, which only its owner can enter; there is no TCP.
 func (db *devDB) startLocal(settings []string) error {
+	if n := len(db.data()) + len("/.s.PGSQL.5432"); n > 103 { // what a socket's address holds on macOS; Linux has 107
+		return fmt.Errorf("the path %s is %d bytes too long for PostgreSQL's socket; use a checkout with a shorter path, or set DATABASE_URL", db.data(), n-103)
+	}
 	db.where = db.data()
 	db.url = "postgresql://latch@/postgres?host=" + url.QueryEscape(db.data())
 	if db.dataVersion() == "" {

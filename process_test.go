@@ -374,3 +374,14 @@ func TestDevelopment(t *testing.T) {
 	c.app().login("root@example.com", goodPass)
 	stop(c, dir)
 }
+
+func TestDevelopmentPathTooLong(t *testing.T) {
+	t.Parallel()
+	if suite.bin == "" {
+		t.Skip("Docker's image has no socket here")
+	}
+	_, err := startDevDB(filepath.Join(t.TempDir(), strings.Repeat("x", 100)))
+	if err == nil || !strings.Contains(err.Error(), "too long for PostgreSQL's socket") {
+		t.Errorf("startDevDB on a long path = %v", err)
+	}
+}
