@@ -415,7 +415,7 @@ func latch(t testing.TB, dir string, env []string, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], args...)
 	cmd.Dir = dir
-	cmd.Env = append([]string{"LATCH_TEST_MAIN=1", "PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "TMPDIR=" + filepath.Dir(suite.dir)}, env...)
+	cmd.Env = append([]string{"LATCH_TEST_MAIN=1", "EMBEDDING_DIMENSIONS=" + strconv.Itoa(testDimensions), "PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "TMPDIR=" + filepath.Dir(suite.dir)}, env...)
 	return cmd
 }
 
