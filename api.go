@@ -220,7 +220,7 @@ func read(x *exchange, r *http.Request, in *input, dst any) error {
 		rd.take("path", name, func(f *field) *fieldError { return f.setText(rd.dst, r.PathValue(name)) })
 	}
 	if !rd.readPairs("query", r.URL.RawQuery) {
-		rd.faults = append(rd.faults, fieldError{[]any{"query"}, "must be name=value pairs in percent-encoded UTF-8", "query_malformed"})
+		rd.add(fieldError{[]any{"query"}, "must be name=value pairs in percent-encoded UTF-8", "query_malformed"})
 	}
 	rd.finish("query")
 	if err := readBody(x, r, rd); err != nil {

@@ -11,9 +11,9 @@
 //
 // Exit status: 0 done, 1 failed, 2 wrong usage or settings. "latch -h" lists the settings.
 //
-// Read the files in this order: server.go (the routes), api.go (the gate), read.go and json.go (strict
-// reading), auth.go and users.go (what requests mean), token.go, password.go, store.go with schema.sql
-// (all SQL), migrate.go, config.go, devdb.go.
+// Read the files in this order: server.go (the routes), api.go (the gate), input.go, read.go and json.go (strict
+// reading), auth.go, users.go and documents.go (what requests mean), token.go, password.go, embeddings.go,
+// store.go with schema.sql (all SQL), postgres.go, migrate.go, openapi.go, metrics.go, config.go, devdb.go.
 package main
 
 import (

@@ -216,3 +216,13 @@ func TestReadPairs(t *testing.T) {
 		}
 	}
 }
+
+// TestManyFaults: a large body full of faults is not answered by a larger one.
+func TestManyFaults(t *testing.T) {
+	t.Parallel()
+	rd := newReading(&readCompiled, &readInput{})
+	rd.readJSON([]byte(`{"text":"ab"` + strings.Repeat(`,"x":1`, 10000) + `}`))
+	if got := len(rd.finish("json")); got != maxFaults {
+		t.Errorf("10,000 faults are listed as %d, want %d", got, maxFaults)
+	}
+}
