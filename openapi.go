@@ -341,7 +341,7 @@ func (d *spec) schema(t reflect.Type) object {
 	case t.Kind() == reflect.Slice:
 		return object{"type", "array", "items", d.schema(t.Elem())}
 	case t.Kind() == reflect.Interface: // a step of loc
-		return object{"type", []string{"string", "integer"}}
+		return object{"anyOf", []object{{"type", "string"}, {"type", "integer"}}}
 	case t.Kind() == reflect.Struct:
 		name := exported(strings.TrimSuffix(t.Name(), "Document"))
 		if !slices.Contains(d.schemas, any(name)) {

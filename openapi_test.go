@@ -174,14 +174,14 @@ func (d *apiDocument) check(schema, value any, at string, closed bool) (faults [
 			for _, part := range rule.([]any) {
 				faults = append(faults, d.check(part, value, at, false)...)
 			}
-		case "oneOf":
+		case "oneOf", "anyOf":
 			fit := 0
 			for _, part := range rule.([]any) {
 				if len(d.check(part, value, at, closed)) == 0 {
 					fit++
 				}
 			}
-			if fit != 1 {
+			if fit == 0 || fit > 1 && word == "oneOf" {
 				fault("fits %d of the alternatives", fit)
 			}
 		case "required":
