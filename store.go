@@ -122,9 +122,9 @@ func (st *store) updateUser(ctx context.Context, id int64, c userChange) (before
 }
 
 // deleteUser removes an account and all that belongs to it: errNotFound, errLastAdmin, or
-// errWrongPassword where oldHash is not empty and no longer the account's.
+// errWrongPassword where oldHash is not empty and no longer the account's. A million documents take some seconds.
 func (st *store) deleteUser(ctx context.Context, id int64, oldHash string) error {
-	return st.inTx(ctx, func(ctx context.Context, q querier) error {
+	return st.slowly(ctx, func(ctx context.Context, q querier) error {
 		var u user
 		var hash string
 		if err := lockUser(ctx, q, id, true, &u, &hash); err != nil {
