@@ -198,7 +198,7 @@ func (s *server) search(ctx context.Context, c *caller, in searchInput) (searchR
 		}
 		in.Embedding = vectors[0]
 	}
-	results, err := s.store.search(ctx, c.ID, in)
+	results, err := s.store.search(ctx, c.ID, in, s.cfg.TextSearch)
 	for i, r := range results {
 		if in.MinScore != nil && r.Score < *in.MinScore {
 			results = results[:i] // they come in the order of scores

@@ -39,10 +39,7 @@ var serverSettings = map[string]string{
 }
 
 // store is the database. It is safe for concurrent use.
-type store struct {
-	pool       *pgxpool.Pool
-	textSearch string // the configuration of full-text search
-}
+type store struct{ pool *pgxpool.Pool }
 
 // openStore opens a pool for a database that has been migrated. maxConns 0 means 8, which is
 // enough for a few cores: more made PostgreSQL slower. It reports only faults of the settings.
@@ -70,7 +67,7 @@ func openStore(ctx context.Context, url string, maxConns int64, echo *slog.Logge
 	if err != nil {
 		return nil, describe(err)
 	}
-	return &store{pool: pool, textSearch: "simple"}, nil
+	return &store{pool}, nil
 }
 
 // setUp gives every connection of the program its name, its limits and, with echo, its log.

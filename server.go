@@ -52,7 +52,6 @@ type server struct {
 func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
 	s := &server{cfg: cfg, store: st, hasher: h, embedder: newEmbedder(cfg), log: log, start: time.Now(), mux: http.NewServeMux(), closed: map[string]bool{}}
 	s.keys = newKeyring(cfg.SecretKeys, time.Duration(cfg.AccessMinutes)*time.Minute)
-	st.textSearch = cfg.TextSearch
 	s.table = s.routes()
 	for _, rt := range s.table {
 		rt.endpoint.input.setVectors(cfg.EmbeddingDimensions)

@@ -420,8 +420,9 @@ func (st *store) deleteDocument(ctx context.Context, owner, id int64) error {
 const fuseDepth = "200"
 
 // search returns the in.Limit documents of owner that fit best. The ids and scores are found in a step of their
-// own, so that only the few that are found are read whole. Equals go by id.
-func (st *store) search(ctx context.Context, owner int64, in searchInput) (results []found, err error) {
+// own, so that only the few that are found are read whole. Equals go by id. textSearch is the configuration that
+// the words were made with.
+func (st *store) search(ctx context.Context, owner int64, in searchInput, textSearch string) (results []found, err error) {
 	args := []any{owner, in.Include != nil, in.Limit}
 	arg := func(v any) string { args = append(args, v); return fmt.Sprintf("$%d", len(args)) }
 	where := "owner_id = $1" + filterBy(in.Filter, &args)
@@ -431,7 +432,7 @@ func (st *store) search(ctx context.Context, owner int64, in searchInput) (resul
 		nearest = "SELECT id, " + distance + " AS distance, 1 - (" + distance + ") AS score FROM documents WHERE " + where + " ORDER BY distance, id LIMIT "
 	}
 	if in.Mode != "vector" {
-		query := "websearch_to_tsquery(" + arg(st.textSearch) + "::text::regconfig, " + arg(*in.Query) + ")"
+		query := "websearch_to_tsquery(" + arg(textSearch) + "::text::regconfig, " + arg(*in.Query) + ")"
 		matching = "SELECT id, NULL::float8 AS distance, ts_rank_cd(words, " + query + ")::float8 AS score FROM documents WHERE " + where + " AND words @@ " + query + " ORDER BY score DESC, id LIMIT "
 	}
 	sql := map[string]string{
