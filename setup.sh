@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs what "make run" (./setup.sh) and "make test" (./setup.sh test) need, where it is missing:
 # PostgreSQL 14+ with pgvector 0.7+, the first with halfvec, and for the tests a C compiler, which
-# "go test -race" calls. Where everything is there, it does nothing and says nothing.
+# "go test -race" calls; where apt has them also Chromium with its driver, for the test of the docs page, and promtool,
+# for that of the metrics, which are skipped without. Where everything is there, it does nothing and says nothing.
 set -eu
 umask 022        # what goes to /etc and /usr is for everybody to read
 unset MAKEFLAGS  # those of make run are not for pgvector's make
@@ -27,6 +28,37 @@ has_postgres() {
 # A gcc without the C library's headers, a package of their own on Debian, is not enough.
 has_cc() { echo '#include <stdlib.h>' | ${CC:-gcc} -E - >/dev/null 2>&1; }
 
+has_browser() {
+	command -v chromedriver >/dev/null || return 1
+	for name in chromium chromium-browser google-chrome '/Applications/Google Chrome.app/Contents/MacOS/Google Chrome'; do
+		if command -v "$name" >/dev/null; then return; fi
+	done
+	return 1
+}
+
+# The browser is wanted, not needed: what fails here is only said. Ubuntu's chromium is a link to its snap store.
+want_browser() {
+	if [ "$mode" != test ] || has_browser; then return; fi
+	if grep -qsx ID=debian /etc/os-release && { [ "$(id -u)" = 0 ] || command -v sudo >/dev/null; }; then
+		say 'Missing: a browser for the test of the docs page. Running: apt-get install --no-install-recommends chromium chromium-driver'
+		{ as_root apt-get -q update && as_root env DEBIAN_FRONTEND=noninteractive apt-get -qy -o DPkg::Lock::Timeout=300 \
+			install --no-install-recommends chromium chromium-driver; } || say 'Failed: apt-get install chromium chromium-driver'
+	fi
+	has_browser || say 'There is no Chromium or Chrome with chromedriver: THE TEST OF THE DOCS PAGE WILL BE SKIPPED.'
+}
+
+# The program alone: the package would start a server, now and at every boot.
+want_promtool() {
+	if [ "$mode" != test ] || command -v promtool >/dev/null; then return; fi
+	if command -v apt-get >/dev/null && { [ "$(id -u)" = 0 ] || command -v sudo >/dev/null; }; then
+		say 'Missing: promtool for the test of the metrics. Taking it from the package prometheus to /usr/local/bin.'
+		dir=$(mktemp -d)
+		(cd "$dir" && as_root apt-get -q update && as_root apt-get -q -o APT::Sandbox::User=root download prometheus && dpkg -x prometheus_*.deb . && as_root install usr/bin/promtool /usr/local/bin/) ||
+			say 'Failed: promtool. ITS CHECK WILL BE SKIPPED.'
+		as_root rm -rf "$dir"
+	fi
+}
+
 check() {
 	postgres='' cc=''
 	has_postgres || postgres='PostgreSQL 14+ with pgvector 0.7+'
@@ -36,17 +68,18 @@ check() {
 }
 
 mode=${1-} # test, or nothing
-if check; then exit 0; fi
+if check; then want_browser; want_promtool; exit 0; fi
 
 if [ "$(uname)" = Darwin ] && command -v brew >/dev/null; then
 	say "Missing: $missing."
 	brew='brew install postgresql@17 pgvector'
 	[ -z "$postgres" ] || { say "Running: $brew" && $brew; } || die "Failed: $brew"
 	check || die "Still missing: $missing.${cc:+ For the compiler run xcode-select --install.}"
+	want_browser
 	exit 0
 fi
 if [ "$(uname)" = Darwin ] || ! command -v apt-get >/dev/null; then
-	if docker info >/dev/null 2>&1; then exit 0; fi # the program then uses the image named below
+	if docker info >/dev/null 2>&1; then want_browser; exit 0; fi # the program then uses the image named below
 	say "Missing: $missing. This script knows only apt-get and Homebrew; here please install it yourself."
 	[ "$(uname)" != Darwin ] || say 'With Homebrew, from https://brew.sh: brew install postgresql@17 pgvector'
 	die 'Docker does as well: where it runs, go run . uses the image pgvector/pgvector:pg17 by itself.'
@@ -112,3 +145,5 @@ if [ "$build" ]; then
 	as_root make -s OPTFLAGS='' PG_CONFIG="$config" install || die 'Failed: make install of pgvector'
 fi
 check || die "Failed: everything is installed, but still missing: $missing"
+want_browser
+want_promtool
