@@ -47,16 +47,18 @@ want_browser() {
 	has_browser || say 'There is no Chromium or Chrome with chromedriver: THE TEST OF THE DOCS PAGE WILL BE SKIPPED.'
 }
 
-# The program alone: the package would start a server, now and at every boot.
+# Where promtool has no package of its own, as in Debian 12, it is taken out of that of prometheus, which
+# installed would start a server, now and at every boot.
 want_promtool() {
 	if [ "$mode" != test ] || command -v promtool >/dev/null; then return; fi
-	if command -v apt-get >/dev/null && { [ "$(id -u)" = 0 ] || command -v sudo >/dev/null; }; then
-		say 'Missing: promtool for the test of the metrics. Taking it from the package prometheus to /usr/local/bin.'
-		dir=$(mktemp -d)
-		(cd "$dir" && as_root apt-get -q update && as_root apt-get -q -o APT::Sandbox::User=root download prometheus && dpkg -x prometheus_*.deb . && as_root install usr/bin/promtool /usr/local/bin/) ||
-			say 'Failed: promtool. ITS CHECK WILL BE SKIPPED.'
-		as_root rm -rf "$dir"
-	fi
+	command -v apt-get >/dev/null && { [ "$(id -u)" = 0 ] || command -v sudo >/dev/null; } || return 0
+	say 'Missing: promtool for the test of the metrics. Taking it from the package promtool, or out of prometheus.'
+	as_root apt-get -q update
+	if as_root env DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends promtool; then return; fi
+	dir=$(mktemp -d)
+	(cd "$dir" && as_root apt-get -q -o APT::Sandbox::User=root download prometheus && dpkg -x prometheus_*.deb . &&
+		as_root install usr/bin/promtool /usr/local/bin/) || say 'Failed: promtool. ITS CHECK WILL BE SKIPPED.'
+	as_root rm -rf "$dir"
 }
 
 check() {
