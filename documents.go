@@ -154,7 +154,7 @@ func (s *server) deleteDocument(ctx context.Context, c *caller, in idInput) (non
 }
 
 type searchInput struct {
-	Embedding vector     `json:"embedding" doc:"Where to look; or a query, for the service's provider of embeddings."`
+	Embedding vector     `json:"embedding" doc:"Where to look, compared in half precision, as what is stored; or a query, for the service's provider of embeddings."`
 	Query     *string    `json:"query" min:"1" max:"8192" doc:"A text to look for; for mode text in the words of web searches: quotes, OR, -." example:"who wrote the first program?"`
 	Mode      string     `json:"mode" enum:"vector,text,hybrid" default:"vector" doc:"By meaning, by words, or both fused by rank."`
 	Limit     int64      `json:"limit" min:"1" max:"100" default:"10"`
