@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -23,11 +24,12 @@ import (
 )
 
 const (
-	connectTimeout = 2 * time.Second
-	acquireTimeout = 500 * time.Millisecond // a pool that is this busy is better answered with 503
-	slowTimeout    = 20 * time.Second       // for a batch of documents: 16 MiB of text take some seconds to be indexed
-	queryTimeout   = 4 * time.Second        // the client's patience; the server gives up first, which keeps the connection
-	pingTimeout    = 800 * time.Millisecond // /health/db promises an answer within 1 s
+	connectTimeout = 2500 * time.Millisecond // TLS refused, SCRAM and the answer: four round trips of up to 600 ms
+	closeTimeout   = time.Second             // for a connection that is given up, and for its cancel request
+	acquireTimeout = 500 * time.Millisecond  // a pool that is this busy is better answered with 503
+	slowTimeout    = 20 * time.Second        // for a batch of documents: 16 MiB of text take some seconds to be indexed
+	queryTimeout   = 4 * time.Second         // the client's patience; the server gives up first, which keeps the connection
+	pingTimeout    = 800 * time.Millisecond  // /health/db promises an answer within 1 s
 )
 
 // serverSettings are PostgreSQL's own limits, in milliseconds, each below queryTimeout; and what suits
@@ -39,7 +41,10 @@ var serverSettings = map[string]string{
 }
 
 // store is the database. It is safe for concurrent use.
-type store struct{ pool *pgxpool.Pool }
+type store struct {
+	pool   *pgxpool.Pool
+	pooled atomic.Bool // PgBouncer stands between
+}
 
 // openStore opens a pool for a database that has been migrated. maxConns 0 means 8, which is
 // enough for a few cores: more made PostgreSQL slower. It reports only faults of the settings.
@@ -49,30 +54,45 @@ func openStore(ctx context.Context, url string, maxConns int64, echo *slog.Logge
 		return nil, errors.New("DATABASE_URL is not a PostgreSQL URL") // pgx's error would hold it
 	}
 	setUp(conf.ConnConfig, echo)
-	if behindPgBouncer(ctx, conf.ConnConfig) {
-		for name := range serverSettings {
-			delete(conf.ConnConfig.RuntimeParams, name)
-		}
-		conf.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
-	}
 	conf.MaxConns = 8
 	if maxConns > 0 {
 		conf.MaxConns = int32(maxConns)
 	}
+	st := &store{}
+	conf.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error {
+		if st.pooled.Load() {
+			for name := range serverSettings {
+				delete(c.RuntimeParams, name)
+			}
+			c.DefaultQueryExecMode = pgx.QueryExecModeExec // in transaction mode, a prepared statement is lost to the next query
+		}
+		return nil
+	}
 	conf.AfterConnect = func(ctx context.Context, c *pgx.Conn) error {
+		ctx, cancel := context.WithTimeout(ctx, connectTimeout) // pgx's own ended with the handshake
+		defer cancel()
 		c.TypeMap().RegisterType(&pgtype.Type{Name: "timestamptz", OID: pgtype.TimestamptzOID, Codec: &pgtype.TimestamptzCodec{ScanLocation: time.UTC}})
 		return pgxvector.RegisterTypes(ctx, c)
 	}
-	pool, err := pgxpool.NewWithConfig(ctx, conf)
-	if err != nil {
+	conf.PrepareConn = func(_ context.Context, c *pgx.Conn) (bool, error) { return isQuiet(c.PgConn().Conn()), nil }
+	if st.pool, err = pgxpool.NewWithConfig(ctx, conf); err != nil {
 		return nil, describe(err)
 	}
-	return &store{pool}, nil
+	return st, nil
 }
 
 // setUp gives every connection of the program its name, its limits and, with echo, its log.
 func setUp(conf *pgx.ConnConfig, echo *slog.Logger) {
 	conf.ConnectTimeout = connectTimeout
+	conf.DialFunc = dial
+	conf.LookupFunc = func(ctx context.Context, host string) ([]string, error) {
+		ctx, cancel := context.WithTimeout(ctx, connectTimeout) // pgx's own begins with the dialing
+		defer cancel()
+		return net.DefaultResolver.LookupHost(ctx, host)
+	}
+	conf.OnPgError = func(_ *pgconn.PgConn, err *pgconn.PgError) bool {
+		return err.SeverityUnlocalized != "FATAL" && err.Severity != "FATAL" && err.Code != "25006" // read only: no primary any more
+	}
 	if conf.RuntimeParams["application_name"] == "" {
 		conf.RuntimeParams["application_name"] = "latch"
 	}
@@ -84,18 +104,6 @@ func setUp(conf *pgx.ConnConfig, echo *slog.Logger) {
 	if echo != nil {
 		conf.Tracer = &echoTracer{echo}
 	}
-}
-
-// behindPgBouncer tells whether the limits are refused at the start of a connection, as PgBouncer does
-// ("unsupported startup parameter", 08P01). In its transaction mode prepared statements would be
-// lost between queries, so none are used then.
-func behindPgBouncer(ctx context.Context, conf *pgx.ConnConfig) bool {
-	c, err := pgx.ConnectConfig(ctx, conf)
-	if err == nil {
-		c.Close(ctx)
-	}
-	pg, refused := errors.AsType[*pgconn.PgError](err)
-	return refused && pg.Code == "08P01"
 }
 
 func (st *store) close() { st.pool.Close() }
@@ -123,36 +131,65 @@ type querier interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }
 
-// once runs f on a connection and translates its error. A lost race for a lock is run again, once:
-// nothing of it was kept.
+// lostRace are the errors after which nothing of a statement was kept and another try may do: a
+// serialization failure, a deadlock, a plan that a migration has outdated, a primary that is none any more, and
+// prepared statements mixed up by PgBouncer. Not a lock that was waited for: the client has waited long enough.
+var lostRace = []string{"40001", "40P01", "0A000", "25006", "26000", "42P05"}
+
+// once runs f on a connection and translates its error. A lost race is run again, once.
 func (st *store) once(ctx context.Context, f func(ctx context.Context, q querier) error) error {
-	return st.attempt(ctx, queryTimeout, f, func(err error) bool { return sqlState(err, "40001", "40P01", "55P03") || pgconn.SafeToRetry(err) })
+	return st.attempt(ctx, queryTimeout, f, isLostRace)
 }
+
+func isLostRace(err error) bool { return sqlState(err, lostRace...) || pgconn.SafeToRetry(err) }
 
 // again is once for statements that may run twice to the same effect, reads and compare-and-set: they
 // are also run again when the connection breaks, as each does when PostgreSQL restarts.
 func (st *store) again(ctx context.Context, f func(ctx context.Context, q querier) error) error {
-	return st.attempt(ctx, queryTimeout, f, func(err error) bool { return sqlState(err, "40001", "40P01", "55P03", "57P01") || isNetwork(err) })
+	return st.attempt(ctx, queryTimeout, f, func(err error) bool { return isLostRace(err) || sqlState(err, "57P") || isNetwork(err) })
 }
 
 func (st *store) attempt(ctx context.Context, timeout time.Duration, f func(ctx context.Context, q querier) error, retry func(error) bool) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
+	sent := false
 	run := func() error {
-		acquire, cancel := context.WithTimeout(ctx, acquireTimeout)
-		defer cancel()
-		c, err := st.pool.Acquire(acquire)
+		c, err := st.acquire(ctx)
 		if err != nil {
 			return err
 		}
 		defer c.Release()
+		sent = true
 		return f(ctx, c)
 	}
 	err := run()
-	if err != nil && retry(err) {
-		err = run()
+	if err == nil || !sent || !retry(err) { // acquire tries again by itself
+		return translate(err)
 	}
-	return translate(err)
+	switch {
+	case sqlState(err, "25006"): // nobody may go on reading from a server that is no primary any more
+		st.pool.Reset()
+	case sqlState(err, "26000", "42P05"): // a PgBouncer that was told to ignore what it does not know
+		st.pooled.Store(true)
+		st.pool.Reset()
+	}
+	return translate(run())
+}
+
+// acquire takes a connection of the pool within acquireTimeout. One that cannot be opened is tried again,
+// once: nothing was sent. PgBouncer refuses the limits at the start of a connection ("unsupported
+// startup parameter", 08P01); it does without them from then on.
+func (st *store) acquire(ctx context.Context) (*pgxpool.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, acquireTimeout)
+	defer cancel()
+	c, err := st.pool.Acquire(ctx)
+	if err != nil && ctx.Err() == nil {
+		if sqlState(err, "08P01") {
+			st.pooled.Store(true)
+		}
+		c, err = st.pool.Acquire(ctx)
+	}
+	return c, err
 }
 
 // inTx runs f in a transaction, as once does.
@@ -171,7 +208,7 @@ func (st *store) slowly(ctx context.Context, f func(ctx context.Context, q queri
 			}
 			return f(ctx, tx)
 		})
-	}, func(err error) bool { return sqlState(err, "40001", "40P01", "55P03") || pgconn.SafeToRetry(err) })
+	}, isLostRace)
 }
 
 // translate maps an error of pgx to a problem where clients can be told, else to an internal error.
@@ -192,9 +229,9 @@ func translate(err error) error {
 		return invalid(fieldError{[]any{"body", "metadata"}, "must have at most 32 KiB as it is stored, with its numbers written out", "too_long"})
 	case ok && (strings.HasPrefix(pg.Code, "22") || pg.Code == "54000"): // a value that the gate should have refused, or too large for an index
 		return fmt.Errorf("%w: %w", invalid(fieldError{[]any{"body"}, "holds a value that cannot be stored", "value_error"}), describe(err))
-	// Lost races, cancelled, terminated or starting, out of connections, disk or memory, broken
+	// Lost races, cancelled, terminated or starting, out of connections, disk or memory, failing disks, broken
 	// connections, a standby, and settings that no longer fit the server.
-	case sqlState(err, "40001", "40P01", "55P03", "57014", "57P", "53", "08", "25006", "28", "3D000"), isNetwork(err):
+	case sqlState(err, lostRace...), sqlState(err, "55P03", "57014", "57P", "53", "58", "08", "25P03", "28", "3D000"), isNetwork(err):
 		return fmt.Errorf("%w: %w", errUnavailable, describe(err))
 	}
 	return describe(err)
@@ -241,7 +278,12 @@ func describe(err error) error {
 func (st *store) ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()
-	if err := st.pool.Ping(ctx); err != nil {
+	c, err := st.acquire(ctx)
+	if err == nil {
+		err = c.Ping(ctx)
+		c.Release()
+	}
+	if err != nil {
 		return describe(err)
 	}
 	return nil
