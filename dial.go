@@ -40,7 +40,10 @@ func isQuiet(c net.Conn) bool {
 	if layer, ok := c.(*tls.Conn); ok {
 		c = layer.NetConn()
 	}
-	raw, err := c.(boundedConn).Conn.(syscall.Conn).SyscallConn()
+	if bounded, ok := c.(boundedConn); ok {
+		c = bounded.Conn
+	}
+	raw, err := c.(syscall.Conn).SyscallConn()
 	if err != nil {
 		return false
 	}

@@ -1,0 +1,187 @@
+//go:build fault
+
+package main
+
+// fault_test.go breaks PostgreSQL, and what lies between it and the program, under load. Run by "make fault".
+
+import (
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// site is two replicas on a database of their own, behind a proxy.
+type site struct {
+	*row
+	*load
+	db       *postgres
+	database string
+	proxy    *proxy
+	replicas []*replica
+}
+
+// startSite starts a site and its load, and sees that all is well for a second.
+func startSite(t *testing.T, name string, env ...string) *site {
+	t.Helper()
+	c := newSite(t, name, startPostgres(t, name), env...)
+	c.begin()
+	return c
+}
+
+// newSite is startSite without the load.
+func newSite(t *testing.T, name string, db *postgres, env ...string) *site {
+	t.Helper()
+	c := &site{row: newRow(t, name), db: db, database: "latch"}
+	c.db.sql("postgres", "CREATE DATABASE "+c.database)
+	c.proxy = startProxy(t, c.db.address())
+	for range 2 {
+		c.replicas = append(c.replicas, startReplica(t, urlOf(c.proxy.address(), c.database), env...))
+	}
+	for _, r := range c.replicas {
+		r.ready()
+	}
+	c.load = newLoad(t, c.replicas, c.direct())
+	return c
+}
+
+func (c *site) direct() string { return urlOf(c.db.address(), c.database) }
+
+func (c *site) begin() {
+	c.row.t.Helper()
+	c.load.start()
+	time.Sleep(1500 * time.Millisecond)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.samples {
+		if s.status >= 300 && s.op != "dead" || s.status == 0 {
+			c.row.t.Fatalf("%s: %d %s before anything is broken", s.op, s.status, s.note)
+		}
+	}
+	if len(c.samples) < faultRate {
+		c.row.t.Fatalf("the load is only %d requests in 1.5 s", len(c.samples))
+	}
+}
+
+// end stops the load once it has run for the given time after healed, and judges.
+func (c *site) end(healed time.Time, limit time.Duration, broken bool) {
+	c.row.t.Helper()
+	time.Sleep(time.Until(healed.Add(limit + 2*time.Second)))
+	c.halt()
+	c.judge(c.load, broken, healed, limit)
+	for _, missing := range c.lost(c.direct()) {
+		c.fault("lost: %s", missing)
+	}
+	for i, r := range c.replicas {
+		if !r.alive() {
+			c.fault("replica %d has exited:\n%.2000s", i, r.log())
+		}
+	}
+}
+
+// watchHealth asks a replica's /health and /health/db until stop is called, which returns the worst: the number of
+// answers of /health that were not 200, and of /health/db the slowest and how long after the start came the first 503.
+func watchHealth(r *replica) (stop func() (notAlive int, slowest, first503 time.Duration)) {
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	var notAlive int
+	var slowest, first503 time.Duration
+	start := time.Now()
+	loop := func(f func()) {
+		for {
+			select {
+			case <-done:
+				return
+			case <-time.After(50 * time.Millisecond):
+				f()
+			}
+		}
+	}
+	wg.Go(func() {
+		loop(func() {
+			if status, _ := r.health("/health"); status != 200 {
+				notAlive++
+			}
+		})
+	})
+	wg.Go(func() {
+		loop(func() {
+			status, took := r.health("/health/db")
+			slowest = max(slowest, took)
+			if status == 503 && first503 == 0 {
+				first503 = time.Since(start)
+			}
+		})
+	})
+	return func() (int, time.Duration, time.Duration) {
+		close(done)
+		wg.Wait()
+		return notAlive, slowest, first503
+	}
+}
+
+func TestFaultCrash(t *testing.T) {
+	c := startSite(t, "postgres-crash")
+	c.db.halt("immediate")
+	time.Sleep(time.Second)
+	healed := c.db.restart()
+	c.end(healed, 2*time.Second, false)
+	c.atMost("first_success_ms", c.Figures["first_success_ms"], 1000)
+}
+
+func TestFaultTerminate(t *testing.T) {
+	c := startSite(t, "backends-terminated")
+	kill := `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'latch'`
+	c.db.sql("postgres", kill+" LIMIT 1")
+	time.Sleep(500 * time.Millisecond)
+	for range 5 {
+		c.db.sql("postgres", kill)
+		time.Sleep(200 * time.Millisecond)
+	}
+	c.end(time.Now(), time.Second, false)
+	for _, s := range c.samples {
+		if s.status == 503 && (s.op == "me" || s.op == "list" || s.op == "search") {
+			c.Figures["reads_refused"]++
+		}
+	}
+	c.atMost("reads_refused", c.Figures["reads_refused"], 0)
+}
+
+// TestFaultKilledBackend ends one backend by SIGKILL, for which PostgreSQL ends all others and recovers.
+func TestFaultKilledBackend(t *testing.T) {
+	c := startSite(t, "backend-killed")
+	for _, pid := range c.db.processes()[1:] {
+		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if len(name) > 0 && string(name[:min(len(name), 15)]) == "postgres: latch" {
+			syscall.Kill(pid, syscall.SIGKILL)
+			break
+		}
+	}
+	c.end(time.Now(), 2*time.Second, false)
+	if c.Statuses[503] == 0 {
+		t.Log("nothing was broken")
+	}
+}
+
+func TestFaultBlackhole(t *testing.T) {
+	for _, mode := range []string{"hold", "swallow"} {
+		t.Run(mode, func(t *testing.T) {
+			c := startSite(t, "blackhole-"+mode)
+			stop := watchHealth(c.replicas[0])
+			c.proxy.mode.Store(mode)
+			time.Sleep(4 * time.Second)
+			c.proxy.mode.Store("pass")
+			healed := time.Now()
+			notAlive, slowest, first503 := stop()
+			c.atMost("health_not_200", float64(notAlive), 0)
+			c.atMost("health_db_slowest_ms", ms(slowest), 1000)
+			c.atMost("health_db_503_after_ms", ms(first503), 1100)
+			if first503 == 0 {
+				c.fault("/health/db never was 503")
+			}
+			c.end(healed, 3*time.Second, false)
+		})
+	}
+}
