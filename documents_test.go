@@ -460,7 +460,7 @@ func TestSearchPlan(t *testing.T) {
 		a.sql(`VACUUM ANALYZE documents`)
 		return one[bool](t, a.url, `SELECT relallvisible = relpages FROM pg_class WHERE relname = 'documents'`)
 	})
-	conn, err := pgx.Connect(t.Context(), a.url+"&plan_cache_mode=force_generic_plan&random_page_cost=1.1")
+	conn, err := pgx.Connect(t.Context(), direct(a.url)+"&plan_cache_mode=force_generic_plan&random_page_cost=1.1")
 	if err != nil {
 		t.Fatal(err)
 	}

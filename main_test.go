@@ -81,6 +81,15 @@ func runSuite(m *testing.M) int {
 		return 1
 	}
 	defer watch(suite, dir)()
+	if os.Getenv("LATCH_TEST_PGBOUNCER") != "" { // "make fault" runs the whole suite through one
+		bouncer, err := startPgBouncer(dir, suite.data(), 5432)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer bouncer.stop()
+		suiteBouncer = bouncer.address
+	}
 	ctx := context.Background()
 	if err := makeTemplate(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -152,6 +161,15 @@ func databaseURL(name string) string {
 	return u.String()
 }
 
+// direct is the URL of the same database without the PgBouncer that may stand before it.
+func direct(u string) string {
+	parsed, err := url.Parse(u)
+	if err != nil {
+		panic(err)
+	}
+	return databaseURL(strings.TrimPrefix(parsed.Path, "/"))
+}
+
 // newDatabase makes a database, a copy of from or empty where from is "", and returns its URL.
 func newDatabase(t testing.TB, from string) string {
 	t.Helper()
@@ -167,6 +185,9 @@ func newDatabase(t testing.TB, from string) string {
 	name := fmt.Sprintf("t%d", dbCount.Add(1))
 	if _, err := conn.Exec(ctx, "CREATE DATABASE "+name+" TEMPLATE "+from); err != nil {
 		t.Fatal(err)
+	}
+	if suiteBouncer != "" {
+		return "postgresql://latch@" + suiteBouncer + "/" + name
 	}
 	return databaseURL(name)
 }
@@ -200,6 +221,7 @@ func newAppOn(t testing.TB, url string, params argonParams, configure ...func(*c
 	if err != nil {
 		t.Fatal(err)
 	}
+	st.ping(t.Context()) // it learns whether there is a PgBouncer
 	a := &app{t: t, url: url}
 	a.server = newServer(cfg, st, newHasher(params), slog.New(slog.NewJSONHandler(&suiteLog, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	a.web = httptest.NewUnstartedServer(a.server)

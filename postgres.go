@@ -64,7 +64,8 @@ func openStore(ctx context.Context, url string, maxConns int64, echo *slog.Logge
 			for name := range serverSettings {
 				delete(c.RuntimeParams, name)
 			}
-			c.DefaultQueryExecMode = pgx.QueryExecModeExec // in transaction mode, a prepared statement is lost to the next query
+			// In transaction mode a prepared statement is lost to the next query, but not what its types were.
+			c.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 		}
 		return nil
 	}

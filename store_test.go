@@ -111,7 +111,7 @@ func TestSurvivesTerminatedConnections(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)
 	m := a.signUp("ada")
-	conn, err := pgx.Connect(t.Context(), a.url)
+	conn, err := pgx.Connect(t.Context(), direct(a.url))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +135,7 @@ func TestLockedRow(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)
 	m := a.signUp("ada")
-	conn, err := pgx.Connect(t.Context(), a.url)
+	conn, err := pgx.Connect(t.Context(), direct(a.url))
 	if err != nil {
 		t.Fatal(err)
 	}
