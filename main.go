@@ -39,6 +39,10 @@ const version = "0.1.0"
 // drainTimeout bounds the wait for requests under way: the longest that one may take.
 const drainTimeout = requestTimeout + writeTimeout
 
+// lastCall is the least delay before closing: what kept-alive connections carry in this time is told to
+// be their last, where a connection that is closed without a word breaks the request on its way.
+const lastCall = 300 * time.Millisecond
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := program{os.Getenv, os.Stdin, os.Stdout, os.Stderr}.run(ctx, os.Args[1:])
@@ -190,7 +194,7 @@ func (p program) serve(ctx context.Context, s *server, dev *devDB) error {
 	s.log.Info("draining", "delay_s", s.cfg.ShutdownDelay)
 	select {
 	case <-again.Done():
-	case <-time.After(time.Duration(s.cfg.ShutdownDelay) * time.Second):
+	case <-time.After(max(lastCall, time.Duration(s.cfg.ShutdownDelay)*time.Second)):
 	}
 	patience, cancel := context.WithTimeout(again, drainTimeout)
 	defer cancel()

@@ -150,6 +150,9 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.stats.inFlight.Add(1)
 	defer s.finish(x, r)
 	setHeaders(x, https)
+	if s.draining.Load() { // a client that is told does not send its next request into a closing connection
+		x.Header().Set("Connection", "close")
+	}
 	if s.cors(x, r) {
 		return
 	}
