@@ -53,6 +53,7 @@ func TestFaultKeepAlive(t *testing.T) {
 				waiting.Add(-1)
 				if err != nil || res.StatusCode != 201 && res.StatusCode != 503 {
 					broken.Add(1)
+					t.Logf("broken: %v, on connection %v", err, conn.LocalAddr())
 					return
 				}
 				answered.Add(1)

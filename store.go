@@ -457,8 +457,17 @@ func (st *store) search(ctx context.Context, owner int64, in searchInput, textSe
 }
 
 // checkChoices compares the settings that were fixed when the documents table was made, or with the first
-// embedding, with today's: a different one is an error that says what to do.
-func (st *store) checkChoices(ctx context.Context, cfg *config) error {
+// embedding, with today's: a different one is an error that says what to do. It is the first to need the pool,
+// and waits for a database that is slow or has just gone, rather than to end the program.
+func (st *store) checkChoices(ctx context.Context, cfg *config) (err error) {
+	for start := time.Now(); ; time.Sleep(databasePoll) {
+		if err = st.readChoices(ctx, cfg); !errors.Is(err, errUnavailable) || ctx.Err() != nil || time.Since(start) > databaseWait {
+			return err
+		}
+	}
+}
+
+func (st *store) readChoices(ctx context.Context, cfg *config) error {
 	return st.once(ctx, func(ctx context.Context, q querier) error {
 		if cfg.EmbeddingsModel != "" {
 			if _, err := q.Exec(ctx, `INSERT INTO choices (name, value) VALUES ('EMBEDDINGS_MODEL', $1) ON CONFLICT DO NOTHING`, cfg.EmbeddingsModel); err != nil {
