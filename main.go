@@ -39,8 +39,9 @@ const version = "0.1.0"
 // drainTimeout bounds the wait for requests under way: the longest that one may take.
 const drainTimeout = requestTimeout + writeTimeout
 
-// lastCall is the least delay before closing: what kept-alive connections carry in this time is told to
-// be their last, where a connection that is closed without a word breaks the request on its way.
+// lastCall passes between the end of accepting connections and the closing of idle ones: what comes on
+// kept-alive connections in this time is answered with word that it was the last. A connection that is
+// closed without a word breaks the request that is on its way.
 const lastCall = 300 * time.Millisecond
 
 func main() {
@@ -194,8 +195,10 @@ func (p program) serve(ctx context.Context, s *server, dev *devDB) error {
 	s.log.Info("draining", "delay_s", s.cfg.ShutdownDelay)
 	select {
 	case <-again.Done():
-	case <-time.After(max(lastCall, time.Duration(s.cfg.ShutdownDelay)*time.Second)):
+	case <-time.After(time.Duration(s.cfg.ShutdownDelay) * time.Second):
 	}
+	closeDoor(listener)
+	time.Sleep(lastCall)
 	patience, cancel := context.WithTimeout(again, drainTimeout)
 	defer cancel()
 	if err := hs.Shutdown(patience); err != nil {

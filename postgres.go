@@ -75,6 +75,9 @@ func openStore(ctx context.Context, url string, maxConns int64, echo *slog.Logge
 		c.TypeMap().RegisterType(&pgtype.Type{Name: "timestamptz", OID: pgtype.TimestamptzOID, Codec: &pgtype.TimestamptzCodec{ScanLocation: time.UTC}})
 		return pgxvector.RegisterTypes(ctx, c)
 	}
+	// One that has long been idle is asked whether it still is one. On a slow network the answer takes longer than
+	// acquire may, so those in use are not asked.
+	conf.ShouldPing = func(_ context.Context, p pgxpool.ShouldPingParams) bool { return p.IdleDuration > 5*time.Second }
 	conf.PrepareConn = func(_ context.Context, c *pgx.Conn) (bool, error) { return isQuiet(c.PgConn().Conn()), nil }
 	if st.pool, err = pgxpool.NewWithConfig(ctx, conf); err != nil {
 		return nil, describe(err)
@@ -170,22 +173,25 @@ func (st *store) attempt(ctx context.Context, timeout time.Duration, f func(ctx 
 	switch {
 	case sqlState(err, "25006"): // nobody may go on reading from a server that is no primary any more
 		st.pool.Reset()
-	case sqlState(err, "26000", "42P05"): // a PgBouncer that was told to ignore what it does not know
+	case sqlState(err, betweenCodes...):
 		st.pooled.Store(true)
 		st.pool.Reset()
 	}
 	return translate(run())
 }
 
+// betweenCodes tell that PgBouncer is between: it refuses the limits at the start of a connection ("unsupported
+// startup parameter"), or, where it was told to ignore them, mixes up prepared statements.
+var betweenCodes = []string{"08P01", "26000", "42P05"}
+
 // acquire takes a connection of the pool within acquireTimeout. One that cannot be opened is tried again,
-// once: nothing was sent. PgBouncer refuses the limits at the start of a connection ("unsupported
-// startup parameter", 08P01); it does without them from then on.
+// once: nothing was sent.
 func (st *store) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, acquireTimeout)
 	defer cancel()
 	c, err := st.pool.Acquire(ctx)
 	if err != nil && ctx.Err() == nil {
-		if sqlState(err, "08P01") {
+		if sqlState(err, betweenCodes...) {
 			st.pooled.Store(true)
 		}
 		c, err = st.pool.Acquire(ctx)
