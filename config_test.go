@@ -13,7 +13,7 @@ import (
 )
 
 // load is loadConfig with env as the environment.
-func load(env map[string]string, dotenv string) (*config, error) {
+func loadFrom(env map[string]string, dotenv string) (*config, error) {
 	return loadConfig(func(name string) string { return env[name] }, dotenv)
 }
 
@@ -28,13 +28,13 @@ func served(more ...string) map[string]string {
 
 func TestDefaults(t *testing.T) {
 	t.Parallel()
-	got, err := load(nil, "")
+	got, err := loadFrom(nil, "")
 	want := config{AppName: "Latch", Docs: true, EmbeddingDimensions: 384, TextSearch: "simple", Host: "127.0.0.1", Port: 8000, APIPrefix: "/api/v1", DatabaseMaxConns: 8, Algorithm: "HS256", AccessMinutes: 30, RefreshDays: 7, RefreshGrace: 10,
 		RegistrationOpen: true, LogLevel: "info", LogFormat: "text"}
 	if err != nil || !reflect.DeepEqual(*got, want) {
 		t.Errorf("loadConfig of nothing = %+v, %v, want %+v", got, err, want)
 	}
-	if got, err := load(served("DEBUG", "true"), ""); err != nil || got.LogFormat != "json" || got.LogLevel != "debug" {
+	if got, err := loadFrom(served("DEBUG", "true"), ""); err != nil || got.LogFormat != "json" || got.LogLevel != "debug" {
 		t.Errorf("with DATABASE_URL and DEBUG: %+v, %v, want json and debug", got, err)
 	}
 }
@@ -120,7 +120,7 @@ func TestSettings(t *testing.T) {
 		{"SECRET_KEY", testKey + "," + testKey, nil},
 		{"SECRET_KEY", testKey + ",", nil},
 	} {
-		cfg, err := load(served(row.name, row.text), "")
+		cfg, err := loadFrom(served(row.name, row.text), "")
 		if row.want == nil {
 			if err == nil || !strings.HasPrefix(err.Error(), row.name+": ") || strings.Count(err.Error(), "\n") > 0 {
 				t.Errorf("%s=%s gives %v, want one problem", row.name, row.text, err)
@@ -155,7 +155,7 @@ func TestSecretKey(t *testing.T) {
 		if got := weakKey(key, false); (got == "") != (want == "") || !strings.Contains(got, want) {
 			t.Errorf("weakKey(%q) = %q, want %q in it", key, got, want)
 		}
-		_, err := load(served("SECRET_KEY", oldTestKey+","+key), "")
+		_, err := loadFrom(served("SECRET_KEY", oldTestKey+","+key), "")
 		if want != "" && (err == nil || !strings.HasPrefix(err.Error(), "SECRET_KEY: key 2 ") || len(key) > 1 && strings.Contains(err.Error(), key)) {
 			t.Errorf("SECRET_KEY=…,%s gives %v", key, err)
 		}
@@ -163,7 +163,7 @@ func TestSecretKey(t *testing.T) {
 	if why := weakKey("development-only-3f9c1b6a70d2e85447bb0a9df1c6e", true); why != "" {
 		t.Errorf("a development key with DEBUG: %s", why)
 	}
-	if _, err := load(map[string]string{"DATABASE_URL": "postgresql://u:p@db/x"}, ""); err == nil || !strings.HasPrefix(err.Error(), "SECRET_KEY: is required") {
+	if _, err := loadFrom(map[string]string{"DATABASE_URL": "postgresql://u:p@db/x"}, ""); err == nil || !strings.HasPrefix(err.Error(), "SECRET_KEY: is required") {
 		t.Errorf("DATABASE_URL without SECRET_KEY gives %v", err)
 	}
 }
@@ -180,7 +180,7 @@ func TestAllProblemsAtOnce(t *testing.T) {
 			want = append(want, s.name)
 		}
 	}
-	_, err := load(env, "canary\nA=\"canary\nSECRET KEY=canary\nB=canary\nB=canary")
+	_, err := loadFrom(env, "canary\nA=\"canary\nSECRET KEY=canary\nB=canary\nB=canary")
 	if err == nil {
 		t.Fatal("nothing is wrong with canaries everywhere")
 	}
@@ -230,7 +230,7 @@ func TestSettingFiles(t *testing.T) {
 		"a directory":        {map[string]string{"SECRET_KEY_FILE": dir}, "", "SECRET_KEY: the file that SECRET_KEY_FILE names cannot be read"},
 		"a secret as a name": {map[string]string{"SECRET_KEY_FILE": testKey}, "", "SECRET_KEY: the file that SECRET_KEY_FILE names cannot be read"},
 	} {
-		cfg, err := load(row.env, row.dotenv)
+		cfg, err := loadFrom(row.env, row.dotenv)
 		got := strings.Join(cfg.SecretKeys, ",")
 		if err != nil {
 			got = err.Error()
@@ -239,7 +239,7 @@ func TestSettingFiles(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, got, row.want)
 		}
 	}
-	cfg, err := load(map[string]string{"PORT_FILE": file("port", "8080\n"), "DEBUG_FILE": file("debug", "true")}, "")
+	cfg, err := loadFrom(map[string]string{"PORT_FILE": file("port", "8080\n"), "DEBUG_FILE": file("debug", "true")}, "")
 	if err != nil || cfg.Port != 8080 || !cfg.Debug {
 		t.Errorf("PORT_FILE and DEBUG_FILE give %+v, %v", cfg, err)
 	}
@@ -287,7 +287,7 @@ func TestDotEnv(t *testing.T) {
 			t.Errorf("parseDotEnv(%q) gives %q, %v, want %q", text, got, problems, want)
 		}
 	}
-	cfg, err := load(map[string]string{"PORT": "81"}, "PORT=82\nAPP_NAME='Acme' # ours\nOTHER_PROGRAMS=1\n")
+	cfg, err := loadFrom(map[string]string{"PORT": "81"}, "PORT=82\nAPP_NAME='Acme' # ours\nOTHER_PROGRAMS=1\n")
 	if err != nil || cfg.Port != 81 || cfg.AppName != "Acme" {
 		t.Errorf("the environment over .env gives %+v, %v", cfg, err)
 	}
