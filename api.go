@@ -196,12 +196,12 @@ func (s *server) gate(rt route) http.HandlerFunc {
 }
 
 func (s *server) answer(x *exchange, r *http.Request, rt *route) (any, error) {
-	c := caller{client: x.client, requestID: x.id, agent: cleanAgent(r.UserAgent())}
+	c := &x.caller
+	c.agent = cleanAgent(r.UserAgent())
 	if rt.access != anyone {
-		if err := s.authenticate(r, &c); err != nil {
+		if err := s.authenticate(r, c); err != nil {
 			return nil, err
 		}
-		x.userID = c.ID
 		if rt.access == admins && !c.IsAdmin {
 			return nil, errAdminRequired
 		}
@@ -210,11 +210,14 @@ func (s *server) answer(x *exchange, r *http.Request, rt *route) (any, error) {
 	if err := read(x, r, rt.endpoint.input, value.Interface()); err != nil {
 		return nil, err
 	}
-	return rt.endpoint.call(r.Context(), &c, value.Interface())
+	return rt.endpoint.call(r.Context(), c, value.Interface())
 }
 
 // read fills dst from the path, the query and the body.
 func read(x *exchange, r *http.Request, in *input, dst any) error {
+	if len(in.fields) == 0 && r.URL.RawQuery == "" && r.ContentLength == 0 {
+		return nil
+	}
 	rd := newReading(in, dst)
 	for _, name := range in.names("path") {
 		rd.take("path", name, func(f *field) *fieldError { return f.setText(rd.dst, r.PathValue(name)) })
@@ -304,7 +307,7 @@ func (s *server) reply(x *exchange, r *http.Request, status int, out any) {
 		x.WriteHeader(status)
 		return
 	}
-	s.write(x, status, "application/json", out)
+	s.write(x, status, mediaJSON, out)
 }
 
 // fail writes err as a problem document. What is not the client's doing is logged with its cause.
@@ -315,15 +318,18 @@ func (s *server) fail(x *exchange, err error) {
 		p = errBusy // the client has gone while it waited: nobody reads this
 	case !known:
 		p = errInternal
-		s.log.Error("internal_error", "request_id", x.id, "route", x.route, "error", err.Error())
+		s.log.Error("internal_error", "request_id", x.caller.requestID, "route", x.route, "error", err.Error())
 	case p.status == http.StatusServiceUnavailable:
-		s.log.Warn(p.code, "request_id", x.id, "route", x.route, "error", err.Error())
+		s.log.Warn(p.code, "request_id", x.caller.requestID, "route", x.route, "error", err.Error())
 	}
 	if p.header[0] != "" {
 		x.Header().Set(p.header[0], p.header[1])
 	}
-	s.write(x, p.status, "application/problem+json", p.document(x.id))
+	s.write(x, p.status, mediaProblem, p.document(x.caller.requestID))
 }
+
+// The media types of answers, as a header's values.
+var mediaJSON, mediaProblem = []string{"application/json"}, []string{"application/problem+json"}
 
 // problemDocument is a problem on the wire.
 type problemDocument struct {
@@ -341,13 +347,14 @@ func (p *problem) document(requestID string) problemDocument {
 }
 
 // write encodes first and only then sets headers, so that a failure to encode can still be answered.
-func (s *server) write(x *exchange, status int, media string, v any) {
+func (s *server) write(x *exchange, status int, media []string, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {
 		panic(err) // an output type that JSON cannot express: the recovery answers 500
 	}
-	x.Header().Set("Content-Type", media)
-	x.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	x.length[0] = strconv.Itoa(len(body))
+	h := x.Header()
+	h["Content-Type"], h["Content-Length"] = media, x.length[:]
 	x.WriteHeader(status)
 	x.Write(body) // the client may have gone: the access line has the bytes
 }

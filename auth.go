@@ -137,15 +137,15 @@ func (s *server) authenticate(r *http.Request, c *caller) error {
 	if len(values) > 1 || len(values[0]) > maxBearer {
 		return errInvalidToken
 	}
-	claims, userID, ok := s.keys.parseAccess(strings.TrimLeft(token, " "))
+	t, ok := s.keys.checkAccess(strings.TrimLeft(token, " "))
 	if !ok {
 		return errInvalidToken
 	}
-	err := s.store.authenticate(r.Context(), claims.Session, userID, claims.Expires, &c.user)
+	err := s.store.authenticate(t, &c.user)
 	if errors.Is(err, errNotFound) {
 		return errInvalidToken
 	}
-	c.sessionID = claims.Session
+	c.sessionID = t.session
 	return err
 }
 

@@ -114,6 +114,9 @@ func skipComma(b []byte) []byte {
 // jsonString decodes a valid JSON string literal. encoding/json would turn a lone surrogate into
 // U+FFFD, and PostgreSQL cannot store U+0000: both are refused.
 func jsonString(literal []byte) (text, refusal string) {
+	if bytes.IndexByte(literal, '\\') < 0 && utf8.Valid(literal) {
+		return string(literal[1 : len(literal)-1]), ""
+	}
 	for i := 0; i+1 < len(literal); i++ {
 		if literal[i] != '\\' {
 			continue

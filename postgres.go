@@ -42,8 +42,9 @@ var serverSettings = map[string]string{
 
 // store is the database. It is safe for concurrent use.
 type store struct {
-	pool   *pgxpool.Pool
-	pooled atomic.Bool // PgBouncer stands between
+	pool    *pgxpool.Pool
+	pooled  atomic.Bool // PgBouncer stands between
+	lookups lookups
 }
 
 // openStore opens a pool for a database that has been migrated. maxConns 0 means 8, which is

@@ -122,12 +122,12 @@ func (s *server) httpServer() *http.Server {
 // exchange is one request and its answer, as the chain below and the access line see it.
 type exchange struct {
 	http.ResponseWriter
-	id     string // X-Request-Id
-	client netip.Addr
+	id     [1]string // X-Request-Id, as a header's values
+	length [1]string // Content-Length, likewise
+	caller caller
 	start  time.Time
 	route  string // the pattern, never the path
 	stats  *routeStats
-	userID int64
 	status int
 	bytes  int
 }
@@ -146,7 +146,8 @@ func (x *exchange) Write(b []byte) (int, error) {
 // ServeHTTP is the chain, in the order in which it runs.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	client, https := s.origin(r)
-	x := &exchange{ResponseWriter: w, id: requestID(r), client: client, start: time.Now(), stats: &s.stats.other}
+	id := requestID(r)
+	x := &exchange{ResponseWriter: w, id: [1]string{id}, caller: caller{client: client, requestID: id}, start: time.Now(), stats: &s.stats.other}
 	s.stats.inFlight.Add(1)
 	defer s.finish(x, r)
 	setHeaders(x, https)
@@ -168,7 +169,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *server) finish(x *exchange, r *http.Request) {
 	cause := recover()
 	if cause != nil && cause != http.ErrAbortHandler {
-		s.log.Error("panic", "request_id", x.id, "route", x.route, "cause", cause, "stack", string(debug.Stack()))
+		s.log.Error("panic", "request_id", x.caller.requestID, "route", x.route, "cause", cause, "stack", string(debug.Stack()))
 		if x.status == 0 {
 			s.fail(x, errInternal)
 			cause = nil
@@ -181,8 +182,8 @@ func (s *server) finish(x *exchange, r *http.Request) {
 	if x.status >= 500 {
 		level = slog.LevelError
 	}
-	s.log.Log(context.WithoutCancel(r.Context()), level, "request", "request_id", x.id, "method", knownMethod(r.Method), "route", x.route, "status", x.status,
-		"duration_ms", float64(took.Microseconds())/1000, "bytes", x.bytes, "user_id", x.userID, "client", x.client)
+	s.log.LogAttrs(context.Background(), level, "request", slog.String("request_id", x.caller.requestID), slog.String("method", knownMethod(r.Method)), slog.String("route", x.route),
+		slog.Int("status", x.status), slog.Float64("duration_ms", float64(took.Microseconds())/1000), slog.Int("bytes", x.bytes), slog.Int64("user_id", x.caller.ID), slog.String("client", x.caller.client.String()))
 	if cause != nil {
 		panic(http.ErrAbortHandler)
 	}
@@ -206,14 +207,20 @@ func requestID(r *http.Request) string {
 	return rand.Text()
 }
 
+// The values of headers that are the same in all answers, shared by them.
+var (
+	noStore       = []string{"no-store"}
+	noSniff       = []string{"nosniff"}
+	noReferrer    = []string{"no-referrer"}
+	nothingLoaded = []string{"default-src 'none'; frame-ancestors 'none'"}
+)
+
 // setHeaders sets what every answer carries. The docs page replaces two of them.
 func setHeaders(x *exchange, https bool) {
 	h := x.Header()
-	h.Set("X-Request-Id", x.id)
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-	h.Set("Referrer-Policy", "no-referrer")
+	h["X-Request-Id"] = x.id[:]
+	h["Cache-Control"], h["X-Content-Type-Options"] = noStore, noSniff
+	h["Content-Security-Policy"], h["Referrer-Policy"] = nothingLoaded, noReferrer
 	if https {
 		h.Set("Strict-Transport-Security", "max-age=31536000; includeSubDomains")
 	}

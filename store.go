@@ -208,18 +208,6 @@ func (s *session) targets() []any {
 	return []any{&s.ID, &s.UserID, &s.Generation, &s.RotatedAt, &s.ExpiresAt}
 }
 
-// authenticate reads the account of a living session into u, with one indexed query: errNotFound where the
-// session has ended, the account is inactive, or the token expired at expires, in seconds since 1970.
-func (st *store) authenticate(ctx context.Context, sessionID, userID, expires int64, u *user) error {
-	return st.again(ctx, func(ctx context.Context, q querier) error {
-		return q.QueryRow(ctx, `
-			SELECT `+userColumns+` FROM sessions s JOIN users u ON u.id = s.user_id
-			WHERE s.id = $1 AND s.user_id = $2 AND s.expires_at > now() AND u.is_active
-			  AND $3 > extract(epoch FROM now())`,
-			sessionID, userID, expires).Scan(u.targets()...)
-	})
-}
-
 // rotateSession moves a session to the generation after g, in one compare-and-set. g may be ahead of the
 // row: then the database lost a rotation in a fail-over, and the token is the truth. The loser of a
 // race, and a client that lost the answer, get the state that the winner made, within grace after it.

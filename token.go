@@ -20,6 +20,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -69,6 +70,7 @@ type tokens struct {
 type keyring struct {
 	keys      []key
 	accessTTL time.Duration
+	known     remembered
 }
 
 // key is one SECRET_KEY, ready for use: a signer for each kind of token.
@@ -143,6 +145,57 @@ func (k *keyring) parseAccess(token string) (c accessClaims, userID int64, ok bo
 		}
 	}
 	return c, 0, false
+}
+
+// ticket is what a request needs of an access token: whose it is, and until when.
+type ticket struct{ session, user, expires int64 }
+
+// rememberTokens is how many tickets each of two maps holds: together 2 MB.
+const rememberTokens = 10_000
+
+// remembered are the tickets of tokens that were found good, by the digests of the tokens, so that only the first
+// request of a token pays for reading it. When the young are many they become the old, whose place they take.
+type remembered struct {
+	mu         sync.Mutex
+	young, old map[[sha256.Size]byte]ticket
+}
+
+// checkAccess is the ticket of a token that parseAccess accepts.
+func (k *keyring) checkAccess(token string) (t ticket, ok bool) {
+	digest := sha256.Sum256(append(make([]byte, 0, 512), token...)) // on the stack, unless it is none of ours
+	if t, ok = k.known.get(digest); ok {
+		return t, true
+	}
+	c, userID, ok := k.parseAccess(token)
+	if ok {
+		t = ticket{c.Session, userID, c.Expires}
+		k.known.put(digest, t)
+	}
+	return t, ok
+}
+
+func (m *remembered) get(digest [sha256.Size]byte) (t ticket, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if t, ok = m.young[digest]; !ok {
+		if t, ok = m.old[digest]; ok {
+			m.keep(digest, t)
+		}
+	}
+	return t, ok
+}
+
+func (m *remembered) put(digest [sha256.Size]byte, t ticket) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.keep(digest, t)
+}
+
+func (m *remembered) keep(digest [sha256.Size]byte, t ticket) {
+	if m.young == nil || len(m.young) >= rememberTokens {
+		m.young, m.old = map[[sha256.Size]byte]ticket{}, m.young
+	}
+	m.young[digest] = t
 }
 
 // parseRefresh is parseAccess for refresh tokens.
