@@ -1,10 +1,10 @@
-.PHONY: help run test lint build image
+.PHONY: help run test bench bench-growth lint build image
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 16
 
 run: ## install what is missing, and serve on port 8000
 	@./setup.sh
@@ -13,6 +13,15 @@ run: ## install what is missing, and serve on port 8000
 test: ## install what is missing, and run all tests on a PostgreSQL of their own
 	@./setup.sh test
 	go test -race ./...
+
+# ARGS are flags of bench_test.go, as in: make bench ARGS='-rows login -rounds 9'
+bench: ## measure the program on Linux, and write the table in BENCHMARKS.md
+	@./setup.sh bench
+	go test -tags bench -run TestBench -timeout 60m -v -args $(ARGS)
+
+bench-growth: ## measure pages, search and sweep with a million accounts
+	@./setup.sh bench
+	go test -tags bench -run TestBench -timeout 60m -v -args -users 1000000 -rows 'GET /users.?limit|sweep' $(ARGS)
 
 # What go.mod may require, and no fourth. govulncheck needs its database; without a network it says so.
 lint: ## check form, common mistakes, known vulnerabilities and go.mod

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what "make run" (./setup.sh) and "make test" (./setup.sh test) need, where it is missing:
+# Installs what "make run" (./setup.sh), "make test" (./setup.sh test) and "make bench" and "make fault" need, where it is missing:
 # PostgreSQL 14+ with pgvector 0.7+, the first with halfvec, and for the tests a C compiler, which
 # "go test -race" calls; where apt has them also Chromium with its driver, for the test of the docs page, and promtool,
 # for that of the metrics, which are skipped without. Where everything is there, it does nothing and says nothing.
@@ -36,52 +36,65 @@ has_browser() {
 	return 1
 }
 
-# The browser is wanted, not needed: what fails here is only said. Ubuntu's chromium is a link to its snap store.
+may_install() { command -v apt-get >/dev/null && { [ "$(id -u)" = 0 ] || command -v sudo >/dev/null; }; }
+
+# want COMMAND PACKAGE...: what is wanted for some tests. What fails here is only said.
+want() {
+	name=$1; shift
+	if command -v "$name" >/dev/null || ! may_install; then return; fi
+	say "Missing: $name. Running: apt-get install --no-install-recommends $*"
+	{ as_root apt-get -q update && as_root env DEBIAN_FRONTEND=noninteractive apt-get -qy -o DPkg::Lock::Timeout=300 \
+		install --no-install-recommends "$@"; } || say "Failed: apt-get install $*"
+}
+
+# Ubuntu's chromium is a link to its snap store.
 want_browser() {
-	if [ "$mode" != test ] || has_browser; then return; fi
-	if grep -qsx ID=debian /etc/os-release && { [ "$(id -u)" = 0 ] || command -v sudo >/dev/null; }; then
-		say 'Missing: a browser for the test of the docs page. Running: apt-get install --no-install-recommends chromium chromium-driver'
-		{ as_root apt-get -q update && as_root env DEBIAN_FRONTEND=noninteractive apt-get -qy -o DPkg::Lock::Timeout=300 \
-			install --no-install-recommends chromium chromium-driver; } || say 'Failed: apt-get install chromium chromium-driver'
-	fi
+	if has_browser; then return; fi
+	if grep -qsx ID=debian /etc/os-release; then want chromedriver chromium chromium-driver; fi
 	has_browser || say 'There is no Chromium or Chrome with chromedriver: THE TEST OF THE DOCS PAGE WILL BE SKIPPED.'
 }
 
 # Where promtool has no package of its own, as in Debian 12, it is taken out of that of prometheus, which
 # installed would start a server, now and at every boot.
 want_promtool() {
-	if [ "$mode" != test ] || command -v promtool >/dev/null; then return; fi
-	command -v apt-get >/dev/null && { [ "$(id -u)" = 0 ] || command -v sudo >/dev/null; } || return 0
-	say 'Missing: promtool for the test of the metrics. Taking it from the package promtool, or out of prometheus.'
-	as_root apt-get -q update
-	if as_root env DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends promtool; then return; fi
+	if command -v promtool >/dev/null || ! may_install; then return; fi
+	if apt-cache show promtool >/dev/null 2>&1; then want promtool promtool; return; fi
+	say 'Missing: promtool for the test of the metrics. Taking it out of the package prometheus, to /usr/local/bin.'
 	dir=$(mktemp -d)
-	(cd "$dir" && as_root apt-get -q -o APT::Sandbox::User=root download prometheus && dpkg -x prometheus_*.deb . &&
-		as_root install usr/bin/promtool /usr/local/bin/) || say 'Failed: promtool. ITS CHECK WILL BE SKIPPED.'
+	(cd "$dir" && as_root apt-get -q update && as_root apt-get -q -o APT::Sandbox::User=root download prometheus &&
+		dpkg -x prometheus_*.deb . && as_root install usr/bin/promtool /usr/local/bin/) || say 'Failed: promtool. ITS CHECK WILL BE SKIPPED.'
 	as_root rm -rf "$dir"
+}
+
+extras() {
+	case $mode in
+	test) want_browser; want_promtool ;;
+	fault) want_browser; want_promtool; want pgbouncer pgbouncer ;;
+	bench) want wrk wrk ;;
+	esac
 }
 
 check() {
 	postgres='' cc=''
 	has_postgres || postgres='PostgreSQL 14+ with pgvector 0.7+'
-	[ "$mode" != test ] || has_cc || cc='a C compiler (gcc and the C library)'
+	[ -z "$mode" ] || has_cc || cc='a C compiler (gcc and the C library)'
 	missing=$postgres${postgres:+${cc:+ and }}$cc
 	[ -z "$missing" ]
 }
 
-mode=${1-} # test, or nothing
-if check; then want_browser; want_promtool; exit 0; fi
+mode=${1-} # test, fault, bench, or nothing
+if check; then extras; exit 0; fi
 
 if [ "$(uname)" = Darwin ] && command -v brew >/dev/null; then
 	say "Missing: $missing."
 	brew='brew install postgresql@17 pgvector'
 	[ -z "$postgres" ] || { say "Running: $brew" && $brew; } || die "Failed: $brew"
 	check || die "Still missing: $missing.${cc:+ For the compiler run xcode-select --install.}"
-	want_browser
+	extras
 	exit 0
 fi
 if [ "$(uname)" = Darwin ] || ! command -v apt-get >/dev/null; then
-	if docker info >/dev/null 2>&1; then want_browser; exit 0; fi # the program then uses the image named below
+	if docker info >/dev/null 2>&1; then extras; exit 0; fi # the program then uses the image named below
 	say "Missing: $missing. This script knows only apt-get and Homebrew; here please install it yourself."
 	[ "$(uname)" != Darwin ] || say 'With Homebrew, from https://brew.sh: brew install postgresql@17 pgvector'
 	die 'Docker does as well: where it runs, go run . uses the image pgvector/pgvector:pg17 by itself.'
@@ -147,5 +160,4 @@ if [ "$build" ]; then
 	as_root make -s OPTFLAGS='' PG_CONFIG="$config" install || die 'Failed: make install of pgvector'
 fi
 check || die "Failed: everything is installed, but still missing: $missing"
-want_browser
-want_promtool
+extras
