@@ -1,0 +1,9 @@
+-- Run once, on the first start of the first node. The service owns its database and is no superuser; the
+-- superuser logs in inside the container only, because it has no password.
+\getenv password POSTGRES_PASSWORD
+\getenv replication REPLICATION_PASSWORD
+CREATE ROLE latch LOGIN PASSWORD :'password';
+CREATE ROLE replicator LOGIN REPLICATION PASSWORD :'replication';
+CREATE DATABASE app_db OWNER latch;
+ALTER ROLE postgres PASSWORD NULL;
+\! echo 'host replication replicator all scram-sha-256' >> "$PGDATA/pg_hba.conf"
