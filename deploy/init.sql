@@ -7,3 +7,5 @@ CREATE ROLE replicator LOGIN REPLICATION PASSWORD :'replication';
 CREATE DATABASE app_db OWNER latch;
 ALTER ROLE postgres PASSWORD NULL;
 \! echo 'host replication replicator all scram-sha-256' >> "$PGDATA/pg_hba.conf"
+\connect app_db
+CREATE EXTENSION vector; -- which only a superuser may; the others, and their updates, come with the migrations
