@@ -267,8 +267,8 @@ func isNetwork(err error) bool {
 		errors.Is(err, context.DeadlineExceeded) || err != nil && strings.Contains(err.Error(), "conn closed")
 }
 
-// describe is err without what may not be logged: the connection string, and the values that PostgreSQL
-// quotes in the details of every error and in the messages of classes 22 and 23.
+// describe is err without what may not be logged: the connection string, arguments, and the values that
+// PostgreSQL quotes in the details of every error and in the messages of classes 22 and 23.
 func describe(err error) error {
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		if strings.HasPrefix(pg.Code, "22") || strings.HasPrefix(pg.Code, "23") {
@@ -278,6 +278,9 @@ func describe(err error) error {
 	}
 	if dial, ok := errors.AsType[*pgconn.ConnectError](err); ok {
 		return errors.Unwrap(dial)
+	}
+	if err != nil && strings.HasPrefix(err.Error(), "failed to encode args") { // pgx's own text goes on with the value
+		return errors.New("an argument cannot be encoded")
 	}
 	return err
 }

@@ -81,6 +81,10 @@ func TestErrorsHoldNoValues(t *testing.T) {
 			t.Errorf("translate(%s) = %s", sql, got)
 		}
 	}
+	_, err := a.store.pool.Exec(t.Context(), `SELECT $1::integer`, []string{"canary"}) // pgx itself refuses it
+	if got := translate(err); got == nil || strings.Contains(got.Error(), "canary") {
+		t.Errorf("an argument of the wrong type: %v", got)
+	}
 	if _, err := openStore(t.Context(), "postgresql://u:canary@host:port/x", 1, nil); err == nil || strings.Contains(err.Error(), "canary") {
 		t.Errorf("openStore = %v", err)
 	}
