@@ -319,7 +319,7 @@ func (s *server) fail(x *exchange, err error) {
 	case !known:
 		p = errInternal
 		s.log.Error("internal_error", "request_id", x.caller.requestID, "route", x.route, "error", err.Error())
-	case p.status == http.StatusServiceUnavailable:
+	case p.status > http.StatusInternalServerError: // the database, the hasher, the provider
 		s.log.Warn(p.code, "request_id", x.caller.requestID, "route", x.route, "error", err.Error())
 	}
 	if p.header[0] != "" {

@@ -196,6 +196,9 @@ func TestEmbeddingsFail(t *testing.T) {
 	a.want(a.do("POST", docsPath, m.AccessToken, `{"content":"aaaa"}`), 503, "embeddings_unavailable")
 	a.want(a.do("POST", docsPath+"/search", m.AccessToken, `{"query":"aaaa"}`), 503, "embeddings_unavailable")
 	a.want(a.do("POST", docsPath+"/search", m.AccessToken, `{"query":"aaaa","mode":"text"}`), 200, "")
+	if !strings.Contains(suiteLog.text(), "answered what is no embedding; nothing was stored.: status 401") {
+		t.Error("the log does not tell that the provider refused the key")
+	}
 }
 
 // TestEmbeddingsAtOnce sends more requests than a provider is asked at once.
