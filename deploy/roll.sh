@@ -3,7 +3,7 @@
 # secret. Each drains first (SHUTDOWN_DELAY), and the next waits until its successor is healthy.
 set -eu
 cd "$(dirname "$0")"
-for id in $(docker compose ps -q app); do
+for id in $(docker compose ps -aq app); do
 	docker stop "$id" >/dev/null
 	docker rm "$id" >/dev/null
 	docker compose up -d --no-deps --no-recreate --wait app
