@@ -1,10 +1,11 @@
 #!/bin/sh
 # Replaces the replicas one by one with what compose.yaml and the environment now say: a new image, a new
 # secret. Each drains first (SHUTDOWN_DELAY), and the next waits until its successor is healthy.
+# Without --no-deps, which is part of what Compose compares: the next "up -d" would take all for changed.
 set -eu
 cd "$(dirname "$0")"
 for id in $(docker compose ps -aq app); do
 	docker stop "$id" >/dev/null
 	docker rm "$id" >/dev/null
-	docker compose up -d --no-deps --no-recreate --wait app
+	docker compose up -d --no-recreate --wait app
 done
