@@ -213,6 +213,7 @@ func (p program) serve(ctx context.Context, s *server, dev *devDB) error {
 // so that two checkouts run side by side.
 func listen(cfg *config, another bool) (net.Listener, error) {
 	var lc net.ListenConfig
+	lc.SetMultipathTCP(false) // which takes no filter: see closeDoor
 	for port := cfg.Port; ; port++ {
 		l, err := lc.Listen(context.Background(), "tcp", net.JoinHostPort(cfg.Host, strconv.FormatInt(port, 10)))
 		if err == nil || !errors.Is(err, syscall.EADDRINUSE) || !another || port == cfg.Port+9 {

@@ -29,6 +29,7 @@ const (
 	acquireTimeout = 500 * time.Millisecond  // a pool that is this busy is better answered with 503
 	slowTimeout    = 20 * time.Second        // for a batch of documents: 16 MiB of text take some seconds to be indexed
 	queryTimeout   = 4 * time.Second         // the client's patience; the server gives up first, which keeps the connection
+	maxTries       = 3                       // where backends are ended one by one, the next connection may go as well
 	pingTimeout    = 800 * time.Millisecond  // /health/db promises an answer within 1 s
 )
 
@@ -40,7 +41,7 @@ var serverSettings = map[string]string{
 	"plan_cache_mode": "force_generic_plan", "jit": "off", "max_parallel_workers_per_gather": "0", "random_page_cost": "1.1",
 }
 
-// store is the database. It is safe for concurrent use.
+// store is the database, for concurrent use.
 type store struct {
 	pool    *pgxpool.Pool
 	pooled  atomic.Bool // PgBouncer stands between
@@ -141,7 +142,7 @@ type querier interface {
 // prepared statements mixed up by PgBouncer. Not a lock that was waited for: the client has waited long enough.
 var lostRace = []string{"40001", "40P01", "0A000", "25006", "26000", "42P05"}
 
-// once runs f on a connection and translates its error. A lost race is run again, once.
+// once runs f on a connection and translates its error. A lost race is run again.
 func (st *store) once(ctx context.Context, f func(ctx context.Context, q querier) error) error {
 	return st.attempt(ctx, queryTimeout, f, isLostRace)
 }
@@ -168,17 +169,18 @@ func (st *store) attempt(ctx context.Context, timeout time.Duration, f func(ctx 
 		return f(ctx, c)
 	}
 	err := run()
-	if err == nil || !sent || !retry(err) { // acquire tries again by itself
-		return translate(err)
+	for tries := 1; err != nil && sent && tries < maxTries && retry(err); tries++ { // acquire tries again by itself
+		switch {
+		case sqlState(err, "25006"): // nobody may go on reading from a server that is no primary any more
+			st.pool.Reset()
+		case sqlState(err, betweenCodes...):
+			st.pooled.Store(true)
+			st.pool.Reset()
+		}
+		sent = false
+		err = run()
 	}
-	switch {
-	case sqlState(err, "25006"): // nobody may go on reading from a server that is no primary any more
-		st.pool.Reset()
-	case sqlState(err, betweenCodes...):
-		st.pooled.Store(true)
-		st.pool.Reset()
-	}
-	return translate(run())
+	return translate(err)
 }
 
 // betweenCodes tell that PgBouncer is between: it refuses the limits at the start of a connection ("unsupported
@@ -290,12 +292,9 @@ func (st *store) ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()
 	c, err := st.acquire(ctx)
-	if err == nil {
-		err = c.Ping(ctx)
-		c.Release()
-	}
 	if err != nil {
 		return describe(err)
 	}
-	return nil
+	defer c.Release()
+	return c.Ping(ctx)
 }
