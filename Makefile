@@ -41,3 +41,12 @@ build: ## build the program as the image does
 
 image: ## build the container image
 	docker build -t latch .
+
+.PHONY: fault soak
+fault: ## break PostgreSQL, the network, disks and clients under load; some 8 minutes
+	@./setup.sh fault
+	go test -tags fault -count=1 -timeout 30m -v -run '^TestFault' .
+
+soak: ## ten minutes of mixed load: memory and goroutines stay flat
+	@./setup.sh fault
+	go test -tags fault -count=1 -timeout 30m -v -run '^TestSoak' .

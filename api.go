@@ -5,6 +5,7 @@ package main
 // takes and gives is declared by its types, and it never sees a request or a response.
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -66,6 +67,9 @@ func (rt *route) problems() []*problem {
 	all := []*problem{errInvalidRequest, errUnsupportedMedia, errInternal}
 	if rt.endpoint.input.media != nil {
 		all = append(all, errMalformedBody, errBodyTooLarge)
+		if rt.endpoint.input.limit > maxBody {
+			all = append(all, errBusy)
+		}
 	}
 	if rt.access != anyone {
 		all = append(all, errNotAuthenticated, errInvalidToken, errUnavailable)
@@ -260,10 +264,13 @@ func readBody(x *exchange, r *http.Request, rd *reading) error {
 		connection.SetReadDeadline(now.Add(largeTimeout))
 		connection.SetWriteDeadline(now.Add(largeTimeout + writeTimeout))
 	}
-	body, err := readAll(http.MaxBytesReader(x.ResponseWriter, r.Body, limit), r.ContentLength)
+	body, err := readAll(x, r, limit)
 	if err != nil {
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 			return tooLarge
+		}
+		if errors.Is(err, errBusy) {
+			return errBusy.because("Too many large bodies are being read; try again.")
 		}
 		return errMalformedBody.because("The body ended too early, or came too slowly.")
 	}
@@ -278,14 +285,37 @@ func readBody(x *exchange, r *http.Request, rd *reading) error {
 	return nil
 }
 
-// readAll reads r to its end, which is expected after n bytes, or, where n is negative, anywhere.
-func readAll(r io.Reader, n int64) ([]byte, error) {
-	if n < 0 {
-		return io.ReadAll(r)
+// readAll reads the body to its end, and fails beyond limit. What goes beyond bulkyBody takes a place, which the
+// request keeps to its end, and is given memory only then.
+func readAll(x *exchange, r *http.Request, limit int64) ([]byte, error) {
+	body := http.MaxBytesReader(x.ResponseWriter, r.Body, limit)
+	n := r.ContentLength
+	if n >= 0 && n <= bulkyBody {
+		all := make([]byte, n)
+		_, err := io.ReadFull(body, all)
+		return all, err
 	}
-	body := make([]byte, n)
-	_, err := io.ReadFull(r, body)
-	return body, err
+	head, err := io.ReadAll(io.LimitReader(body, bulkyBody))
+	if err != nil || len(head) < bulkyBody {
+		return head, err
+	}
+	patience := time.NewTimer(largeTimeout)
+	defer patience.Stop()
+	select {
+	case x.bulky <- struct{}{}:
+		x.placed = true
+	case <-patience.C:
+		return nil, errBusy
+	case <-r.Context().Done():
+		return nil, r.Context().Err()
+	}
+	if n < 0 {
+		n = limit
+	}
+	all := bytes.NewBuffer(make([]byte, 0, n+bytes.MinRead))
+	all.Write(head)
+	_, err = all.ReadFrom(body)
+	return all.Bytes(), err
 }
 
 // reply writes a success: out as JSON, or nothing for none.

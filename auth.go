@@ -53,6 +53,9 @@ type loginInput struct {
 
 // login checks a password and starts a session.
 func (s *server) login(ctx context.Context, c *caller, in loginInput) (tokens, error) {
+	if s.hasher.full() { // in a storm most are shed, and none of these should cost the database a query
+		return tokens{}, errBusy
+	}
 	u, hash, err := s.store.credentials(ctx, lowerASCII(in.Username))
 	if err != nil && !errors.Is(err, errNotFound) {
 		return tokens{}, err

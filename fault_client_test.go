@@ -133,13 +133,13 @@ func TestFaultSkew(t *testing.T) {
 	if !found {
 		t.Fatal("time.Now is not where it was")
 	}
+	head = strings.Replace(head, "import (", "import (\n\t\"syscall\"", 1)
 	edited, overlay := filepath.Join(suite.dir, "time.go"), filepath.Join(suite.dir, "overlay.json")
-	os.WriteFile(edited, []byte(head+"var skew, _ = func() (Duration, error) { s, _ := syscall.Getenv(\"SKEW\"); return ParseDuration(s) }()\n\nfunc Now() Time { return now().Add(skew) }\n\nfunc now() Time {"+tail), 0o644)
+	os.WriteFile(edited, []byte(head+"var skew, _ = func() (Duration, error) { s, _ := syscall.Getenv(\"SKEW\"); return ParseDuration(s) }()\n\nfunc Now() Time { return unskewed().Add(skew) }\n\nfunc unskewed() Time {"+tail), 0o644)
 	replaced, _ := json.Marshal(map[string]any{"Replace": map[string]string{source: edited}})
 	os.WriteFile(overlay, replaced, 0o644)
 	binary, err := build("latch-skewed", "-overlay", overlay)
 	if err != nil {
-		// An import of package time that is missing would be told here.
 		t.Fatal(err)
 	}
 	c := &site{row: newRow(t, "clock-skew"), db: startPostgres(t, "skew"), database: "latch"}
@@ -287,8 +287,9 @@ func TestFaultLoginStorm(t *testing.T) {
 func drip(t *testing.T, address string, n int, start string, next string, limit time.Duration) time.Duration {
 	var longest atomic.Int64
 	var wg sync.WaitGroup
-	for range n {
+	for i := range n {
 		wg.Go(func() {
+			time.Sleep(time.Second * time.Duration(i) / time.Duration(n)) // no storm of connects: that is not what this is about
 			c, err := net.Dial("tcp", address)
 			if err != nil {
 				t.Errorf("dial: %v", err)
@@ -307,7 +308,7 @@ func drip(t *testing.T, address string, n int, start string, next string, limit 
 			}()
 			c.SetReadDeadline(began.Add(limit + 10*time.Second))
 			if next == "" { // a slow reader: it looks up only after the server should have given up
-				time.Sleep(limit)
+				time.Sleep(limit + 2*time.Second)
 			}
 			io.Copy(io.Discard, c)
 			life := int64(time.Since(began))

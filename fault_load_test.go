@@ -31,7 +31,6 @@ import (
 
 const (
 	faultRate      = 200              // requests a second
-	faultAccounts  = 24               // whose sessions are in use
 	clientPatience = 10 * time.Second // after which an answer counts as none
 	// deadline is the longest that a request may take: two statements, of which only one can be slow without
 	// failing the request, a wait for the pool before each, and a wait for a hashing slot.
@@ -161,7 +160,7 @@ func newLoad(t testing.TB, replicas []*replica, direct string) *load {
 		l.wires = append(l.wires, &wire{address: r.address()})
 		l.out = append(l.out, &atomic.Bool{})
 	}
-	for i := range faultAccounts {
+	for i := range pick(24, 8) { // whose sessions are in use
 		a := &account{email: fmt.Sprintf("a%d@example.com", i)}
 		l.accounts = append(l.accounts, a)
 		status, body := l.call("setup", "POST", "/auth/register", "", map[string]any{"email": a.email, "password": goodPass, "full_name": "n 0"})

@@ -134,6 +134,9 @@ func (h *hasher) acquire(ctx context.Context) error {
 
 func (h *hasher) release() { <-h.slots }
 
+// full tells whether acquire would refuse at once.
+func (h *hasher) full() bool { return h.waiting.Load() >= int64(hashQueue*cap(h.slots)) }
+
 // formatPHC writes the PHC string of Argon2id version 19 (0x13).
 func formatPHC(p argonParams, salt, tag []byte) string {
 	b64 := base64.RawStdEncoding

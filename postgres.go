@@ -296,5 +296,5 @@ func (st *store) ping(ctx context.Context) error {
 		return describe(err)
 	}
 	defer c.Release()
-	return c.Ping(ctx)
+	return describe(c.Ping(ctx))
 }

@@ -19,11 +19,13 @@ import (
 )
 
 const (
-	maxLargeBody   = 16 << 20 // bytes, where there are vectors: 500 documents of 1,536 numbers of 20 digits
-	maxBody        = 16 << 10 // bytes; the longest valid registration has about 3 KiB, escaped six-fold 13 KiB
-	maxHeader      = 12 << 10 // bytes; net/http adds 4 KiB; a token has some 350 bytes
-	maxRequestID   = 64       // characters of a caller's X-Request-Id; a UUID has 36
-	maxAgent       = 256      // bytes of User-Agent that are kept with a session
+	maxLargeBody   = 16 << 20  // bytes, where there are vectors: 500 documents of 1,536 numbers of 20 digits
+	bulkyBody      = 256 << 10 // bytes; what is longer takes one of maxBulky places, so that memory is bounded
+	maxBulky       = 4         // 64 MiB of bodies, and their documents
+	maxBody        = 16 << 10  // bytes; the longest valid registration has about 3 KiB, escaped six-fold 13 KiB
+	maxHeader      = 12 << 10  // bytes; net/http adds 4 KiB; a token has some 350 bytes
+	maxRequestID   = 64        // characters of a caller's X-Request-Id; a UUID has 36
+	maxAgent       = 256       // bytes of User-Agent that are kept with a session
 	headerTimeout  = 5 * time.Second
 	requestTimeout = 15 * time.Second // for headers and body: 16 KiB at a slow modem's 1.2 KiB/s
 	largeTimeout   = 60 * time.Second // for a body of up to maxLargeBody: 2.2 Mbit/s
@@ -31,7 +33,7 @@ const (
 	idleTimeout    = 2 * time.Minute  // longer than the 60 s for which common load balancers keep a connection
 )
 
-// server answers HTTP requests. It holds no state of its own beside the drain flag: everything else
+// server answers HTTP requests. It holds no state of its own beside the drain flag and the places: everything else
 // is in PostgreSQL, so any number of servers may run on one database.
 type server struct {
 	cfg      *config
@@ -46,11 +48,12 @@ type server struct {
 	stats    serverStats
 	start    time.Time
 	draining atomic.Bool
+	bulky    chan struct{} // the places for long bodies
 }
 
 // newServer builds the server and its routes. It panics where the route table contradicts itself.
 func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
-	s := &server{cfg: cfg, store: st, hasher: h, embedder: newEmbedder(cfg), log: log, start: time.Now(), mux: http.NewServeMux(), closed: map[string]bool{}}
+	s := &server{cfg: cfg, store: st, hasher: h, embedder: newEmbedder(cfg), log: log, start: time.Now(), mux: http.NewServeMux(), closed: map[string]bool{}, bulky: make(chan struct{}, maxBulky)}
 	s.keys = newKeyring(cfg.SecretKeys, time.Duration(cfg.AccessMinutes)*time.Minute)
 	s.table = s.routes()
 	for _, rt := range s.table {
@@ -130,6 +133,8 @@ type exchange struct {
 	stats  *routeStats
 	status int
 	bytes  int
+	bulky  chan struct{} // the server's
+	placed bool          // one of the places is this one's
 }
 
 func (x *exchange) WriteHeader(status int) {
@@ -147,7 +152,7 @@ func (x *exchange) Write(b []byte) (int, error) {
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	client, https := s.origin(r)
 	id := requestID(r)
-	x := &exchange{ResponseWriter: w, id: [1]string{id}, caller: caller{client: client, requestID: id}, start: time.Now(), stats: &s.stats.other}
+	x := &exchange{ResponseWriter: w, id: [1]string{id}, caller: caller{client: client, requestID: id}, start: time.Now(), stats: &s.stats.other, bulky: s.bulky}
 	s.stats.inFlight.Add(1)
 	defer s.finish(x, r)
 	setHeaders(x, https)
@@ -168,6 +173,9 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // end, so a panic comes before the first byte; where not, the connection is cut.
 func (s *server) finish(x *exchange, r *http.Request) {
 	cause := recover()
+	if x.placed {
+		<-s.bulky
+	}
 	if cause != nil && cause != http.ErrAbortHandler {
 		s.log.Error("panic", "request_id", x.caller.requestID, "route", x.route, "cause", cause, "stack", string(debug.Stack()))
 		if x.status == 0 {

@@ -41,7 +41,7 @@ may_install() { command -v apt-get >/dev/null && { [ "$(id -u)" = 0 ] || command
 # want COMMAND PACKAGE...: what is wanted for some tests. What fails here is only said.
 want() {
 	name=$1; shift
-	if command -v "$name" >/dev/null || ! may_install; then return; fi
+	if command -v "$name" >/dev/null || [ -x "/usr/sbin/$name" ] || ! may_install; then return; fi
 	say "Missing: $name. Running: apt-get install --no-install-recommends $*"
 	{ as_root apt-get -q update && as_root env DEBIAN_FRONTEND=noninteractive apt-get -qy -o DPkg::Lock::Timeout=300 \
 		install --no-install-recommends "$@"; } || say "Failed: apt-get install $*"
