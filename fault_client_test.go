@@ -135,7 +135,7 @@ func TestFaultSkew(t *testing.T) {
 	}
 	head = strings.Replace(head, "import (", "import (\n\t\"syscall\"", 1)
 	edited, overlay := filepath.Join(suite.dir, "time.go"), filepath.Join(suite.dir, "overlay.json")
-	os.WriteFile(edited, []byte(head+"var skew, _ = func() (Duration, error) { s, _ := syscall.Getenv(\"SKEW\"); return ParseDuration(s) }()\n\nfunc Now() Time { return unskewed().Add(skew) }\n\nfunc unskewed() Time {"+tail), 0o644)
+	os.WriteFile(edited, []byte(head+"var skew, _ = func() (Duration, error) { s, _ := syscall.Getenv(\"SKEW\"); return ParseDuration(s) }()\n\nfunc Now() Time {\n\tt := unskewed()\n\tmono := t.ext\n\tif t = t.Add(skew); t.wall&hasMonotonic != 0 {\n\t\tt.ext = mono // only what the wall clock says\n\t}\n\treturn t\n}\n\nfunc unskewed() Time {"+tail), 0o644)
 	replaced, _ := json.Marshal(map[string]any{"Replace": map[string]string{source: edited}})
 	os.WriteFile(overlay, replaced, 0o644)
 	binary, err := build("latch-skewed", "-overlay", overlay)
@@ -203,12 +203,20 @@ func (c *site) meP99(f func()) time.Duration {
 		select {
 		case <-done:
 			wg.Wait()
+			for _, conn := range w.idle {
+				conn.Close()
+			}
+			refused := 0
 			for _, s := range samples {
 				c.Statuses[s.status]++
 				if s.status != 200 {
-					c.fault("GET /users/me: %d %s", s.status, s.note)
+					refused++
 				}
 			}
+			if refused > 0 {
+				c.fault("%d of %d GET /users/me were not answered with 200", refused, len(samples))
+			}
+			c.Seconds = perSecond(samples)
 			return quantile(samples, .99)
 		case <-tick.C:
 			wg.Go(func() {
@@ -295,6 +303,7 @@ func drip(t *testing.T, address string, n int, start string, next string, limit 
 				t.Errorf("dial: %v", err)
 				return
 			}
+			c.(*net.TCPConn).SetReadBuffer(4 << 10) // so that a reader who is slow is felt at once
 			defer c.Close()
 			began := time.Now()
 			go func() {
@@ -308,7 +317,7 @@ func drip(t *testing.T, address string, n int, start string, next string, limit 
 			}()
 			c.SetReadDeadline(began.Add(limit + 10*time.Second))
 			if next == "" { // a slow reader: it looks up only after the server should have given up
-				time.Sleep(limit + 2*time.Second)
+				time.Sleep(limit + 3*time.Second)
 			}
 			io.Copy(io.Discard, c)
 			life := int64(time.Since(began))
@@ -344,7 +353,7 @@ func TestFaultSlowloris(t *testing.T) {
 	c.Figures["idle_p99_ms"] = ms(idle)
 	c.atMost("me_p99_ms", ms(p99), 2*ms(idle))
 	for i, limit := range []time.Duration{headerTimeout, requestTimeout, writeTimeout} {
-		c.atMost([]string{"header_s", "body_s", "reader_s"}[i], lives[i].Seconds(), limit.Seconds()+3)
+		c.atMost([]string{"header_s", "body_s", "reader_s"}[i], lives[i].Seconds(), limit.Seconds()+4)
 	}
 	time.Sleep(time.Second)
 	c.atMost("descriptors", float64(target.descriptors()), float64(descriptors+5))
@@ -354,7 +363,7 @@ func TestFaultSlowloris(t *testing.T) {
 
 // settles waits until the resident memory of r is at most limit: the Go runtime gives it back within minutes.
 func (c *site) settles(r *replica, limit float64) {
-	for start := time.Now(); r.rss("VmRSS") > limit && time.Since(start) < 20*time.Second; time.Sleep(time.Second) {
+	for start := time.Now(); r.rss("VmRSS") > limit && time.Since(start) < time.Minute; time.Sleep(time.Second) {
 	}
 	c.atMost("rss_after_mib", r.rss("VmRSS"), limit)
 }
@@ -391,7 +400,7 @@ func TestFaultBodies(t *testing.T) {
 				}
 			})
 			// What the sockets' buffers hold was sent, but not read.
-			c.atMost("sent_mib"+strings.ReplaceAll(path, "/", "_")+"_"+way, float64(most.Load())/(1<<20), float64(2*limit)/(1<<20)+6)
+			c.atMost("sent_mib"+strings.ReplaceAll(path, "/", "_")+"_"+way, float64(most.Load())/(1<<20), float64(2*limit)/(1<<20)+8)
 			c.atMost("rss_more_mib"+strings.ReplaceAll(path, "/", "_")+"_"+way, target.rss("VmHWM")-before, map[int]float64{maxBody: 32, maxLargeBody: 160}[limit])
 		}
 	}
