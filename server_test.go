@@ -370,3 +370,34 @@ func TestAccessLine(t *testing.T) {
 		t.Errorf("the line has %s, want %s", got, want)
 	}
 }
+
+// TestBulkyBodies sends more long bodies at once than there are places, with and without a length: all are
+// stored, one that is cut short is not, and no place is lost.
+func TestBulkyBodies(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m := a.signUp("ada")
+	body := []byte(`{"documents":[` + strings.Repeat(`{"content":"text","embedding":[1,2,3]},`, 400) + `{"content":"` + strings.Repeat("x", 60000) + `","embedding":[1,2,3]}]}` + strings.Repeat(" ", bulkyBody))
+	header := http.Header{"Content-Type": {"application/json"}, "Authorization": {"Bearer " + m.AccessToken}}
+	parallel(3*maxBulky, func(i int) {
+		var r io.Reader = bytes.NewReader(body)
+		if i%2 == 0 {
+			r = io.MultiReader(r) // of unknown length: chunked
+		}
+		a.want(a.send("POST", "/api/v1/documents", header.Clone(), r), 201, "")
+	})
+	conn, err := net.Dial("tcp", a.web.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "POST /api/v1/documents HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAuthorization: Bearer %s\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n", m.AccessToken, len(body), body)
+	conn.(*net.TCPConn).CloseWrite()
+	if answer, _ := io.ReadAll(conn); !bytes.HasPrefix(answer, []byte("HTTP/1.1 400 ")) {
+		t.Errorf("a body that lacks its end: %.300s", answer)
+	}
+	eventually(t, "the places to be free", func() bool { return len(a.server.bulky) == 0 })
+	if got := one[int](t, a.url, `SELECT count(*) FROM documents`); got != 3*maxBulky*401 {
+		t.Errorf("%d documents, want %d", got, 3*maxBulky*401)
+	}
+}
