@@ -21,13 +21,27 @@ func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	if end, ok := ctx.Deadline(); ok && time.Until(end) > 2*connectTimeout {
 		c.SetDeadline(time.Now().Add(closeTimeout))
 	}
-	return boundedConn{c}, nil
+	b := &boundedConn{Conn: c}
+	if b.raw, err = c.(syscall.Conn).SyscallConn(); err != nil {
+		c.Close()
+		return nil, err
+	}
+	b.peek = func(fd uintptr) { // not Read: pgx may still be reading, and that would wait for it
+		_, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		b.quiet = err == syscall.EAGAIN || err == syscall.EINTR
+	}
+	return b, nil
 }
 
 // boundedConn closes within closeTimeout: that is all that pgx sets deadlines in the future for.
-type boundedConn struct{ net.Conn }
+type boundedConn struct {
+	net.Conn
+	raw   syscall.RawConn
+	peek  func(fd uintptr) // sets quiet; made once, as each request looks
+	quiet bool             // there is nothing to read
+}
 
-func (c boundedConn) SetDeadline(t time.Time) error {
+func (c *boundedConn) SetDeadline(t time.Time) error {
 	if last := time.Now().Add(closeTimeout); t.After(last) {
 		t = last
 	}
@@ -40,17 +54,6 @@ func isQuiet(c net.Conn) bool {
 	if layer, ok := c.(*tls.Conn); ok {
 		c = layer.NetConn()
 	}
-	if bounded, ok := c.(boundedConn); ok {
-		c = bounded.Conn
-	}
-	raw, err := c.(syscall.Conn).SyscallConn()
-	if err != nil {
-		return false
-	}
-	quiet := false
-	err = raw.Control(func(fd uintptr) { // not Read: pgx may still be reading, and that would wait for it
-		_, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		quiet = err == syscall.EAGAIN || err == syscall.EINTR
-	})
-	return quiet && err == nil
+	b, ok := c.(*boundedConn)
+	return ok && b.raw.Control(b.peek) == nil && b.quiet
 }

@@ -160,7 +160,7 @@ func (st *store) attempt(ctx context.Context, timeout time.Duration, f func(ctx 
 	defer cancel()
 	sent := false
 	run := func() error {
-		c, err := st.acquire(ctx)
+		c, err := st.acquire()
 		if err != nil {
 			return err
 		}
@@ -189,8 +189,8 @@ var betweenCodes = []string{"08P01", "26000", "42P05"}
 
 // acquire takes a connection of the pool within acquireTimeout. One that cannot be opened is tried again,
 // once: nothing was sent.
-func (st *store) acquire(ctx context.Context) (*pgxpool.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, acquireTimeout)
+func (st *store) acquire() (*pgxpool.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), acquireTimeout) // of no parent: that is cheaper
 	defer cancel()
 	c, err := st.pool.Acquire(ctx)
 	if err != nil && ctx.Err() == nil {
@@ -291,7 +291,7 @@ func describe(err error) error {
 func (st *store) ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()
-	c, err := st.acquire(ctx)
+	c, err := st.acquire()
 	if err != nil {
 		return describe(err)
 	}
