@@ -376,7 +376,7 @@ func TestAccessLine(t *testing.T) {
 // stored, one that is cut short is not, and no place is lost.
 func TestBulkyBodies(t *testing.T) {
 	t.Parallel()
-	a := newApp(t)
+	a := newApp(t, func(c *config) { c.DatabaseMaxConns = 3 * maxBulky }) // nobody waits for a connection
 	m := a.signUp("ada")
 	body := []byte(`{"documents":[` + strings.Repeat(`{"content":"text","embedding":[1,2,3]},`, 400) + `{"content":"` + strings.Repeat("x", 60000) + `","embedding":[1,2,3]}]}` + strings.Repeat(" ", bulkyBody))
 	header := http.Header{"Content-Type": {"application/json"}, "Authorization": {"Bearer " + m.AccessToken}}
