@@ -243,7 +243,7 @@ func read(x *exchange, r *http.Request, in *input, dst any) error {
 func readBody(x *exchange, r *http.Request, rd *reading) error {
 	want := rd.in.media
 	if want == nil {
-		if n, _ := r.Body.Read(make([]byte, 1)); n > 0 || r.ContentLength > 0 {
+		if _, err := io.ReadFull(r.Body, make([]byte, 1)); err != io.EOF {
 			return errUnsupportedMedia.because("This endpoint takes no body.")
 		}
 		return nil
@@ -345,7 +345,8 @@ func (s *server) fail(x *exchange, err error) {
 	p, known := errors.AsType[*problem](err)
 	switch {
 	case errors.Is(err, context.Canceled):
-		p = errBusy // the client has gone while it waited: nobody reads this
+		x.WriteHeader(statusClientGone) // nobody reads this
+		return
 	case !known:
 		p = errInternal
 		s.log.Error("internal_error", "request_id", x.caller.requestID, "route", x.route, "error", err.Error())
@@ -358,6 +359,9 @@ func (s *server) fail(x *exchange, err error) {
 	s.write(x, p.status, mediaProblem, p.document(x.caller.requestID))
 }
 
+// statusClientGone is nginx's for a client that has gone while it waited. It is in the log and in the metrics only.
+const statusClientGone = 499
+
 // The media types of answers, as a header's values.
 var mediaJSON, mediaProblem = []string{"application/json"}, []string{"application/problem+json"}
 
@@ -367,7 +371,7 @@ type problemDocument struct {
 	Title     string       `json:"title" doc:"The status in words."`
 	Status    int          `json:"status"`
 	Detail    string       `json:"detail" doc:"A sentence for people."`
-	Code      string       `json:"code" doc:"A word for programs; it does not change."`
+	Code      string       `json:"code" doc:"A word for programs; it does not change. Beside those of the operations there are not_found and method_not_allowed, for what is no operation."`
 	RequestID string       `json:"request_id" doc:"As in X-Request-Id: it finds the line in the log."`
 	Errors    []fieldError `json:"errors,omitempty" doc:"With 422: what is wrong, and where."`
 }

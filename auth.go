@@ -43,12 +43,10 @@ func (s *server) register(ctx context.Context, c *caller, in registerInput) (use
 }
 
 type loginInput struct {
-	Username     string  `form:"username" json:"username" min:"1" max:"254" doc:"The e-mail address." example:"ada@example.com"`
-	Password     string  `form:"password" json:"password" format:"password" min:"1" max:"1024" example:"correct horse battery"`
-	GrantType    *string `form:"grant_type" enum:"password," doc:"OAuth 2's password grant."`
-	Scope        *string `form:"scope" doc:"Tolerated and unused."`
-	ClientID     *string `form:"client_id" doc:"Tolerated and unused."`
-	ClientSecret *string `form:"client_secret" doc:"Tolerated and unused."`
+	Username  string  `form:"username" json:"username" min:"1" max:"254" doc:"The e-mail address." example:"ada@example.com"`
+	Password  string  `form:"password" json:"password" format:"password" min:"1" max:"1024" example:"correct horse battery"`
+	GrantType *string `form:"grant_type" enum:"password," doc:"OAuth 2's password grant."`
+	toleratedInput
 }
 
 // login checks a password and starts a session.
@@ -56,52 +54,73 @@ func (s *server) login(ctx context.Context, c *caller, in loginInput) (tokens, e
 	if s.hasher.full() { // in a storm most are shed, and none of these should cost the database a query
 		return tokens{}, errBusy
 	}
-	u, hash, err := s.store.credentials(ctx, lowerASCII(in.Username))
+	for try := 1; ; try++ {
+		u, hash, err := s.checkPassword(ctx, c, in)
+		if err != nil {
+			return tokens{}, err
+		}
+		session, err := s.store.createSession(ctx, u.ID, hash, c, s.idleLimit())
+		if errors.Is(err, errNotFound) && try == 1 {
+			continue // the password has changed since it was read, or another login has hashed it anew: look again
+		}
+		if errors.Is(err, errNotFound) {
+			s.event(c, "login_failed", u.ID, "reason", "changed_meanwhile")
+			return tokens{}, errInvalidCredentials
+		}
+		if err != nil {
+			return tokens{}, err
+		}
+		if s.hasher.outdated(hash) {
+			s.rehash(ctx, u.ID, in.Password, hash)
+		}
+		s.event(c, "login_ok", u.ID, "session_id", session.ID)
+		return s.keys.issue(session), nil
+	}
+}
+
+// checkPassword returns the account that in may log in to, and the hash that its password was checked against.
+func (s *server) checkPassword(ctx context.Context, c *caller, in loginInput) (u user, hash string, err error) {
+	u, hash, err = s.store.credentials(ctx, lowerASCII(in.Username))
 	if err != nil && !errors.Is(err, errNotFound) {
-		return tokens{}, err
+		return u, "", err
 	}
 	known := err == nil
 	ok, err := s.hasher.verify(ctx, in.Password, hash)
-	if err != nil {
-		return tokens{}, err
-	}
-	if !ok {
+	switch {
+	case err != nil:
+		return u, "", err
+	case !ok:
 		s.event(c, "login_failed", u.ID, "reason", map[bool]string{true: "wrong_password", false: "unknown_email"}[known])
-		return tokens{}, errInvalidCredentials
-	}
-	if !u.IsActive {
+		return u, "", errInvalidCredentials
+	case !u.IsActive:
 		s.event(c, "login_failed", u.ID, "reason", "account_inactive")
-		return tokens{}, errAccountInactive
+		return u, "", errAccountInactive
 	}
-	if s.hasher.outdated(hash) {
-		if hash, err = s.rehash(ctx, u.ID, in.Password, hash); err != nil {
-			return tokens{}, err
-		}
-	}
-	session, err := s.store.createSession(ctx, u.ID, hash, c, s.idleLimit())
-	if errors.Is(err, errNotFound) {
-		s.event(c, "login_failed", u.ID, "reason", "changed_meanwhile")
-		return tokens{}, errInvalidCredentials
-	}
-	if err != nil {
-		return tokens{}, err
-	}
-	s.event(c, "login_ok", u.ID, "session_id", session.ID)
-	return s.keys.issue(session), nil
+	return u, hash, nil
 }
 
-// rehash stores password under today's cost and returns the new hash.
-func (s *server) rehash(ctx context.Context, id int64, password, oldHash string) (string, error) {
+// rehash stores password under today's cost. Where that fails, the old hash does until the next login.
+func (s *server) rehash(ctx context.Context, id int64, password, oldHash string) {
 	hash, err := s.hasher.hash(ctx, password)
-	if err != nil {
-		return "", err
+	if err == nil {
+		err = s.store.rehash(ctx, id, oldHash, hash)
 	}
-	return hash, s.store.rehash(ctx, id, oldHash, hash)
+	if err != nil {
+		s.log.Warn("rehash_failed", "user_id", id, "error", err.Error())
+	}
 }
 
 type refreshTokenInput struct {
 	RefreshToken string `json:"refresh_token" form:"refresh_token" min:"1" max:"4096" example:"eyJhbGciOiJIUzI1NiJ9.eyJnZW4iOjB9.c2lnbmF0dXJl"`
 	GrantType    string `form:"grant_type" enum:"refresh_token" example:"refresh_token"`
+	toleratedInput
+}
+
+// toleratedInput is what OAuth 2 clients send beside, to no effect.
+type toleratedInput struct {
+	Scope        *string `form:"scope" doc:"Tolerated and unused."`
+	ClientID     *string `form:"client_id" doc:"Tolerated and unused."`
+	ClientSecret *string `form:"client_secret" doc:"Tolerated and unused."`
 }
 
 // refresh rotates a session: the old refresh token is spent, and the answer holds its successor.
@@ -134,13 +153,13 @@ func (s *server) authenticate(r *http.Request, c *caller) error {
 		return errNotAuthenticated
 	}
 	scheme, token, _ := strings.Cut(values[0], " ")
-	if !strings.EqualFold(scheme, "Bearer") {
+	if token = strings.TrimLeft(token, " "); !strings.EqualFold(scheme, "Bearer") || token == "" {
 		return errNotAuthenticated
 	}
 	if len(values) > 1 || len(values[0]) > maxBearer {
 		return errInvalidToken
 	}
-	t, ok := s.keys.checkAccess(strings.TrimLeft(token, " "))
+	t, ok := s.keys.checkAccess(token)
 	if !ok {
 		return errInvalidToken
 	}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -98,7 +99,7 @@ func embeddingRequired(loc ...any) *problem {
 type listDocumentsInput struct {
 	Limit   int64      `query:"limit" min:"1" max:"100" default:"100"`
 	After   *int64     `query:"after" min:"1" doc:"Only ids above this one: the next page, at the same cost however deep."`
-	Filter  jsonObject `query:"filter" max:"16384" doc:"A JSON object that the metadata must contain, as PostgreSQL's @> has it." example:"{\"lang\":\"en\"}"`
+	Filter  jsonObject `query:"filter" max:"1024" doc:"A JSON object, of at most 1 KiB, that the metadata must contain, as PostgreSQL's @> has it." example:"{\"lang\":\"en\"}"`
 	Include *string    `query:"include" enum:"embedding" doc:"Show the embeddings too."`
 }
 
@@ -153,12 +154,15 @@ func (s *server) deleteDocument(ctx context.Context, c *caller, in idInput) (non
 	return none{}, s.store.deleteDocument(ctx, c.ID, in.ID)
 }
 
+// maxWords bounds what ranking costs: it compares the places of each word with those of each other.
+const maxWords = 64
+
 type searchInput struct {
 	Embedding vector     `json:"embedding" doc:"Where to look, compared in half precision, as what is stored; or a query, for the service's provider of embeddings."`
-	Query     *string    `json:"query" min:"1" max:"8192" doc:"A text to look for; for mode text in the words of web searches: quotes, OR, -." example:"who wrote the first program?"`
+	Query     *string    `json:"query" min:"1" max:"8192" doc:"A text to look for. For modes text and hybrid: at most 64 words, as in web searches with quotes, OR and -." example:"who wrote the first program?"`
 	Mode      string     `json:"mode" enum:"vector,text,hybrid" default:"vector" doc:"By meaning, by words, or both fused by rank."`
 	Limit     int64      `json:"limit" min:"1" max:"100" default:"10"`
-	Filter    jsonObject `json:"filter" max:"16384" doc:"An object that the metadata must contain, as PostgreSQL's @> has it." example:"{\"lang\":\"en\"}"`
+	Filter    jsonObject `json:"filter" max:"1024" doc:"An object, of at most 1 KiB, that the metadata must contain, as PostgreSQL's @> has it." example:"{\"lang\":\"en\"}"`
 	MinScore  *float64   `json:"min_score" min:"-1" max:"1" doc:"For mode vector: only scores from this one up."`
 	Include   *string    `query:"include" enum:"embedding" doc:"Show the embeddings too."`
 }
@@ -166,7 +170,7 @@ type searchInput struct {
 // found is a document with how well it fits.
 type found struct {
 	Document document `json:"document"`
-	Score    float64  `json:"score" example:"0.87" doc:"The higher the better: 1 - distance in mode vector, the rank of ts_rank_cd in mode text, the sum of 1/(60 + place) in mode hybrid."`
+	Score    float64  `json:"score" example:"0.87" doc:"The higher the better: 1 - distance in mode vector, the rank of ts_rank in mode text, the sum of 1/(60 + place) in mode hybrid."`
 	Distance *float64 `json:"distance,omitempty" example:"0.13" doc:"The cosine distance, in mode vector."`
 }
 
@@ -187,6 +191,8 @@ func (s *server) search(ctx context.Context, c *caller, in searchInput) (searchR
 		return refuse("embedding", "cannot be combined with a query in mode vector, and has no use in mode text")
 	case in.MinScore != nil && in.Mode != "vector":
 		return refuse("min_score", "has no meaning in this mode")
+	case in.Mode != "vector" && len(strings.Fields(*in.Query)) > maxWords:
+		return refuse("query", fmt.Sprintf("must have at most %d words in this mode", maxWords))
 	}
 	if in.Mode != "text" && in.Embedding == nil {
 		if in.Query == nil || s.embedder == nil {

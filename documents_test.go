@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -122,47 +123,47 @@ func TestBadDocuments(t *testing.T) {
 	m := a.signUp("ada")
 	deep := strings.Repeat("[", maxDepth) + strings.Repeat("]", maxDepth)
 	for name, row := range map[string]struct{ body, loc, code string }{
-		"no content":         {`{"embedding":[1,0,0]}`, "[body content]", ""},
-		"empty content":      {`{"content":"","embedding":[1,0,0]}`, "[body content]", ""},
-		"null content":       {`{"content":null,"embedding":[1,0,0]}`, "[body content]", ""},
-		"nul":                {`{"content":"a\u0000","embedding":[1,0,0]}`, "[body content]", ""},
-		"long content":       {`{"content":"` + strings.Repeat("ü", 65537) + `","embedding":[1,0,0]}`, "[body content]", ""},
-		"no embedding":       {`{"content":"a"}`, "[body embedding]", "embedding_required"},
-		"null embedding":     {`{"content":"a","embedding":null}`, "[body embedding]", ""},
-		"text embedding":     {`{"content":"a","embedding":"[1,0,0]"}`, "[body embedding]", ""},
-		"empty embedding":    {`{"content":"a","embedding":[]}`, "[body embedding]", ""},
-		"short embedding":    {`{"content":"a","embedding":[1,0]}`, "[body embedding]", ""},
-		"long embedding":     {`{"content":"a","embedding":[1,0,0,0]}`, "[body embedding]", ""},
-		"null element":       {`{"content":"a","embedding":[1,null,0]}`, "[body embedding]", ""},
-		"text element":       {`{"content":"a","embedding":[1,"0",0]}`, "[body embedding]", ""},
-		"nested element":     {`{"content":"a","embedding":[[1,0,0]]}`, "[body embedding]", ""},
-		"infinite element":   {`{"content":"a","embedding":[1e999,0,0]}`, "[body embedding]", ""},
-		"beyond half":        {`{"content":"a","embedding":[65504.1,0,0]}`, "[body embedding]", ""},
-		"beyond half, minus": {`{"content":"a","embedding":[0,-70000,0]}`, "[body embedding]", ""},
-		"zero":               {`{"content":"a","embedding":[0,0,0]}`, "[body embedding]", ""},
-		"minus zero":         {`{"content":"a","embedding":[-0,0e5,0.0]}`, "[body embedding]", ""},
-		"tiny":               {`{"content":"a","embedding":[1e-45,0,0]}`, "[body embedding]", ""},
-		"zero in half":       {`{"content":"a","embedding":[1e-9,1e-9,0]}`, "[body embedding]", ""},
-		"metadata array":     {`{"content":"a","embedding":[1,0,0],"metadata":[]}`, "[body metadata]", ""},
-		"metadata null":      {`{"content":"a","embedding":[1,0,0],"metadata":null}`, "[body metadata]", ""},
-		"duplicate key":      {`{"content":"a","embedding":[1,0,0],"metadata":{"a":{"b":1,"\u0062":2}}}`, "[body metadata]", ""},
-		"nul in metadata":    {`{"content":"a","embedding":[1,0,0],"metadata":{"a":["\u0000"]}}`, "[body metadata]", ""},
-		"nul in key":         {`{"content":"a","embedding":[1,0,0],"metadata":{"\u0000":1}}`, "[body metadata]", ""},
-		"lone surrogate":     {`{"content":"a","embedding":[1,0,0],"metadata":{"a":"\udc00"}}`, "[body metadata]", ""},
-		"huge number":        {`{"content":"a","embedding":[1,0,0],"metadata":{"a":1e400}}`, "[body metadata]", ""},
-		"minute number":      {`{"content":"a","embedding":[1,0,0],"metadata":{"a":1e-20000}}`, "[body metadata]", ""},
-		"deep metadata":      {`{"content":"a","embedding":[1,0,0],"metadata":{"a":` + deep + `}}`, "[body metadata]", ""},
-		"long metadata":      {`{"content":"a","embedding":[1,0,0],"metadata":{"a":"` + strings.Repeat("x", 16384) + `"}}`, "[body metadata]", ""},
-		"swelling metadata":  {`{"content":"a","embedding":[1,0,0],"metadata":{"a":[1e308` + strings.Repeat(",1e308", 200) + `]}}`, "[body metadata]", ""},
-		"unknown field":      {`{"content":"a","embedding":[1,0,0],"owner_id":1}`, "[body]", ""},
-		"both":               {`{"content":"a","embedding":[1,0,0],"documents":[{"content":"a","embedding":[1,0,0]}]}`, "[body content]", ""},
-		"empty batch":        {`{"documents":[]}`, "[body documents]", ""},
-		"object for batch":   {`{"documents":{}}`, "[body documents]", ""},
-		"number in batch":    {`{"documents":[1]}`, "[body documents 0]", ""},
-		"long batch":         {`{"documents":[` + strings.TrimSuffix(strings.Repeat(`{"content":"a","embedding":[1,0,0]},`, 501), ",") + `]}`, "[body documents]", ""},
-		"third of a batch":   {`{"documents":[{"content":"a","embedding":[1,0,0]},{"content":"b","embedding":[1,0,0]},{"content":"c","embedding":[1,0]}]}`, "[body documents 2 embedding]", ""},
-		"second without":     {`{"documents":[{"content":"a","embedding":[1,0,0]},{"content":"b"}]}`, "[body documents 1 embedding]", "embedding_required"},
-		"nested batch":       {`{"documents":[{"documents":[]}]}`, "[body documents 0]", ""},
+		"no content":          {`{"embedding":[1,0,0]}`, "[body content]", ""},
+		"empty content":       {`{"content":"","embedding":[1,0,0]}`, "[body content]", ""},
+		"null content":        {`{"content":null,"embedding":[1,0,0]}`, "[body content]", ""},
+		"nul":                 {`{"content":"a\u0000","embedding":[1,0,0]}`, "[body content]", ""},
+		"long content":        {`{"content":"` + strings.Repeat("ü", 65537) + `","embedding":[1,0,0]}`, "[body content]", ""},
+		"no embedding":        {`{"content":"a"}`, "[body embedding]", "embedding_required"},
+		"null embedding":      {`{"content":"a","embedding":null}`, "[body embedding]", ""},
+		"text embedding":      {`{"content":"a","embedding":"[1,0,0]"}`, "[body embedding]", ""},
+		"empty embedding":     {`{"content":"a","embedding":[]}`, "[body embedding]", ""},
+		"short embedding":     {`{"content":"a","embedding":[1,0]}`, "[body embedding]", ""},
+		"long embedding":      {`{"content":"a","embedding":[1,0,0,0]}`, "[body embedding]", ""},
+		"null element":        {`{"content":"a","embedding":[1,null,0]}`, "[body embedding]", ""},
+		"text element":        {`{"content":"a","embedding":[1,"0",0]}`, "[body embedding]", ""},
+		"nested element":      {`{"content":"a","embedding":[[1,0,0]]}`, "[body embedding]", ""},
+		"infinite element":    {`{"content":"a","embedding":[1e999,0,0]}`, "[body embedding]", ""},
+		"beyond half":         {`{"content":"a","embedding":[65504.1,0,0]}`, "[body embedding]", ""},
+		"beyond half, minus":  {`{"content":"a","embedding":[0,-70000,0]}`, "[body embedding]", ""},
+		"zero":                {`{"content":"a","embedding":[0,0,0]}`, "[body embedding]", ""},
+		"minus zero":          {`{"content":"a","embedding":[-0,0e5,0.0]}`, "[body embedding]", ""},
+		"tiny":                {`{"content":"a","embedding":[1e-45,0,0]}`, "[body embedding]", ""},
+		"metadata array":      {`{"content":"a","embedding":[1,0,0],"metadata":[]}`, "[body metadata]", ""},
+		"metadata null":       {`{"content":"a","embedding":[1,0,0],"metadata":null}`, "[body metadata]", ""},
+		"duplicate key":       {`{"content":"a","embedding":[1,0,0],"metadata":{"a":{"b":1,"\u0062":2}}}`, "[body metadata]", ""},
+		"nul in metadata":     {`{"content":"a","embedding":[1,0,0],"metadata":{"a":["\u0000"]}}`, "[body metadata]", ""},
+		"nul in key":          {`{"content":"a","embedding":[1,0,0],"metadata":{"\u0000":1}}`, "[body metadata]", ""},
+		"lone surrogate":      {`{"content":"a","embedding":[1,0,0],"metadata":{"a":"\udc00"}}`, "[body metadata]", ""},
+		"huge number":         {`{"content":"a","embedding":[1,0,0],"metadata":{"a":1e400}}`, "[body metadata]", ""},
+		"minute number":       {`{"content":"a","embedding":[1,0,0],"metadata":{"a":1e-20000}}`, "[body metadata]", ""},
+		"deep metadata":       {`{"content":"a","embedding":[1,0,0],"metadata":{"a":` + deep + `}}`, "[body metadata]", ""},
+		"long metadata":       {`{"content":"a","embedding":[1,0,0],"metadata":{"a":"` + strings.Repeat("x", 16384) + `"}}`, "[body metadata]", ""},
+		"swelling in a batch": {`{"documents":[{"content":"a","embedding":[1,0,0]},{"content":"a","embedding":[1,0,0],"metadata":{"a":[1e308` + strings.Repeat(",1e308", 200) + `]}}]}`, "[body documents 1 metadata]", ""},
+		"swelling metadata":   {`{"content":"a","embedding":[1,0,0],"metadata":{"a":[1e308` + strings.Repeat(",1e308", 200) + `]}}`, "[body metadata]", ""},
+		"unknown field":       {`{"content":"a","embedding":[1,0,0],"owner_id":1}`, "[body]", ""},
+		"both":                {`{"content":"a","embedding":[1,0,0],"documents":[{"content":"a","embedding":[1,0,0]}]}`, "[body content]", ""},
+		"empty batch":         {`{"documents":[]}`, "[body documents]", ""},
+		"object for batch":    {`{"documents":{}}`, "[body documents]", ""},
+		"number in batch":     {`{"documents":[1]}`, "[body documents 0]", ""},
+		"long batch":          {`{"documents":[` + strings.TrimSuffix(strings.Repeat(`{"content":"a","embedding":[1,0,0]},`, 501), ",") + `]}`, "[body documents]", ""},
+		"third of a batch":    {`{"documents":[{"content":"a","embedding":[1,0,0]},{"content":"b","embedding":[1,0,0]},{"content":"c","embedding":[1,0]}]}`, "[body documents 2 embedding]", ""},
+		"second without":      {`{"documents":[{"content":"a","embedding":[1,0,0]},{"content":"b"}]}`, "[body documents 1 embedding]", "embedding_required"},
+		"nested batch":        {`{"documents":[{"documents":[]}]}`, "[body documents 0]", ""},
 	} {
 		code := "invalid_request"
 		if row.code != "" {
@@ -180,7 +181,7 @@ func TestBadDocuments(t *testing.T) {
 	if n := one[int](t, a.url, `SELECT count(*) FROM documents`); n != 0 {
 		t.Errorf("%d bad documents were stored", n)
 	}
-	for _, good := range []string{`{"content":"` + strings.Repeat("\U0001F600", 65536) + `","embedding":[1,0,0]}`, `{"content":"a","embedding":[65504,-65504,1e-300]}`, `{"content":"a","embedding":[6e-8,0,0]}`,
+	for _, good := range []string{`{"content":"` + strings.Repeat("\U0001F600", 65536) + `","embedding":[1,0,0]}`, `{"content":"a","embedding":[65504,-65504,1e-300]}`, `{"content":"a","embedding":[6e-8,0,0]}`, `{"content":"a","embedding":[1e-9,1e-9,0]}`, `{"content":"a","embedding":[0,-2e-12,0]}`,
 		`{"content":"a","embedding":[1,0,0],"metadata":{"a":` + deep[1:len(deep)-1] + `,"n":[1e308,-1e-308,0e9999,0.0000,12345678901234567890123],"":"empty name"}}`,
 		`{"content":"` + strings.Repeat("a-b.c@d.ef/g ", 5000) + `","embedding":[1,0,0]}`, `{"content":"` + strings.Repeat("x", 65536) + `","embedding":[1,0,0]}`} {
 		a.want(a.do("POST", docsPath, m.AccessToken, good), 201, "")
@@ -222,7 +223,7 @@ func TestSearch(t *testing.T) {
 		`{"embedding":[1,0,0],"min_score":1}`:                                            "the red fox|the same fox|",
 		`{"embedding":[1,0,0],"min_score":-1,"limit":100}`:                               "the red fox|the same fox|a red car|red red wine|",
 		`{"mode":"text","query":"red"}`:                                                  "red red wine|the red fox|a red car|",
-		`{"mode":"text","query":"red -fox"}`:                                             "red red wine|a red car|",
+		`{"mode":"text","query":"red -fox"}`:                                             "a red car|red red wine|",
 		`{"mode":"text","query":"\"red fox\" or car"}`:                                   "the red fox|a red car|",
 		`{"mode":"text","query":"!!! ( & | ' \\ :*"}`:                                    "",
 		`{"mode":"text","query":"red","filter":{"kind":"animal"}}`:                       "the red fox|",
@@ -239,7 +240,7 @@ func TestSearch(t *testing.T) {
 	}
 	for body, code := range map[string]string{`{}`: "embedding_required", `{"query":"red"}`: "embedding_required", `{"mode":"hybrid","query":"red"}`: "embedding_required",
 		`{"mode":"text"}`: "", `{"mode":"hybrid","embedding":[1,0,0]}`: "", `{"mode":"text","query":"a","embedding":[1,0,0]}`: "", `{"query":"a","embedding":[1,0,0]}`: "", `{"mode":"text","query":"a","min_score":0.5}`: "",
-		`{"embedding":[1,0,0],"limit":0}`: "", `{"embedding":[1,0,0],"limit":101}`: "", `{"embedding":[1,0,0],"limit":1.0}`: "", `{"embedding":[1,0,0],"min_score":1.01}`: "", `{"embedding":[1,0,0],"min_score":"1"}`: "",
+		`{"mode":"text","query":"` + strings.Repeat("word ", 65) + `"}`: "", `{"embedding":[1,0,0],"filter":{"a":"` + strings.Repeat("x", 1024) + `"}}`: "", `{"embedding":[1,0,0],"limit":0}`: "", `{"embedding":[1,0,0],"limit":101}`: "", `{"embedding":[1,0,0],"limit":1.0}`: "", `{"embedding":[1,0,0],"min_score":1.01}`: "", `{"embedding":[1,0,0],"min_score":"1"}`: "",
 		`{"embedding":[1,0,0],"min_score":1e999}`: "", `{"embedding":[1,0,0],"filter":[]}`: "", `{"embedding":[0,0,0]}`: "", `{"embedding":[1,0,0],"mode":"Vector"}`: "", `{"embedding":[1,0,0],"query":""}`: ""} {
 		if code == "" {
 			code = "invalid_request"
@@ -249,6 +250,68 @@ func TestSearch(t *testing.T) {
 	ans := a.want(a.do("POST", docsPath+"/search?include=embedding", m.AccessToken, `{"embedding":[1,0,0],"limit":1}`), 200, "")
 	if got := decode[searchResult](ans).Results[0].Document.Embedding; len(got) != 3 || got[0] != 1 {
 		t.Errorf("include=embedding: %s", ans.body)
+	}
+}
+
+// TestSearchBombs stores and searches for what PostgreSQL's parser of words, and its ranking, choke on. None of it
+// is a fault of the database, and nobody waits for it.
+func TestSearchBombs(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m := a.signUp("ada")
+	for _, run := range []string{"a_", "~/", "./", "<!--", "snake_case_name_", "row_", "a-b.c@d.ef/g ", "<a ", "&lt;", "1e5-", "http://a.b/", "x@", "/./", "é_", "-", ":", "w1 w2 w3 ", "a.b.c.", "--<"} {
+		body := map[string]any{"content": strings.Repeat(run, 65536/len([]rune(run))), "embedding": []int{1, 0, 0}}
+		start := time.Now()
+		a.want(a.do("POST", docsPath, m.AccessToken, body), 201, "")
+		t.Logf("%q: %v", run, time.Since(start))
+	}
+	var words []string
+	for i := range 900 {
+		words = append(words, fmt.Sprintf("w%d", i))
+	}
+	a.want(a.do("POST", docsPath, m.AccessToken, map[string]any{"content": strings.Repeat(strings.Join(words, " ")+" ", 10), "embedding": []int{1, 0, 0}}), 201, "")
+	random := rand.New(rand.NewPCG(3, 4))
+	signs := strings.Split(`- " or OR and ( ) & | ! : * < <- \ ' w1 -w2 "w3 ---- --w4 -" "- a_a_ | --- | <!-- ~ @ é - - -(`, " ")
+	queries := []string{strings.Repeat("-", 8000), strings.Repeat("- ", 60), strings.Repeat("-(", 4000), strings.Repeat("a_", 4000), strings.Join(words[:64], " "), `"` + strings.Join(words[:64], " ") + `"`, "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"}
+	for range 150 {
+		var query []string
+		for range random.IntN(60) + 1 {
+			query = append(query, signs[random.IntN(len(signs))])
+		}
+		queries = append(queries, strings.Join(query, []string{" ", ""}[random.IntN(2)]))
+	}
+	for _, query := range queries {
+		if ans := a.do("POST", docsPath+"/search", m.AccessToken, map[string]any{"mode": "text", "query": query}); ans.status != 200 && ans.status != 422 {
+			t.Errorf("query %.100q = %d: %s", query, ans.status, ans.body)
+		}
+	}
+	for range 6 {
+		a.want(a.do("POST", docsPath, m.AccessToken, `{"content":"x","embedding":[1,0,0],"metadata":{"a":[`+strings.Repeat("[0],", 3900)+`[1]]}}`), 201, "")
+	}
+	bomb := `{"a":[` + strings.Repeat("[1],", 240) + `[1]]}`
+	if ans := a.do("POST", docsPath+"/search", m.AccessToken, `{"embedding":[1,0,0],"filter":`+bomb+`}`); ans.status != 200 && ans.status != 422 {
+		t.Errorf("a filter bomb = %d: %s", ans.status, ans.body)
+	}
+}
+
+// TestHeavyRequests: what one user asks of the database at once leaves room for all others.
+func TestHeavyRequests(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m, other := a.signUp("ada"), a.signUp("bob")
+	for range cap(a.store.heavy) {
+		leave, err := a.store.take(time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer leave()
+	}
+	a.want(a.do("POST", docsPath+"/search", m.AccessToken, `{"embedding":[1,0,0]}`), 503, "busy")
+	a.want(a.do("GET", docsPath+"?filter=%7B%7D", m.AccessToken, nil), 503, "busy")
+	a.want(a.do("GET", docsPath, m.AccessToken, nil), 200, "")
+	a.want(a.do("GET", "/api/v1/health/db", "", nil), 200, "")
+	if !a.alive(other.AccessToken) {
+		t.Error("another user is not served")
 	}
 }
 

@@ -155,9 +155,17 @@ func hex4(b []byte) uint64 {
 // so does every client's.
 const maxDepth = 32
 
+// maxStored is how long a jsonObject may be as PostgreSQL writes it, in bytes: numbers like 1e308 swell.
+const maxStored = 32 << 10
+
 // checkTree says why raw, a valid JSON value, may not be stored as jsonb: what PostgreSQL refuses or
 // changes without a word, and what not every client reads alike (RFC 8259, sections 4, 6 and 8).
-func checkTree(raw []byte, depth int) (refusal string) {
+//
+// room is how many bytes it may still take as it is stored, with its numbers written out.
+func checkTree(raw []byte, depth int, room *int) (refusal string) {
+	if *room -= 2; *room < 0 { // a comma, a colon, a bracket
+		return "must have at most 32 KiB as it is stored, with its numbers written out"
+	}
 	switch raw[0] {
 	case '{', '[':
 		if depth == 0 {
@@ -165,11 +173,14 @@ func checkTree(raw []byte, depth int) (refusal string) {
 		}
 	case '"':
 		_, refusal = jsonString(raw)
+		*room -= len(raw)
 		return refusal
 	case 't', 'f', 'n':
 		return ""
 	default:
-		mantissa, _, _ := strings.Cut(strings.ToLower(string(raw)), "e")
+		mantissa, exponent, _ := strings.Cut(strings.ToLower(string(raw)), "e")
+		zeros, _ := strconv.Atoi(exponent)
+		*room -= len(mantissa) + max(zeros, -zeros)
 		if x, err := strconv.ParseFloat(string(raw), 64); err != nil || x == 0 && strings.ContainsAny(mantissa, "123456789") {
 			return "must not hold numbers beyond the range of 64-bit floating point"
 		}
@@ -177,7 +188,7 @@ func checkTree(raw []byte, depth int) (refusal string) {
 	}
 	if raw[0] == '[' {
 		for element := range elements(raw) {
-			if refusal := checkTree(element, depth-1); refusal != "" {
+			if refusal := checkTree(element, depth-1, room); refusal != "" {
 				return refusal
 			}
 		}
@@ -190,12 +201,13 @@ func checkTree(raw []byte, depth int) (refusal string) {
 			refusal = "must not hold a name twice in one object"
 		}
 		if refusal == "" {
-			refusal = checkTree(value, depth-1)
+			refusal = checkTree(value, depth-1, room)
 		}
 		if refusal != "" {
 			return refusal
 		}
 		seen[name] = true
+		*room -= len(literal)
 	}
 	return ""
 }
@@ -203,11 +215,12 @@ func checkTree(raw []byte, depth int) (refusal string) {
 // The range of half precision (IEEE 754 binary16), in which vectors are stored.
 const (
 	maxHalf = 65504
-	minHalf = 1.0 / (1 << 24) // the smallest above zero
+	minHalf = 1.0 / (1 << 14) // below it, there are fewer and fewer digits
 )
 
 // parseVector reads a JSON array of numbers as a vector of n dimensions, whose distances are all
-// numbers: its norm is between 1e-12 and 1e12, and half precision neither overflows nor makes it all zero.
+// numbers: its norm is between 1e-12 and 1e12, and none is beyond half precision. A vector so short that half precision
+// would round its numbers away is lengthened: the cosine knows only directions.
 func parseVector(array []byte, n int) (v vector, refusal string) {
 	v = make(vector, 0, n)
 	count, squares, largest := 0, 0.0, 0.0
@@ -230,7 +243,10 @@ func parseVector(array []byte, n int) (v vector, refusal string) {
 		return nil, "must have a norm between 1e-12 and 1e12"
 	}
 	if largest < minHalf {
-		return nil, "must not be all zero in half precision: its largest number is below 6e-8"
+		_, exponent := math.Frexp(largest)
+		for i := range v {
+			v[i] = float32(math.Ldexp(float64(v[i]), -exponent)) // by a power of two, which rounds nothing
+		}
 	}
 	return v, ""
 }

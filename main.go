@@ -72,7 +72,7 @@ Settings, from the environment or .env, each also as NAME_FILE; with defaults:
 
 // run executes one command and returns the exit status.
 func (p program) run(ctx context.Context, args []string) int {
-	command := strings.Join(args, " ")
+	command := strings.Join(args, "\x00") // which no argument can hold
 	switch {
 	case command == "-h" || command == "-help" || command == "--help" || command == "help":
 		fmt.Fprintf(p.stdout, usage, version)
@@ -81,7 +81,7 @@ func (p program) run(ctx context.Context, args []string) int {
 	case command == "-version" || command == "--version":
 		fmt.Fprintln(p.stdout, "latch", version)
 		return 0
-	case command == "" || command == "migrate" || command == "migrate -check" || command == "healthcheck" || len(args) == 2 && args[0] == "admin":
+	case len(args) == 0 || command == "migrate" || command == "migrate\x00-check" || command == "healthcheck" || len(args) == 2 && args[0] == "admin":
 	default:
 		fmt.Fprintln(p.stderr, "latch: unknown command or flag; latch -h lists them")
 		return 2

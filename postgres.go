@@ -46,6 +46,7 @@ type store struct {
 	pool    *pgxpool.Pool
 	pooled  atomic.Bool // PgBouncer stands between
 	lookups lookups
+	heavy   chan struct{} // places for statements whose cost clients choose: half of the pool is kept for all others
 }
 
 // openStore opens a pool for a database that has been migrated. maxConns 0 means 8, which is
@@ -60,7 +61,7 @@ func openStore(ctx context.Context, url string, maxConns int64, echo *slog.Logge
 	if maxConns > 0 {
 		conf.MaxConns = int32(maxConns)
 	}
-	st := &store{}
+	st := &store{heavy: make(chan struct{}, max(1, conf.MaxConns/2))}
 	conf.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error {
 		if st.pooled.Load() {
 			for name := range serverSettings {
@@ -209,8 +210,25 @@ func (st *store) inTx(ctx context.Context, f func(ctx context.Context, q querier
 	})
 }
 
+// take waits for a place for a heavy statement: errBusy after patience.
+func (st *store) take(patience time.Duration) (leave func(), err error) {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case st.heavy <- struct{}{}:
+		return func() { <-st.heavy }, nil
+	case <-timer.C:
+		return nil, errBusy.because("Too many searches or batches are under way; try again.")
+	}
+}
+
 // slowly runs f in a transaction that may take slowTimeout.
 func (st *store) slowly(ctx context.Context, f func(ctx context.Context, q querier) error) error {
+	leave, err := st.take(slowTimeout)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	return st.attempt(ctx, slowTimeout, func(ctx context.Context, q querier) error {
 		return pgx.BeginFunc(ctx, q.(*pgxpool.Conn), func(tx pgx.Tx) error {
 			if _, err := tx.Exec(ctx, fmt.Sprintf(`SET LOCAL statement_timeout = %d`, (slowTimeout-time.Second).Milliseconds())); err != nil {
@@ -289,7 +307,7 @@ func describe(err error) error {
 
 // ping returns nil when the database answers in time.
 func (st *store) ping(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTimeout)
 	defer cancel()
 	c, err := st.acquire()
 	if err != nil {

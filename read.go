@@ -78,7 +78,8 @@ func (f *field) setJSON(dst reflect.Value, raw []byte) *fieldError {
 		if int64(len(raw)) > f.max {
 			return f.fault("too_long", fmt.Sprintf("must have at most %d bytes", f.max))
 		}
-		if refusal := checkTree(raw, maxDepth); refusal != "" {
+		room := maxStored
+		if refusal := checkTree(raw, maxDepth, &room); refusal != "" {
 			return f.fault("value_error", refusal)
 		}
 		dst.FieldByIndex(f.index).SetBytes(bytes.Clone(raw))

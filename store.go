@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgvector/pgvector-go"
@@ -351,6 +352,13 @@ func (st *store) getDocument(ctx context.Context, owner, id int64, embedding boo
 
 // listDocuments returns up to in.Limit documents of owner in the order of ids.
 func (st *store) listDocuments(ctx context.Context, owner int64, in listDocumentsInput) (list []document, err error) {
+	if in.Filter != nil {
+		leave, err := st.take(acquireTimeout)
+		if err != nil {
+			return nil, err
+		}
+		defer leave()
+	}
 	args := []any{owner, in.Include != nil, in.After, in.Limit}
 	err = st.again(ctx, func(ctx context.Context, q querier) error {
 		rows, _ := q.Query(ctx, `
@@ -358,7 +366,7 @@ func (st *store) listDocuments(ctx context.Context, owner int64, in listDocument
 			WHERE d.owner_id = $1 AND d.id > coalesce($3::bigint, 0)`+filterBy(in.Filter, &args)+`
 			ORDER BY d.id LIMIT $4`, args...)
 		list, err = pgx.CollectRows(rows, toDocument)
-		return err
+		return tooMuchWork(err, in.Filter != nil)
 	})
 	return list, err
 }
@@ -403,6 +411,15 @@ func (st *store) deleteDocument(ctx context.Context, owner, id int64) error {
 	})
 }
 
+// tooMuchWork makes a 422 of a statement that ran out of time, or PostgreSQL's parser out of room, over words or a
+// filter of the client's choice: the database is not away.
+func tooMuchWork(err error, chosen bool) error {
+	if chosen && sqlState(err, "57014", "54001", "54000", "XX000") {
+		return invalid(fieldError{[]any{"body"}, "takes too much work: use fewer words, or a smaller filter", "value_error"})
+	}
+	return err
+}
+
 // fuseDepth is how many of each ranking mode hybrid fuses: more than the largest limit, so that a document at
 // the end of one list has had its chance in the other.
 const fuseDepth = "200"
@@ -411,6 +428,11 @@ const fuseDepth = "200"
 // own, so that only the few that are found are read whole. Equals go by id. textSearch is the configuration that
 // the words were made with.
 func (st *store) search(ctx context.Context, owner int64, in searchInput, textSearch string) (results []found, err error) {
+	leave, err := st.take(acquireTimeout)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	args := []any{owner, in.Include != nil, in.Limit}
 	arg := func(v any) string { args = append(args, v); return fmt.Sprintf("$%d", len(args)) }
 	where := "owner_id = $1" + filterBy(in.Filter, &args)
@@ -420,8 +442,8 @@ func (st *store) search(ctx context.Context, owner int64, in searchInput, textSe
 		nearest = "SELECT id, " + distance + " AS distance, 1 - (" + distance + ") AS score FROM documents WHERE " + where + " ORDER BY distance, id LIMIT "
 	}
 	if in.Mode != "vector" {
-		query := "websearch_to_tsquery(" + arg(textSearch) + "::text::regconfig, " + arg(*in.Query) + ")"
-		matching = "SELECT id, NULL::float8 AS distance, ts_rank_cd(words, " + query + ")::float8 AS score FROM documents WHERE " + where + " AND words @@ " + query + " ORDER BY score DESC, id LIMIT "
+		query := "websearch_to_tsquery(" + arg(textSearch) + "::text::regconfig, " + arg(wordsOf(*in.Query)) + ")"
+		matching = "SELECT id, NULL::float8 AS distance, ts_rank(words, " + query + ")::float8 AS score FROM documents WHERE " + where + " AND words @@ " + query + " ORDER BY score DESC, id LIMIT "
 	}
 	sql := map[string]string{
 		"vector": "WITH found AS MATERIALIZED (" + nearest + "$3)",
@@ -439,9 +461,29 @@ func (st *store) search(ctx context.Context, owner int64, in searchInput, textSe
 		results, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (f found, err error) {
 			return f, scanDocument(row, &f.Document, &f.Score, &f.Distance)
 		})
-		return err
+		return tooMuchWork(err, in.Mode != "vector" || in.Filter != nil)
 	})
 	return results, err
+}
+
+// wordsOf is a query without the signs that PostgreSQL's parser chokes on: tags, words of over 100 characters, which
+// documents do not have either, and each - that no word or quote follows, of which it stacks 32.
+func wordsOf(query string) string {
+	text, run := []rune(strings.ReplaceAll(query, "<", " ")), 0
+	var b strings.Builder
+	for i, r := range text {
+		if unicode.IsSpace(r) {
+			run = 0
+		} else if run++; run > 100 {
+			b.WriteByte(' ')
+			run = 1
+		}
+		followed := i+1 < len(text) && (unicode.IsLetter(text[i+1]) || unicode.IsDigit(text[i+1]) || text[i+1] == '"')
+		if r != '-' || followed {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
 }
 
 // checkChoices compares the settings that were fixed when the documents table was made, or with the first
