@@ -183,7 +183,7 @@ func TestFaultFailover(t *testing.T) {
 			case "failover-blackhole":
 				c.proxy.mode.Store("swallow")
 				defer c.proxy.mode.Store("pass")
-				time.Sleep(time.Second)
+				time.Sleep(2 * time.Second) // nobody promotes a standby sooner
 			case "failover-read-only":
 				c.db.sql("postgres", "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
 				time.Sleep(500 * time.Millisecond)

@@ -136,7 +136,7 @@ func drip(t *testing.T, address string, n int, start string, next string, limit 
 	var wg sync.WaitGroup
 	for i := range n {
 		wg.Go(func() {
-			time.Sleep(2 * time.Second * time.Duration(i) / time.Duration(n)) // no storm of connects: that is not what this is about
+			time.Sleep(5 * time.Second * time.Duration(i) / time.Duration(n)) // no storm of connects: that is not what this is about
 			c, err := net.Dial("tcp", address)
 			if err != nil {
 				t.Errorf("dial: %v", err)
