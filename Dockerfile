@@ -5,8 +5,9 @@ COPY go.mod go.sum ./
 RUN --mount=type=cache,target=/go/pkg/mod go mod download
 COPY . .
 ARG TARGETOS TARGETARCH
+# HTTP/2 is the proxy's: without Go's own the file is 0.5 MB smaller.
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
-    CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -ldflags="-s -w" -o /latch .
+    CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -tags=nethttpomithttp2 -ldflags="-s -w" -o /latch .
 
 # No shell, no package manager; user 65532. Only /latch is added.
 FROM gcr.io/distroless/static-debian12:nonroot

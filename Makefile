@@ -37,7 +37,7 @@ lint: ## check form, common mistakes, known vulnerabilities and go.mod
 	[ "$$got" = "$$want" ] || { echo "go.mod requires: $$got"; echo "it may require: $$want"; exit 1; }
 
 build: ## build the program as the image does
-	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o latch .
+	CGO_ENABLED=0 go build -trimpath -tags=nethttpomithttp2 -ldflags='-s -w' -o latch .
 
 image: ## build the container image
 	docker build -t latch .

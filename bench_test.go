@@ -66,6 +66,7 @@ var topics = []struct {
 	run  func(*bench)
 }{
 	{"start, binary, RSS idle", (*bench).sizes},
+	{"counts", (*bench).counts},
 	{"GET /health", (*bench).health},
 	{"GET /users/me", (*bench).me},
 	{"p99 of /users/me during logins", (*bench).latency},
@@ -208,7 +209,7 @@ func (b *bench) env() []string {
 func (b *bench) build(name, pkg string, flags ...string) (binary string) {
 	b.Helper()
 	binary = filepath.Join(b.TempDir(), name)
-	cmd := exec.Command("go", append(append([]string{"build", "-trimpath", "-ldflags=-s -w", "-o", binary}, flags...), pkg)...)
+	cmd := exec.Command("go", append(append([]string{"build", "-trimpath", "-tags=nethttpomithttp2", "-ldflags=-s -w", "-o", binary}, flags...), pkg)...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		b.Fatalf("%v\n%s", err, out)

@@ -28,6 +28,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -179,6 +180,7 @@ func (p program) serve(ctx context.Context, s *server, dev *devDB) error {
 		}
 		defer ms.Close()
 	}
+	debug.FreeOSMemory() // the first hash took 19 MiB, which would stay for minutes
 	s.log.Info("serving", "address", listener.Addr().String(), "version", version)
 	go s.sweep(ctx)
 	hs := s.httpServer()

@@ -12,9 +12,14 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// TestQueriesPerRequest counts what reaches PostgreSQL: one statement for a request with a token.
-func TestQueriesPerRequest(t *testing.T) {
-	t.Parallel()
+// queryCount is how many statements a request makes, and how many it may.
+type queryCount struct {
+	request   string
+	got, want int
+}
+
+// countQueries counts what reaches PostgreSQL, with the statements that begin and end a transaction.
+func countQueries(t testing.TB) (counts []queryCount) {
 	a := newApp(t)
 	m, admin := a.signUp("ada"), a.signUpAdmin("root")
 	var log logBuffer
@@ -25,27 +30,46 @@ func TestQueriesPerRequest(t *testing.T) {
 	t.Cleanup(st.close)
 	a.server.store = st
 	a.alive(m.AccessToken) // opens the connection
+	const inTx = 2         // begin and commit
+	b := map[string]string{"email": "b@example.com", "password": goodPass}
 	for _, row := range []struct {
 		method, path, token string
 		body                any
 		want                int
 	}{
-		{"GET", "/api/v1/health", "", nil, 0},
-		{"GET", "/api/v1/users/me", m.AccessToken, nil, 1},
-		{"GET", "/api/v1/users/me", "x", nil, 0},
-		{"GET", "/api/v1/users", admin.AccessToken, nil, 2},
-		{"POST", "/api/v1/auth/refresh", "", map[string]string{"refresh_token": m.RefreshToken}, 1},
-		{"POST", "/api/v1/auth/register", "", map[string]string{"email": "b@example.com", "password": goodPass}, 1},
-		{"POST", "/api/v1/auth/login", "", map[string]string{"username": "b@example.com", "password": goodPass}, 6}, // look-up, and begin, lock, cap, insert, commit
+		{"GET", "/health", "", nil, 0},
+		{"GET", "/users/me", m.AccessToken, nil, 1},
+		{"GET", "/users/me", "x", nil, 0},
+		{"PUT", "/users/me", m.AccessToken, map[string]string{"full_name": "Ada"}, 1 + inTx + 2}, // lock, update
+		{"GET", "/users", admin.AccessToken, nil, 1 + 1},
+		{"POST", "/auth/refresh", "", map[string]string{"refresh_token": m.RefreshToken}, 1},
+		{"POST", "/auth/register", "", b, 1},
+		{"POST", "/auth/login", "", map[string]string{"username": "b@example.com", "password": goodPass}, 1 + inTx + 3}, // look-up; lock, cap, insert
+		{"GET", "/auth/sessions", m.AccessToken, nil, 1 + 1},
+		{"POST", "/documents", m.AccessToken, map[string]any{"content": "a", "embedding": []int{1, 2, 3}}, 1 + 1},
+		{"GET", "/documents", m.AccessToken, nil, 1 + 1},
+		{"POST", "/documents/search", m.AccessToken, map[string]any{"embedding": []int{1, 2, 3}}, 1 + 1},
+		{"POST", "/auth/logout", m.AccessToken, nil, 1 + 1},
 	} {
 		before := strings.Count(log.text(), "msg=sql")
-		a.do(row.method, row.path, row.token, row.body)
-		if got := strings.Count(log.text(), "msg=sql") - before; got != row.want {
-			t.Errorf("%s %s makes %d queries, want %d", row.method, row.path, got, row.want)
+		if ans := a.do(row.method, "/api/v1"+row.path, row.token, row.body); ans.status >= 400 && row.token != "x" {
+			t.Errorf("%s = %d: %s", ans.call, ans.status, ans.body)
 		}
+		counts = append(counts, queryCount{row.method + " " + row.path, strings.Count(log.text(), "msg=sql") - before, row.want})
 	}
 	if text := log.text(); strings.Contains(text, "b@example.com") || strings.Contains(text, "argon2") || !strings.Contains(text, "INSERT INTO users") {
 		t.Error("the echo of statements holds arguments, or nothing")
+	}
+	return counts
+}
+
+// TestQueriesPerRequest holds the counts: one statement for a request with a token.
+func TestQueriesPerRequest(t *testing.T) {
+	t.Parallel()
+	for _, c := range countQueries(t) {
+		if c.got != c.want {
+			t.Errorf("%s makes %d queries, want %d", c.request, c.got, c.want)
+		}
 	}
 }
 
