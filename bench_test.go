@@ -6,7 +6,7 @@ package main
 // program, built as the image builds it, beside the least that could do the same, in alternating runs. Each
 // number is the median of the rounds, each ratio the median of the ratios of the rounds.
 //
-//	go test -tags bench -run TestBench -timeout 60m -v -args -rows '/users/me' -seconds 3 -rounds 5
+//	go test -tags bench -run TestBench -timeout 60m -v -args -rows '/users/me' -seconds 2 -rounds 5
 
 import (
 	"bytes"
@@ -31,7 +31,7 @@ import (
 var (
 	onlyRows    = flag.String("rows", "", "run only the rows whose name matches this regular expression, and print them only")
 	rounds      = flag.Int("rounds", 5, "alternating runs of each side")
-	seconds     = flag.Int("seconds", 3, "length of a run")
+	seconds     = flag.Int("seconds", 2, "length of a run")
 	userCount   = flag.Int("users", 100_000, "accounts, each with a session")
 	profileTo   = flag.String("profile", "", "profile the server under a mix of requests to this file, and measure nothing")
 	pgoProfile  = flag.String("pgo", "", "build with this profile")
