@@ -29,7 +29,8 @@ const (
 	acquireTimeout = 500 * time.Millisecond  // a pool that is this busy is better answered with 503
 	slowTimeout    = 20 * time.Second        // for a batch of documents: 16 MiB of text take some seconds to be indexed
 	queryTimeout   = 4 * time.Second         // the client's patience; the server gives up first, which keeps the connection
-	maxTries       = 3                       // where backends are ended one by one, the next connection may go as well
+	maxTries       = 5                       // where backends are ended one by one, the next connection may go as well
+	retryPause     = 5 * time.Millisecond    // before the second try, twice as long before the third, and so on
 	pingTimeout    = 800 * time.Millisecond  // /health/db promises an answer within 1 s
 )
 
@@ -179,6 +180,7 @@ func (st *store) attempt(ctx context.Context, timeout time.Duration, f func(ctx 
 			st.pool.Reset()
 		}
 		sent = false
+		time.Sleep(time.Duration(tries) * retryPause)
 		err = run()
 	}
 	return translate(err)
