@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -162,6 +163,11 @@ func startProxy(t testing.TB, target string) *proxy {
 func (p *proxy) address() string { return p.listener.Addr().String() }
 
 func (p *proxy) serve(client net.Conn) {
+	if p.mode.Load() == "swallow" {
+		io.Copy(io.Discard, client) // until the client gives up
+		client.Close()
+		return
+	}
 	p.hold()
 	server, err := net.Dial("tcp", p.target)
 	if err != nil {

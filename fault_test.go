@@ -183,6 +183,7 @@ func TestFaultBlackhole(t *testing.T) {
 	for _, mode := range pick([]string{"hold", "swallow"}, []string{"swallow"}) {
 		t.Run(mode, func(t *testing.T) {
 			c := startSite(t, "blackhole-"+mode)
+			parallel(100, func(int) { c.call("list", "GET", "/users?limit=100", c.accounts[0].tokens.Load().AccessToken, nil) }) // full pools
 			stop := watchHealth(c.replicas[0])
 			c.proxy.mode.Store(mode)
 			time.Sleep(pick(4*time.Second, 1500*time.Millisecond))
