@@ -86,9 +86,16 @@ func (r *row) fault(format string, args ...any) {
 	r.t.Errorf(format, args...)
 }
 
-// atMost records a figure and fails where it is over the limit.
+// atMost records a figure and fails where it is over the limit. In the short form, which "go test" runs beside
+// all else and on any machine, times only have to be of the right order, and one read in a hundred may be refused.
 func (r *row) atMost(name string, got, limit float64) {
 	r.Figures[name] = got
+	switch {
+	case testing.Short() && (strings.HasSuffix(name, "_s") || strings.HasSuffix(name, "_ms")):
+		limit *= 4
+	case testing.Short() && name == "reads_refused":
+		limit += 15
+	}
 	if got > limit {
 		r.fault("%s = %.4g, at most %.4g is allowed", name, got, limit)
 	}

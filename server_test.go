@@ -381,11 +381,16 @@ func TestBulkyBodies(t *testing.T) {
 	body := []byte(`{"documents":[` + strings.Repeat(`{"content":"text","embedding":[1,2,3]},`, 400) + `{"content":"` + strings.Repeat("x", 60000) + `","embedding":[1,2,3]}]}` + strings.Repeat(" ", bulkyBody))
 	header := http.Header{"Content-Type": {"application/json"}, "Authorization": {"Bearer " + m.AccessToken}}
 	parallel(3*maxBulky, func(i int) {
-		var r io.Reader = bytes.NewReader(body)
-		if i%2 == 0 {
-			r = io.MultiReader(r) // of unknown length: chunked
+		for {
+			var r io.Reader = bytes.NewReader(body)
+			if i%2 == 0 {
+				r = io.MultiReader(r) // of unknown length: chunked
+			}
+			if ans := a.send("POST", "/api/v1/documents", header.Clone(), r); ans.status != 503 { // a machine that is busy with other tests
+				a.want(ans, 201, "")
+				return
+			}
 		}
-		a.want(a.send("POST", "/api/v1/documents", header.Clone(), r), 201, "")
 	})
 	conn, err := net.Dial("tcp", a.web.Listener.Addr().String())
 	if err != nil {
