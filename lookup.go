@@ -15,8 +15,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// maxFlying is how many of these queries run at once. With more, fewer look-ups share one.
-const maxFlying = 2
+// maxFlying is how many of these queries run at once. With more, fewer look-ups share one, which pays above some
+// 16 clients; with fewer, 8 clients wait for each other: BENCHMARKS.md has the figures.
+const maxFlying = 4
 
 // lookups are those that wait for the next query.
 type lookups struct {

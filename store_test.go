@@ -55,7 +55,7 @@ func countQueries(t testing.TB) (counts []queryCount) {
 		if ans := a.do(row.method, "/api/v1"+row.path, row.token, row.body); ans.status >= 400 && row.token != "x" {
 			t.Errorf("%s = %d: %s", ans.call, ans.status, ans.body)
 		}
-		counts = append(counts, queryCount{row.method + " " + row.path, strings.Count(log.text(), "msg=sql") - before, row.want})
+		counts = append(counts, queryCount{row.method + " " + row.path + map[bool]string{true: " with a bad token"}[row.token == "x"], strings.Count(log.text(), "msg=sql") - before, row.want})
 	}
 	if text := log.text(); strings.Contains(text, "b@example.com") || strings.Contains(text, "argon2") || !strings.Contains(text, "INSERT INTO users") {
 		t.Error("the echo of statements holds arguments, or nothing")
