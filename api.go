@@ -302,7 +302,7 @@ func readAll(x *exchange, r *http.Request, limit int64) ([]byte, error) {
 	patience := time.NewTimer(largeTimeout)
 	defer patience.Stop()
 	select {
-	case x.bulky <- struct{}{}:
+	case x.server.bulky <- struct{}{}:
 		x.placed = true
 	case <-patience.C:
 		return nil, errBusy

@@ -133,12 +133,14 @@ type exchange struct {
 	stats  *routeStats
 	status int
 	bytes  int
-	bulky  chan struct{} // the server's
-	placed bool          // one of the places is this one's
+	server *server
+	placed bool // one of the server's places for long bodies is this one's
 }
 
 func (x *exchange) WriteHeader(status int) {
-	x.status = status
+	if x.status = status; x.server.draining.Load() { // a client that is told does not send its next request into a closing connection
+		x.Header().Set("Connection", "close")
+	}
 	x.ResponseWriter.WriteHeader(status)
 }
 
@@ -152,13 +154,10 @@ func (x *exchange) Write(b []byte) (int, error) {
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	client, https := s.origin(r)
 	id := requestID(r)
-	x := &exchange{ResponseWriter: w, id: [1]string{id}, caller: caller{client: client, requestID: id}, start: time.Now(), stats: &s.stats.other, bulky: s.bulky}
+	x := &exchange{ResponseWriter: w, id: [1]string{id}, caller: caller{client: client, requestID: id}, start: time.Now(), stats: &s.stats.other, server: s}
 	s.stats.inFlight.Add(1)
 	defer s.finish(x, r)
 	setHeaders(x, https)
-	if s.draining.Load() { // a client that is told does not send its next request into a closing connection
-		x.Header().Set("Connection", "close")
-	}
 	if s.cors(x, r) {
 		return
 	}
