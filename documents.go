@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // document is a document as its owner sees it.
@@ -212,4 +213,24 @@ func (s *server) search(ctx context.Context, c *caller, in searchInput) (searchR
 		}
 	}
 	return searchResult{in.Mode, results}, err
+}
+
+// wordsOf is a query without the signs that PostgreSQL's parser chokes on: tags, words of over 100 characters, which
+// documents do not have either, and each - that no word or quote follows, of which it stacks 32.
+func wordsOf(query string) string {
+	text, run := []rune(strings.ReplaceAll(query, "<", " ")), 0
+	var b strings.Builder
+	for i, r := range text {
+		if unicode.IsSpace(r) {
+			run = 0
+		} else if run++; run > 100 {
+			b.WriteByte(' ')
+			run = 1
+		}
+		followed := i+1 < len(text) && (unicode.IsLetter(text[i+1]) || unicode.IsDigit(text[i+1]) || text[i+1] == '"')
+		if r != '-' || followed {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
 }

@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -40,15 +41,18 @@ const living = `s.expires_at > now() AND u.is_active`
 // is inactive, or the token has expired.
 func (st *store) authenticate(t ticket, u *user) error {
 	if l := st.lookups.wait(t); l != nil {
-		patience := time.NewTimer(queryTimeout)
+		patience := time.NewTimer(acquireTimeout)
 		defer patience.Stop()
 		select {
 		case <-l.done:
-			*u = l.account
-			return l.err
 		case <-patience.C: // the queries in flight hang
-			return errUnavailable
+			if st.lookups.leave(l) {
+				return errUnavailable
+			}
+			<-l.done // it has a query now, which ends by itself
 		}
+		*u = l.account
+		return l.err
 	}
 	defer st.land()
 	return st.again(context.Background(), func(ctx context.Context, q querier) error {
@@ -72,11 +76,22 @@ func (ls *lookups) wait(t ticket) *lookup {
 	return l
 }
 
+// leave takes l from those that wait, unless it has a query by now.
+func (ls *lookups) leave(l *lookup) bool {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	i := slices.Index(ls.waiting, l)
+	if i >= 0 {
+		ls.waiting = slices.Delete(ls.waiting, i, i+1)
+	}
+	return i >= 0
+}
+
 // land ends a query, and starts the next for those that wait.
 func (st *store) land() {
 	st.lookups.mu.Lock()
 	defer st.lookups.mu.Unlock()
-	if st.lookups.waiting == nil {
+	if len(st.lookups.waiting) == 0 {
 		st.lookups.flying--
 		return
 	}

@@ -207,3 +207,35 @@ func (m *migration) run(ctx context.Context, conn *pgx.Conn) error {
 	}
 	return nil
 }
+
+// checkChoices compares the settings that were fixed when the documents table was made, or with the first
+// embedding, with today's: a different one is an error that says what to do. It is the first to need the pool,
+// and waits for a database that is slow or has just gone, rather than to end the program.
+func (st *store) checkChoices(ctx context.Context, cfg *config) (err error) {
+	for start := time.Now(); ; time.Sleep(databasePoll) {
+		if err = st.readChoices(ctx, cfg); !errors.Is(err, errUnavailable) || ctx.Err() != nil || time.Since(start) > databaseWait {
+			return err
+		}
+	}
+}
+
+func (st *store) readChoices(ctx context.Context, cfg *config) error {
+	return st.once(ctx, func(ctx context.Context, q querier) error {
+		if cfg.EmbeddingsModel != "" {
+			if _, err := q.Exec(ctx, `INSERT INTO choices (name, value) VALUES ('EMBEDDINGS_MODEL', $1) ON CONFLICT DO NOTHING`, cfg.EmbeddingsModel); err != nil {
+				return err
+			}
+		}
+		rows, _ := q.Query(ctx, `SELECT name, value FROM choices ORDER BY name`)
+		var problems []error
+		var name, value string
+		_, err := pgx.ForEachRow(rows, []any{&name, &value}, func() error {
+			today := map[string]string{"EMBEDDING_DIMENSIONS": strconv.FormatInt(cfg.EmbeddingDimensions, 10), "EMBEDDINGS_MODEL": cfg.EmbeddingsModel, "TEXT_SEARCH_CONFIG": cfg.TextSearch}[name]
+			if today != "" && today != value {
+				problems = append(problems, fmt.Errorf("%s is %s, but the documents table was made with %s: set it back to %s, or see \"Changing the embeddings\" in the README", name, today, value, value))
+			}
+			return nil
+		})
+		return errors.Join(append(problems, err)...)
+	})
+}

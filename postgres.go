@@ -267,6 +267,15 @@ func translate(err error) error {
 	return describe(err)
 }
 
+// tooMuchWork makes a 422 of a statement that ran out of time, or PostgreSQL's parser out of room, over words or a
+// filter of the client's choice: the database is not away.
+func tooMuchWork(err error, chosen bool) error {
+	if chosen && sqlState(err, "57014", "54001", "54000", "XX000") {
+		return invalid(fieldError{[]any{"body"}, "takes too much work: use fewer words, or a smaller filter", "value_error"})
+	}
+	return err
+}
+
 // sqlState tells whether err is a PostgreSQL error of one of these codes or classes.
 func sqlState(err error, prefixes ...string) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)

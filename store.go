@@ -8,10 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgvector/pgvector-go"
@@ -411,15 +409,6 @@ func (st *store) deleteDocument(ctx context.Context, owner, id int64) error {
 	})
 }
 
-// tooMuchWork makes a 422 of a statement that ran out of time, or PostgreSQL's parser out of room, over words or a
-// filter of the client's choice: the database is not away.
-func tooMuchWork(err error, chosen bool) error {
-	if chosen && sqlState(err, "57014", "54001", "54000", "XX000") {
-		return invalid(fieldError{[]any{"body"}, "takes too much work: use fewer words, or a smaller filter", "value_error"})
-	}
-	return err
-}
-
 // fuseDepth is how many of each ranking mode hybrid fuses: more than the largest limit, so that a document at
 // the end of one list has had its chance in the other.
 const fuseDepth = "200"
@@ -464,56 +453,4 @@ func (st *store) search(ctx context.Context, owner int64, in searchInput, textSe
 		return tooMuchWork(err, in.Mode != "vector" || in.Filter != nil)
 	})
 	return results, err
-}
-
-// wordsOf is a query without the signs that PostgreSQL's parser chokes on: tags, words of over 100 characters, which
-// documents do not have either, and each - that no word or quote follows, of which it stacks 32.
-func wordsOf(query string) string {
-	text, run := []rune(strings.ReplaceAll(query, "<", " ")), 0
-	var b strings.Builder
-	for i, r := range text {
-		if unicode.IsSpace(r) {
-			run = 0
-		} else if run++; run > 100 {
-			b.WriteByte(' ')
-			run = 1
-		}
-		followed := i+1 < len(text) && (unicode.IsLetter(text[i+1]) || unicode.IsDigit(text[i+1]) || text[i+1] == '"')
-		if r != '-' || followed {
-			b.WriteRune(r)
-		}
-	}
-	return b.String()
-}
-
-// checkChoices compares the settings that were fixed when the documents table was made, or with the first
-// embedding, with today's: a different one is an error that says what to do. It is the first to need the pool,
-// and waits for a database that is slow or has just gone, rather than to end the program.
-func (st *store) checkChoices(ctx context.Context, cfg *config) (err error) {
-	for start := time.Now(); ; time.Sleep(databasePoll) {
-		if err = st.readChoices(ctx, cfg); !errors.Is(err, errUnavailable) || ctx.Err() != nil || time.Since(start) > databaseWait {
-			return err
-		}
-	}
-}
-
-func (st *store) readChoices(ctx context.Context, cfg *config) error {
-	return st.once(ctx, func(ctx context.Context, q querier) error {
-		if cfg.EmbeddingsModel != "" {
-			if _, err := q.Exec(ctx, `INSERT INTO choices (name, value) VALUES ('EMBEDDINGS_MODEL', $1) ON CONFLICT DO NOTHING`, cfg.EmbeddingsModel); err != nil {
-				return err
-			}
-		}
-		rows, _ := q.Query(ctx, `SELECT name, value FROM choices ORDER BY name`)
-		var problems []error
-		var name, value string
-		_, err := pgx.ForEachRow(rows, []any{&name, &value}, func() error {
-			today := map[string]string{"EMBEDDING_DIMENSIONS": strconv.FormatInt(cfg.EmbeddingDimensions, 10), "EMBEDDINGS_MODEL": cfg.EmbeddingsModel, "TEXT_SEARCH_CONFIG": cfg.TextSearch}[name]
-			if today != "" && today != value {
-				problems = append(problems, fmt.Errorf("%s is %s, but the documents table was made with %s: set it back to %s, or see \"Changing the embeddings\" in the README", name, today, value, value))
-			}
-			return nil
-		})
-		return errors.Join(append(problems, err)...)
-	})
 }
