@@ -42,16 +42,6 @@ func build(name string, args ...string) (path string, err error) {
 	return path, os.Chmod(path, 0o755)
 }
 
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
 // postgres is a PostgreSQL with a port.
 type postgres struct {
 	*devDB

@@ -117,21 +117,21 @@ func (c *child) exit() int {
 	return c.cmd.ProcessState.ExitCode()
 }
 
-// unusedPort is a port that nothing listened on a moment ago.
-func unusedPort(t testing.TB) string {
+// freePort is a port that nothing listened on a moment ago.
+func freePort(t testing.TB) int {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+	return l.Addr().(*net.TCPAddr).Port
 }
 
 // production are the settings of a server on a database of its own, with as much log as there is.
 func production(t testing.TB, from string, more ...string) []string {
 	t.Helper()
-	return append([]string{"DATABASE_URL=" + newDatabase(t, from), "SECRET_KEY=" + testKey, "PORT=" + unusedPort(t), "DEBUG=true", "DATABASE_ECHO=true"}, more...)
+	return append([]string{"DATABASE_URL=" + newDatabase(t, from), "SECRET_KEY=" + testKey, "PORT=" + strconv.Itoa(freePort(t)), "DEBUG=true", "DATABASE_ECHO=true"}, more...)
 }
 
 // halfRequest begins a login and holds back the end of its body, until finish sends it and returns the
