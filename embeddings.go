@@ -164,7 +164,7 @@ func readEmbeddings(body []byte, n, dimensions int) ([]vector, error) {
 		if len(d.Embedding) == 0 || d.Embedding[0] != '[' {
 			return nil, fmt.Errorf("%w: an embedding is no array", errEmbeddingsFailed)
 		}
-		v, refusal := parseVector(d.Embedding, dimensions)
+		v, refusal := (&scanner{text: d.Embedding}).vector(dimensions)
 		if refusal != "" {
 			return nil, fmt.Errorf("%w: an embedding %s", errEmbeddingsFailed, refusal)
 		}

@@ -1,13 +1,12 @@
 package main
 
-// json.go reads JSON strictly. encoding/json judges the syntax; but it matches names in any case,
-// lets the last of two equal names win, ignores what follows the value, and repairs bad text. So the
-// members of an object are walked here, by a walker that may rely on the syntax being valid.
+// json.go reads JSON strictly (RFC 8259), in one pass over the text. encoding/json would match names in any case,
+// let the last of two equal names win, ignore what follows the value, repair bad text, and make a long array
+// into garbage.
 
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"iter"
 	"math"
@@ -16,100 +15,208 @@ import (
 	"unicode/utf8"
 )
 
-const jsonSpace = " \t\r\n"
-
-// checkJSON tells whether body is exactly one JSON value in UTF-8, and returns it without the
-// white space around it; otherwise a sentence that says what is wrong.
-func checkJSON(body []byte) (value []byte, syntax string) {
-	if !utf8.Valid(body) {
-		return nil, "The body is not valid UTF-8."
-	}
-	if !json.Valid(body) {
-		var at *json.SyntaxError
-		if err := json.Unmarshal(body, new(json.RawMessage)); errors.As(err, &at) {
-			return nil, fmt.Sprintf("The body is not one valid JSON value: the error is at byte %d.", at.Offset)
-		}
-		return nil, "The body is not one valid JSON value."
-	}
-	return bytes.Trim(body, jsonSpace), ""
+// scanner reads JSON, which must be valid UTF-8. Where the syntax is broken it notes the place and goes to the end, so
+// that whoever reads on finds nothing more.
+type scanner struct {
+	text  []byte
+	at    int
+	depth int // of the value that is being read
+	fault int // the place, counted from 1; 0: none so far
 }
 
-// members yields the name, as a string literal, and the value of each member of object, which must be valid
-// JSON. Names that repeat are yielded as often as they come.
-func members(object []byte) iter.Seq2[[]byte, []byte] {
-	return func(yield func(name, raw []byte) bool) {
-		rest := skipSpace(object[1:])
-		for rest[0] != '}' {
-			end := valueEnd(rest)
-			name := rest[:end]
-			rest = skipSpace(skipSpace(rest[end:])[1:]) // the colon
-			end = valueEnd(rest)
-			if !yield(name, rest[:end]) {
+// maxNesting is how deep values may be nested for the syntax: they are read by recursion. It is encoding/json's.
+const maxNesting = 10_000
+
+func (s *scanner) fail() {
+	if s.fault == 0 {
+		s.fault = s.at + 1
+	}
+	s.at = len(s.text)
+}
+
+// syntax is "" at the end of the text, where all of it was one value, else a sentence that says what is wrong.
+func (s *scanner) syntax() string {
+	if s.peek(); s.at < len(s.text) {
+		s.fail()
+	}
+	if s.fault == 0 {
+		return ""
+	}
+	return fmt.Sprintf("The body is not one valid JSON value: the error is at byte %d.", s.fault)
+}
+
+// peek passes over white space and returns the byte that comes next; 0 at the end.
+func (s *scanner) peek() byte {
+	for ; s.at < len(s.text); s.at++ {
+		if c := s.text[s.at]; c != ' ' && c != '\t' && c != '\n' && c != '\r' {
+			return c
+		}
+	}
+	return 0
+}
+
+// must passes over white space and c.
+func (s *scanner) must(c byte) {
+	if s.peek() != c {
+		s.fail()
+		return
+	}
+	s.at++
+}
+
+// value reads any value and returns its text; nil where the syntax is broken.
+func (s *scanner) value() []byte {
+	c := s.peek()
+	start := s.at
+	switch {
+	case c == '{' || c == '[':
+		if s.depth++; s.depth > maxNesting {
+			s.fail()
+		}
+		for range s.items() {
+		}
+		s.depth--
+	case c == '"':
+		s.string()
+	case c == '-' || isDigit(c):
+		s.number()
+	default:
+		s.word()
+	}
+	if s.fault != 0 {
+		return nil
+	}
+	return s.text[start:s.at]
+}
+
+// items reads the array or object that comes next. It yields before each of its values, which the loop may read or
+// leave: the number of the value, and in an object its name as a literal. Names that repeat come as often as they stand
+// there.
+func (s *scanner) items() iter.Seq2[int, []byte] {
+	return func(yield func(i int, name []byte) bool) {
+		if s.peek() == 0 {
+			return
+		}
+		end := s.text[s.at] + 2 // in ASCII, ] and } follow their partners at this distance
+		if s.at++; s.peek() == end {
+			s.at++
+			return
+		}
+		for i := 0; ; i++ {
+			var name []byte
+			if end == '}' {
+				name = s.string()
+				s.must(':')
+			}
+			if s.peek() == 0 {
+				s.fail()
+			}
+			start := s.at
+			if s.fault != 0 || !yield(i, name) {
 				return
 			}
-			rest = skipComma(rest[end:])
-		}
-	}
-}
-
-// elements yields the values of array, which must be valid JSON.
-func elements(array []byte) iter.Seq[[]byte] {
-	return func(yield func(raw []byte) bool) {
-		for rest := skipSpace(array[1:]); rest[0] != ']'; {
-			end := valueEnd(rest)
-			if !yield(rest[:end]) {
+			if s.at == start {
+				s.value()
+			}
+			if s.peek() == end {
+				s.at++
 				return
 			}
-			rest = skipComma(rest[end:])
+			s.must(',')
 		}
 	}
 }
 
-// valueEnd is the length of the JSON value that b, valid JSON, starts with.
-func valueEnd(b []byte) int {
-	depth := 0
-	for i := 0; i < len(b); i++ {
-		switch b[i] {
-		case '"':
-			for i++; b[i] != '"'; i++ {
-				if b[i] == '\\' {
-					i++
-				}
-			}
-			if depth == 0 {
-				return i + 1
-			}
-		case '{', '[':
-			depth++
-		case '}', ']':
-			if depth == 0 {
-				return i // it closes what surrounds a number, true, false or null
-			}
-			if depth--; depth == 0 {
-				return i + 1
-			}
-		case ',', ' ', '\t', '\r', '\n':
-			if depth == 0 {
-				return i
-			}
+// string reads a string and returns it as it stands there, in its quotes.
+func (s *scanner) string() (literal []byte) {
+	s.must('"')
+	start := s.at - 1
+	for s.at < len(s.text) {
+		c := s.text[s.at]
+		if c < ' ' {
+			break
+		}
+		s.at++
+		if c == '"' {
+			return s.text[start:s.at]
+		}
+		if c == '\\' {
+			s.escape()
 		}
 	}
-	return len(b)
+	s.fail()
+	return nil
 }
 
-func skipSpace(b []byte) []byte {
-	for len(b) > 0 && (b[0] == ' ' || b[0] == '\t' || b[0] == '\r' || b[0] == '\n') {
-		b = b[1:]
+// escape reads what follows a backslash.
+func (s *scanner) escape() {
+	rest := s.text[s.at:]
+	switch {
+	case len(rest) > 0 && bytes.IndexByte([]byte(`"\/bfnrt`), rest[0]) >= 0:
+		s.at++
+	case len(rest) > 4 && rest[0] == 'u' && isHex(rest[1]) && isHex(rest[2]) && isHex(rest[3]) && isHex(rest[4]):
+		s.at += 5
+	default:
+		s.fail()
 	}
-	return b
 }
 
-func skipComma(b []byte) []byte {
-	if b = skipSpace(b); b[0] == ',' {
-		b = skipSpace(b[1:])
+// number reads a number and returns its text.
+func (s *scanner) number() (literal []byte) {
+	start := s.at
+	s.skip('-')
+	if !s.skip('0') {
+		s.digits()
 	}
-	return b
+	if s.skip('.') {
+		s.digits()
+	}
+	if s.skip('e') || s.skip('E') {
+		if !s.skip('-') {
+			s.skip('+')
+		}
+		s.digits()
+	}
+	if s.fault != 0 {
+		return nil
+	}
+	return s.text[start:s.at]
 }
+
+// skip passes over c if it comes next.
+func (s *scanner) skip(c byte) bool {
+	if s.at < len(s.text) && s.text[s.at] == c {
+		s.at++
+		return true
+	}
+	return false
+}
+
+// digits passes over one digit or more.
+func (s *scanner) digits() {
+	start := s.at
+	for s.at < len(s.text) && isDigit(s.text[s.at]) {
+		s.at++
+	}
+	if s.at == start {
+		s.fail()
+	}
+}
+
+// word reads true, false or null.
+func (s *scanner) word() {
+	for _, word := range []string{"true", "false", "null"} {
+		if bytes.HasPrefix(s.text[s.at:], []byte(word)) {
+			s.at += len(word)
+			return
+		}
+	}
+	s.fail()
+}
+
+func isDigit(c byte) bool { return c >= '0' && c <= '9' }
+
+func isHex(c byte) bool { return isDigit(c) || c|0x20 >= 'a' && c|0x20 <= 'f' }
 
 // jsonString decodes a valid JSON string literal. encoding/json would turn a lone surrogate into
 // U+FFFD, and PostgreSQL cannot store U+0000: both are refused.
@@ -158,56 +265,51 @@ const maxDepth = 32
 // maxStored is how long a jsonObject may be as PostgreSQL writes it, in bytes: numbers like 1e308 swell.
 const maxStored = 32 << 10
 
-// checkTree says why raw, a valid JSON value, may not be stored as jsonb: what PostgreSQL refuses or
+// checkTree says why the value that s, of valid syntax, comes to may not be stored as jsonb: what PostgreSQL refuses or
 // changes without a word, and what not every client reads alike (RFC 8259, sections 4, 6 and 8).
 //
 // room is how many bytes it may still take as it is stored, with its numbers written out.
-func checkTree(raw []byte, depth int, room *int) (refusal string) {
+func (s *scanner) checkTree(depth int, room *int) (refusal string) {
 	if *room -= 2; *room < 0 { // a comma, a colon, a bracket
 		return "must have at most 32 KiB as it is stored, with its numbers written out"
 	}
-	switch raw[0] {
-	case '{', '[':
-		if depth == 0 {
-			return fmt.Sprintf("must be nested at most %d deep", maxDepth)
-		}
-	case '"':
-		_, refusal = jsonString(raw)
-		*room -= len(raw)
+	switch c := s.peek(); {
+	case c == '"':
+		literal := s.string()
+		*room -= len(literal)
+		_, refusal = jsonString(literal)
 		return refusal
-	case 't', 'f', 'n':
-		return ""
-	default:
-		mantissa, exponent, _ := strings.Cut(strings.ToLower(string(raw)), "e")
+	case c == '-' || isDigit(c):
+		number := s.number()
+		mantissa, exponent, _ := strings.Cut(strings.ToLower(string(number)), "e")
 		zeros, _ := strconv.Atoi(exponent)
 		*room -= len(mantissa) + max(zeros, -zeros)
-		if x, err := strconv.ParseFloat(string(raw), 64); err != nil || x == 0 && strings.ContainsAny(mantissa, "123456789") {
+		if x, err := strconv.ParseFloat(string(number), 64); err != nil || x == 0 && strings.ContainsAny(mantissa, "123456789") {
 			return "must not hold numbers beyond the range of 64-bit floating point"
 		}
 		return ""
-	}
-	if raw[0] == '[' {
-		for element := range elements(raw) {
-			if refusal := checkTree(element, depth-1, room); refusal != "" {
-				return refusal
-			}
-		}
+	case c != '{' && c != '[':
+		s.word()
 		return ""
+	case depth == 0:
+		return fmt.Sprintf("must be nested at most %d deep", maxDepth)
 	}
 	seen := map[string]bool{}
-	for literal, value := range members(raw) {
-		name, refusal := jsonString(literal)
-		if refusal == "" && seen[name] {
-			refusal = "must not hold a name twice in one object"
+	for _, literal := range s.items() {
+		if literal != nil {
+			name, refusal := jsonString(literal)
+			if refusal == "" && seen[name] {
+				refusal = "must not hold a name twice in one object"
+			}
+			if refusal != "" {
+				return refusal
+			}
+			seen[name] = true
+			*room -= len(literal)
 		}
-		if refusal == "" {
-			refusal = checkTree(value, depth-1, room)
-		}
-		if refusal != "" {
+		if refusal := s.checkTree(depth-1, room); refusal != "" {
 			return refusal
 		}
-		seen[name] = true
-		*room -= len(literal)
 	}
 	return ""
 }
@@ -218,28 +320,35 @@ const (
 	minHalf = 1.0 / (1 << 14) // below it, there are fewer and fewer digits
 )
 
-// parseVector reads a JSON array of numbers as a vector of n dimensions, whose distances are all
-// numbers: its norm is between 1e-12 and 1e12, and none is beyond half precision. A vector so short that half precision
-// would round its numbers away is lengthened: the cosine knows only directions.
-func parseVector(array []byte, n int) (v vector, refusal string) {
+// vector reads an array of numbers as a vector of n dimensions, whose distances are all numbers: its norm is between
+// 1e-12 and 1e12, and none is beyond half precision. A vector so short that half precision would round its numbers away
+// is lengthened: the cosine knows only directions.
+func (s *scanner) vector(n int) (v vector, refusal string) {
 	v = make(vector, 0, n)
 	count, squares, largest := 0, 0.0, 0.0
-	for element := range elements(array) {
-		x, err := strconv.ParseFloat(string(element), 64)
-		switch count++; {
-		case err != nil:
-			return nil, fmt.Sprintf("must hold only finite numbers, which element %d is not", count-1)
+	for i := range s.items() {
+		count++
+		x, err := math.Inf(1), error(nil)
+		if c := s.text[s.at]; c == '-' || isDigit(c) {
+			x, err = parseFloat(s.number())
+		}
+		switch {
+		case refusal != "":
+		case err != nil || math.IsInf(x, 0):
+			refusal = fmt.Sprintf("must hold only finite numbers, which element %d is not", i)
 		case math.Abs(x) > maxHalf:
-			return nil, fmt.Sprintf("must hold numbers from -%d to %d, the range of half precision, which element %d exceeds", maxHalf, maxHalf, count-1)
+			refusal = fmt.Sprintf("must hold numbers from -%d to %d, the range of half precision, which element %d exceeds", maxHalf, maxHalf, i)
 		case count <= n:
 			v = append(v, float32(x))
 		}
 		squares, largest = squares+x*x, max(largest, math.Abs(x))
 	}
-	if count != n {
+	switch norm := math.Sqrt(squares); {
+	case refusal != "":
+		return nil, refusal
+	case count != n:
 		return nil, fmt.Sprintf("must have exactly %d numbers, but has %d", n, count)
-	}
-	if norm := math.Sqrt(squares); norm < 1e-12 || norm > 1e12 {
+	case norm < 1e-12 || norm > 1e12:
 		return nil, "must have a norm between 1e-12 and 1e12"
 	}
 	if largest < minHalf {
@@ -249,4 +358,28 @@ func parseVector(array []byte, n int) (v vector, refusal string) {
 		}
 	}
 	return v, ""
+}
+
+// parseFloat is strconv.ParseFloat of a JSON number, at a third of the cost for a short one without an exponent: where a
+// float64 holds its digits, as it does 10 to the 16th and all powers below, their quotient is rounded once, as it must be.
+func parseFloat(number []byte) (x float64, err error) {
+	digits, point, short := 0, len(number)-1, len(number) <= 17
+	for i, c := range number {
+		switch {
+		case isDigit(c):
+			digits = digits*10 + int(c-'0')
+		case c == '.':
+			point = i
+		case c != '-': // an exponent
+			short = false
+		}
+	}
+	if !short || digits >= 1<<53 {
+		return strconv.ParseFloat(string(number), 64)
+	}
+	x = float64(digits) / math.Pow10(len(number)-1-point)
+	if number[0] == '-' {
+		x = -x
+	}
+	return x, nil
 }

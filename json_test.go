@@ -3,22 +3,49 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"math"
+	"math/rand/v2"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"unicode/utf8"
 )
 
-func TestCheckJSON(t *testing.T) {
+func TestScanner(t *testing.T) {
 	t.Parallel()
 	for body, want := range map[string]string{
-		`{}`: `{}`, " \t\r\n[1, 2] \n": `[1, 2]`, `"a"`: `"a"`, `null`: `null`,
-		``: "", ` `: "", `{} {}`: "", `{}x`: "", `{}` + "\x00": "", `{"a":1,}`: "", `{a:1}`: "", `{'a':1}`: "", `[01]`: "", `[+1]`: "", `[.5]`: "", `[NaN]`: "", "[\"\n\"]": "", `["\x"]`: "",
-		"\ufeff{}": "", "{}\u00a0": "", "[\"\xff\"]": "", "[\"\xed\xa0\x80\"]": "", "// x\n{}": "", strings.Repeat("[", 20_000) + strings.Repeat("]", 20_000): "",
+		`{}`: `{}`, " \t\r\n[1, 2] \n": `[1, 2]`, `"a"`: `"a"`, `null`: `null`, `-0.5e+10`: `-0.5e+10`, `{"a":[{}, [] ,"\u00fC\\\""]}`: `{"a":[{}, [] ,"\u00fC\\\""]}`,
+		``: "", ` `: "", `{} {}`: "", `{}x`: "", `{}` + "\x00": "", `{"a":1,}`: "", `{a:1}`: "", `{'a':1}`: "", `[01]`: "", `[+1]`: "", `[.5]`: "", `[5.]`: "", `[1e]`: "", `[-]`: "", `[NaN]`: "",
+		"[\"\n\"]": "", `["\x"]`: "", `["\u12g4"]`: "", `"\`: "", `[1,]`: "", `[,1]`: "", `[1 2]`: "", `{"a" 1}`: "", `{"a":}`: "", `{"a":1`: "", `[`: "", `]`: "", `"a`: "", `tru`: "", "\x00": "",
+		"\ufeff{}": "", "{}\u00a0": "", "// x\n{}": "", strings.Repeat("[", 10_001) + strings.Repeat("]", 10_001): "",
 	} {
-		got, syntax := checkJSON([]byte(body))
-		if string(got) != want || (syntax == "") != (want != "") {
-			t.Errorf("checkJSON(%.20q) = %q, %q, want %q", body, got, syntax, want)
+		s := &scanner{text: []byte(body)}
+		got := string(s.value())
+		if syntax := s.syntax(); (syntax == "") != (want != "") || want != "" && got != want || json.Valid([]byte(body)) != (syntax == "") {
+			t.Errorf("the value of %.20q is %q, %q, want %q", body, got, syntax, want)
+		}
+	}
+	s := &scanner{text: []byte(`{"a":1, b}`)}
+	s.value()
+	if want := "The body is not one valid JSON value: the error is at byte 9."; s.syntax() != want {
+		t.Errorf("syntax() = %q, want %q", s.syntax(), want)
+	}
+}
+
+func TestParseFloat(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{"0", "-0", "0.1", "-0.30000000000000004", "9007199254740991", "9007199254740993", "99999999999999999", "0.000000000000001", "-0.00000000000001", "1e-3", "1E400", "123456789.12345", "0.9007199254740993"} {
+		got, err := parseFloat([]byte(text))
+		if want, wantErr := strconv.ParseFloat(text, 64); math.Float64bits(got) != math.Float64bits(want) || (err == nil) != (wantErr == nil) {
+			t.Errorf("parseFloat(%s) = %v, %v, want %v, %v", text, got, err, want, wantErr)
+		}
+	}
+	for range 100_000 {
+		text := strconv.FormatFloat(rand.NormFloat64(), 'f', rand.IntN(20), 64)
+		got, _ := parseFloat([]byte(text))
+		if want, _ := strconv.ParseFloat(text, 64); got != want {
+			t.Fatalf("parseFloat(%s) = %v, want %v", text, got, want)
 		}
 	}
 }
@@ -37,7 +64,7 @@ func TestJSONString(t *testing.T) {
 	}
 }
 
-func TestMembers(t *testing.T) {
+func TestItems(t *testing.T) {
 	t.Parallel()
 	type pair struct{ name, raw string }
 	for object, want := range map[string][]pair{
@@ -52,12 +79,13 @@ func TestMembers(t *testing.T) {
 		`{":":":",",":","}`:                     {{":", `":"`}, {",", `","`}},
 	} {
 		var got []pair
-		for literal, raw := range members([]byte(object)) {
+		s := &scanner{text: []byte(object)}
+		for _, literal := range s.items() {
 			name, _ := jsonString(literal)
-			got = append(got, pair{name, string(raw)})
+			got = append(got, pair{name, string(s.value())})
 		}
 		if !reflect.DeepEqual(got, want) {
-			t.Errorf("members(%s) = %q, want %q", object, got, want)
+			t.Errorf("the items of %s are %q, want %q", object, got, want)
 		}
 	}
 }

@@ -30,11 +30,12 @@ func (f *field) setText(dst reflect.Value, text string) *fieldError {
 		f.put(dst, reflect.ValueOf(text == "true"))
 		return nil
 	case kindObject:
-		raw, syntax := checkJSON([]byte(text))
-		if syntax != "" {
+		s := &scanner{text: []byte(text)}
+		fault := f.setJSON(dst, s)
+		if s.syntax() != "" || !utf8.ValidString(text) {
 			return f.fault("json_invalid", "must be a JSON object")
 		}
-		return f.setJSON(dst, raw)
+		return fault
 	}
 	return f.setString(dst, text)
 }
@@ -46,9 +47,21 @@ var wrongType = map[string][2]string{
 	kindVector: {"list_type", "must be an array of numbers"}, kindList: {"list_type", "must be an array of objects"},
 }
 
-// setJSON sets the field in dst from raw, a valid JSON value.
-func (f *field) setJSON(dst reflect.Value, raw []byte) *fieldError {
-	number := raw[0] == '-' || raw[0] >= '0' && raw[0] <= '9'
+// setJSON sets the field in dst from the value that comes next. What it does with one of broken syntax does not matter.
+func (f *field) setJSON(dst reflect.Value, s *scanner) *fieldError {
+	if f.kind == kindVector && s.peek() == '[' {
+		v, refusal := s.vector(int(f.max))
+		if refusal != "" {
+			return f.fault("value_error", refusal)
+		}
+		f.put(dst, reflect.ValueOf(v))
+		return nil
+	}
+	raw := s.value()
+	if raw == nil {
+		return nil
+	}
+	number := raw[0] == '-' || isDigit(raw[0])
 	switch {
 	case string(raw) == "null" && f.null:
 		dst.FieldByIndex(f.index).Set(reflect.ValueOf(nullString{Set: true}))
@@ -79,17 +92,10 @@ func (f *field) setJSON(dst reflect.Value, raw []byte) *fieldError {
 			return f.fault("too_long", fmt.Sprintf("must have at most %d bytes", f.max))
 		}
 		room := maxStored
-		if refusal := checkTree(raw, maxDepth, &room); refusal != "" {
+		if refusal := (&scanner{text: raw}).checkTree(maxDepth, &room); refusal != "" {
 			return f.fault("value_error", refusal)
 		}
 		dst.FieldByIndex(f.index).SetBytes(bytes.Clone(raw))
-		return nil
-	case f.kind == kindVector && raw[0] == '[':
-		v, refusal := parseVector(raw, int(f.max))
-		if refusal != "" {
-			return f.fault("value_error", refusal)
-		}
-		f.put(dst, reflect.ValueOf(v))
 		return nil
 	}
 	kind, msg := wrongType[f.kind][0], wrongType[f.kind][1]
@@ -243,51 +249,48 @@ func (rd *reading) readPairs(place, text string) (ok bool) {
 	return true
 }
 
-// readJSON reads body as one JSON object. A syntax error is returned as a sentence.
+// readJSON reads body as one JSON object. A syntax error is returned as a sentence; then nothing else counts.
 func (rd *reading) readJSON(body []byte) (syntax string) {
-	body, syntax = checkJSON(body)
-	if syntax != "" {
-		return syntax
+	if !utf8.Valid(body) {
+		return "The body is not valid UTF-8."
 	}
-	if body[0] != '{' {
+	s := &scanner{text: body}
+	if s.peek() == '{' {
+		rd.readObject(s)
+	} else if s.value() != nil {
 		rd.add(fieldError{[]any{"body"}, "must be a JSON object", "object_type"})
-		return ""
 	}
-	rd.readObject(body)
-	return ""
+	return s.syntax()
 }
 
-// readObject reads the members of object, which must be valid JSON.
-func (rd *reading) readObject(object []byte) {
-	for literal, raw := range members(object) {
+// readObject reads the members of the object that comes next.
+func (rd *reading) readObject(s *scanner) {
+	for _, literal := range s.items() {
 		if len(rd.faults) == maxFaults {
-			return
+			continue
 		}
 		name, _ := jsonString(literal) // a name that is no text is "", which no field is called
 		rd.take("json", name, func(f *field) *fieldError {
-			if f.items != nil && raw[0] == '[' {
-				return rd.readList(f, raw)
+			if f.items != nil && s.peek() == '[' {
+				return rd.readList(f, s)
 			}
-			return f.setJSON(rd.dst, raw)
+			return f.setJSON(rd.dst, s)
 		})
 	}
 }
 
-// readList reads a JSON array of objects into the list f. The faults of an item are located in it.
-func (rd *reading) readList(f *field, raw []byte) *fieldError {
+// readList reads an array of objects into the list f. The faults of an item are located in it.
+func (rd *reading) readList(f *field, s *scanner) *fieldError {
 	list := rd.dst.FieldByIndex(f.index)
-	i := 0
-	for item := range elements(raw) {
-		if len(rd.faults) == maxFaults {
-			return nil
-		}
-		if int64(i) == f.max {
-			return f.fault("too_long", fmt.Sprintf("must have at most %d items", f.max))
+	n := int64(0)
+	for i := range s.items() {
+		if n++; n > f.max || len(rd.faults) == maxFaults {
+			continue
 		}
 		list.Set(reflect.Append(list, reflect.Zero(list.Type().Elem())))
 		nested := newReading(f.items, list.Index(i).Addr().Interface())
-		if item[0] == '{' {
-			nested.readObject(item)
+		if s.peek() == '{' {
+			nested.readObject(s)
 			nested.finish("json")
 		} else {
 			nested.faults = []fieldError{{[]any{"body"}, "must be an object", "object_type"}}
@@ -296,9 +299,11 @@ func (rd *reading) readList(f *field, raw []byte) *fieldError {
 			fault.Loc = append([]any{"body", f.name, i}, fault.Loc[1:]...)
 			rd.add(fault)
 		}
-		i++
 	}
-	if int64(i) < f.min {
+	switch {
+	case n > f.max:
+		return f.fault("too_long", fmt.Sprintf("must have at most %d items", f.max))
+	case n < f.min:
 		return f.fault("too_short", fmt.Sprintf("must have at least %d items", f.min))
 	}
 	return nil
