@@ -40,11 +40,18 @@ func gather(t *testing.T, a *app, st *store, n int, session func(i int) int64, c
 		t.Fatal(err)
 	}
 	accounts, errs = make([]user, n), make([]error, n)
-	finished := make(chan struct{})
+	flying, finished := make(chan struct{}), make(chan struct{})
 	go func() {
-		parallel(n, func(i int) { errs[i] = st.authenticate(ticket{session(i), session(i), never}, &accounts[i]) })
+		parallel(n, func(i int) {
+			if i >= maxFlying {
+				<-flying
+			}
+			errs[i] = st.authenticate(ticket{session(i), session(i), never}, &accounts[i])
+		})
 		close(finished)
 	}()
+	eventually(t, "the first look-ups to fly", func() bool { return st.pool.Stat().AcquiredConns() == maxFlying })
+	close(flying)
 	eventually(t, "the look-ups to gather", func() bool {
 		st.lookups.mu.Lock()
 		defer st.lookups.mu.Unlock()
