@@ -146,8 +146,9 @@ func (s *server) refresh(ctx context.Context, c *caller, in refreshTokenInput) (
 
 func (s *server) idleLimit() time.Duration { return time.Duration(s.cfg.RefreshDays) * 24 * time.Hour }
 
-// authenticate completes c from the request's bearer token, or says why it cannot.
-func (s *server) authenticate(r *http.Request, c *caller) error {
+// readToken takes c's ticket from the request's bearer token, or says why it cannot. Whether the session lives is
+// another question: authenticate asks it.
+func (s *server) readToken(r *http.Request, c *caller) error {
 	values := r.Header.Values("Authorization")
 	if len(values) == 0 {
 		return errNotAuthenticated
@@ -159,16 +160,17 @@ func (s *server) authenticate(r *http.Request, c *caller) error {
 	if len(values) > 1 || len(values[0]) > maxBearer {
 		return errInvalidToken
 	}
-	t, ok := s.keys.checkAccess(token)
-	if !ok {
+	var ok bool
+	if c.ticket, ok = s.keys.checkAccess(token); !ok {
 		return errInvalidToken
 	}
-	err := s.store.authenticate(t, &c.user)
-	if errors.Is(err, errNotFound) {
-		return errInvalidToken
-	}
-	c.sessionID = t.session
-	return err
+	c.ID = c.ticket.user
+	return nil
+}
+
+// authenticate reads the account of c's ticket: errInvalidToken where its session has ended.
+func (s *server) authenticate(c *caller) error {
+	return ownGone(s.store.authenticate(c.ticket, &c.user))
 }
 
 type logoutInput struct {
@@ -180,11 +182,11 @@ func (s *server) logout(ctx context.Context, c *caller, in logoutInput) (none, e
 	var err error
 	switch in.Scope {
 	case "local":
-		if err = s.store.endSession(ctx, c.ID, c.sessionID); errors.Is(err, errNotFound) {
+		if err = s.store.endSession(ctx, c.ID, c.session); errors.Is(err, errNotFound) {
 			err = nil // it ended while this request was under way, which is what was asked for
 		}
 	case "others":
-		err = s.store.endSessions(ctx, c.ID, c.sessionID)
+		err = s.store.endSessions(ctx, c.ID, c.session)
 	case "global":
 		err = s.store.endSessions(ctx, c.ID, 0)
 	}
@@ -206,7 +208,7 @@ type sessionInfo struct {
 }
 
 func (s *server) listSessions(ctx context.Context, c *caller, _ none) ([]sessionInfo, error) {
-	return s.store.listSessions(ctx, c.ID, c.sessionID)
+	return s.store.listSessions(ctx, c.ID, c.session)
 }
 
 type idInput struct {

@@ -70,7 +70,7 @@ func (b *bench) search() {
 	const clients = 8
 	v := randomVector()
 	statement := captured(b.T, b.url, "embedding <=>", func(st *store) {
-		st.search(b.Context(), b.docs, searchInput{Embedding: v, Mode: "vector", Limit: 10}, "simple")
+		st.search(b.Context(), ticket{}, searchInput{Embedding: v, Mode: "vector", Limit: 10}, "simple")
 	})
 	for i, size := range ownerSizes {
 		owner := b.docs + int64(i)
@@ -79,7 +79,7 @@ func (b *bench) search() {
 		r := b.alternate(
 			func(d time.Duration) load { return wrk(b.T, b.app, file, clients, d) },
 			func(d time.Duration) load {
-				return pgbench(b.T, b.url, sql, clients, d, fmt.Sprintf("p1=%d", owner), "p2=f", "p3=10", "p4="+toJSON(v))
+				return pgbench(b.T, b.url, sql, clients, d, fmt.Sprintf("p1=%d", owner), fmt.Sprintf("p3=%d", owner), "p2=f", "p4=99999999999", "p5=10", "p6="+toJSON(v))
 			})
 		p50, p99 := medianOf(r[0], func(l load) float64 { return l.p50 }), medianOf(r[0], func(l load) float64 { return l.p99 })
 		b.add(row{fmt.Sprintf("`POST /documents/search`, owner of %d, %d clients; p50 %.1f ms, p99 %.1f ms", size.documents, clients, p50, p99),
@@ -94,14 +94,14 @@ func (b *bench) insert() {
 	v := randomVector()
 	item := map[string]any{"content": text, "metadata": map[string]string{"lang": "en"}, "embedding": v}
 	statement := captured(b.T, b.url, "INSERT INTO documents", func(st *store) {
-		st.createDocuments(b.Context(), first, []documentInput{{Content: text, Embedding: v}}, false)
+		st.createDocuments(b.Context(), ticket{}, []documentInput{{Content: text, Embedding: v}}, false)
 	})
-	sql := script(b.T, fmt.Sprintf(`\set p1 random(%d, %d)`, first, first+owners-1), statement)
+	sql := script(b.T, fmt.Sprintf("\\set p1 random(%d, %d)\n\\set p3 :p1", first, first+owners-1), statement)
 	file := b.tokenFile("POST", "/documents", toJSON(item), first, owners)
 	r := b.alternate(
 		func(d time.Duration) load { return wrk(b.T, b.app, file, clients, d) },
 		func(d time.Duration) load {
-			return pgbench(b.T, b.url, sql, clients, d, "p2=f", `p3={"`+text+`"}`, `p4={"{\"lang\":\"en\"}"}`, `p5={"`+toJSON(v)+`"}`)
+			return pgbench(b.T, b.url, sql, clients, d, "p2=f", "p4=99999999999", `p5={"`+text+`"}`, `p6={"{\"lang\":\"en\"}"}`, `p7={"`+toJSON(v)+`"}`)
 		})
 	b.add(row{fmt.Sprintf("`POST /documents`, one, %d clients", clients), "`pgbench -M prepared`, same SQL", perSecond(r[0]), perSecond(r[1]), ratioOf(r[0], r[1], rate), "≥ 0.6", false})
 

@@ -80,7 +80,7 @@ func (s *server) createDocuments(ctx context.Context, c *caller, in createDocume
 			*missing[i] = v
 		}
 	}
-	docs, err := s.store.createDocuments(ctx, c.ID, list, in.Include != nil)
+	docs, err := s.store.createDocuments(ctx, c.ticket, list, in.Include != nil)
 	switch {
 	case err != nil:
 		return created{}, ownGone(err)
@@ -205,7 +205,10 @@ func (s *server) search(ctx context.Context, c *caller, in searchInput) (searchR
 		}
 		in.Embedding = vectors[0]
 	}
-	results, err := s.store.search(ctx, c.ID, in, s.cfg.TextSearch)
+	results, err := s.store.search(ctx, c.ticket, in, s.cfg.TextSearch)
+	if err == nil && len(results) == 0 { // there are none, or the session has ended
+		err = s.authenticate(c)
+	}
 	for i, r := range results {
 		if in.MinScore != nil && r.Score < *in.MinScore {
 			results = results[:i] // they come in the order of scores

@@ -4,10 +4,12 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"math"
 	"math/rand/v2"
+	"net/http"
 	"net/url"
 	"os"
 	"slices"
@@ -510,6 +512,32 @@ func TestIsolation(t *testing.T) {
 	})
 }
 
+// TestDocumentsOfEndedSessions sends what the gate lets through to a statement, and what it does not, with a token
+// whose session has ended.
+func TestDocumentsOfEndedSessions(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m := a.signUp("ada")
+	a.createDocument(m.AccessToken, `{"content":"mine","embedding":[1,0,0]}`)
+	good := []string{`{"content":"a","embedding":[1,0,0]}`, `{"documents":[{"content":"a","embedding":[1,0,0]},{"content":"b","embedding":[1,0,0]}]}`,
+		`{"content":"a","embedding":[1,0,0` + strings.Repeat(" ", bulkyBody) + `]}`}
+	for _, body := range good {
+		a.want(a.do("POST", docsPath, m.AccessToken, body), 201, "")
+	}
+	a.want(a.do("POST", "/api/v1/auth/logout", m.AccessToken, nil), 204, "")
+	for _, body := range append(good, `{"content":"a","embedding":[1,0]}`, `{"content":`, `{}`, ``) {
+		a.want(a.do("POST", docsPath, m.AccessToken, body), 401, "invalid_token")
+	}
+	for _, body := range []string{`{"embedding":[1,0,0]}`, `{"mode":"text","query":"mine"}`, `{"mode":"hybrid","query":"mine","embedding":[1,0,0]}`, `{"embedding":[1,0,0],"filter":{}}`, `{"limit":0}`, `[`} {
+		a.want(a.do("POST", docsPath+"/search", m.AccessToken, body), 401, "invalid_token")
+	}
+	chunked := a.send("POST", docsPath+"/search", http.Header{"Authorization": {"Bearer " + m.AccessToken}, "Content-Type": {"application/json"}}, io.MultiReader(strings.NewReader(`{"embedding":[1,0,0]}`)))
+	a.want(chunked, 401, "invalid_token")
+	if n := one[int](t, a.url, `SELECT count(*) FROM documents`); n != 5 {
+		t.Errorf("%d documents are stored, want the 5 of before the logout", n)
+	}
+}
+
 // TestSearchPlan looks at what PostgreSQL does for a search: it reads the covering index alone, and no more rows
 // than are found; with a filter, the index of the metadata.
 func TestSearchPlan(t *testing.T) {
@@ -536,11 +564,11 @@ func TestSearchPlan(t *testing.T) {
 	t.Cleanup(echoing.close)
 	a.server.store = echoing
 	for body, row := range map[string]struct{ args, want string }{
-		`{"embedding":[1,2,0]}`:                                               {`1, false, 10, '[1,2,0]'`, "Index Only Scan using documents_nearest_idx"},
-		`{"embedding":[1,2,0],"filter":{"k":7}}`:                              {`1, false, 10, '{"k":7}', '[1,2,0]'`, "Bitmap Index Scan on documents_metadata_idx"},
-		`{"mode":"text","query":"77"}`:                                        {`1, false, 10, 'simple', '77'`, "Bitmap Index Scan on documents_words_idx"},
-		`{"mode":"hybrid","query":"77","embedding":[1,2,0]}`:                  {`1, false, 10, '[1,2,0]', 'simple', '77'`, "Index Only Scan using documents_nearest_idx"},
-		`{"mode":"hybrid","query":"77","embedding":[1,2,0],"filter":{"k":7}}`: {`1, false, 10, '{"k":7}', '[1,2,0]', 'simple', '77'`, "Bitmap Index Scan on documents_metadata_idx"},
+		`{"embedding":[1,2,0]}`:                                               {`1, false, 1, 99999999999, 10, '[1,2,0]'`, "Index Only Scan using documents_nearest_idx"},
+		`{"embedding":[1,2,0],"filter":{"k":7}}`:                              {`1, false, 1, 99999999999, 10, '{"k":7}', '[1,2,0]'`, "Bitmap Index Scan on documents_metadata_idx"},
+		`{"mode":"text","query":"77"}`:                                        {`1, false, 1, 99999999999, 10, 'simple', '77'`, "Bitmap Index Scan on documents_words_idx"},
+		`{"mode":"hybrid","query":"77","embedding":[1,2,0]}`:                  {`1, false, 1, 99999999999, 10, '[1,2,0]', 'simple', '77'`, "Index Only Scan using documents_nearest_idx"},
+		`{"mode":"hybrid","query":"77","embedding":[1,2,0],"filter":{"k":7}}`: {`1, false, 1, 99999999999, 10, '{"k":7}', '[1,2,0]', 'simple', '77'`, "Bitmap Index Scan on documents_metadata_idx"},
 	} {
 		a.want(a.do("POST", docsPath+"/search", m.AccessToken, body), 200, "")
 		lines := strings.Split(strings.TrimSpace(log.text()), "\n")

@@ -403,12 +403,15 @@ func (a *app) refresh(token string) answer {
 	return a.do("POST", "/api/v1/auth/refresh", "", map[string]string{"refresh_token": token})
 }
 
-// alive tells whether an access token is still good.
+// alive tells whether an access token is still good: for the look-up of the gate, and for a statement that asks itself.
 func (a *app) alive(token string) bool {
 	a.t.Helper()
 	ans := a.do("GET", "/api/v1/users/me", token, nil)
 	if ans.status != 200 && ans.code() != "invalid_token" {
 		a.t.Errorf("GET /users/me = %d: %s", ans.status, ans.body)
+	}
+	if search := a.do("POST", "/api/v1/documents/search", token, `{"embedding":[1,2,3]}`); ans.status == 200 && search.code() == "invalid_token" || ans.status == 401 && search.status == 200 {
+		a.t.Errorf("GET /users/me = %d, but %s = %d: %s", ans.status, search.call, search.status, search.body)
 	}
 	return ans.status == 200
 }

@@ -104,12 +104,12 @@ func (s *server) routes() []route {
 		{"PATCH", "/users/{id}", admins, 200, handle(s.updateUser), "Change an account: the same as PUT", no{errNotFound, errEmailTaken, errLastAdmin, errBusy}},
 		{"DELETE", "/users/{id}", admins, 204, handle(s.deleteUser), "Delete an account: but not one's own", no{errNotFound, errSelfDelete, errLastAdmin}},
 
-		{"POST", "/documents", users, 201, handle(s.createDocuments), "Store a document, or several: all or nothing, and answered in the same order", no{errEmbeddingRequired, errEmbeddingsFailed, errEmbeddingsAway}},
+		{"POST", "/documents", holders, 201, handle(s.createDocuments), "Store a document, or several: all or nothing, and answered in the same order", no{errEmbeddingRequired, errEmbeddingsFailed, errEmbeddingsAway}},
 		{"GET", "/documents", users, 200, handle(s.listDocuments), "List one's own documents: in the order of ids, a page at a time", no{errBusy}},
 		{"GET", "/documents/{id}", users, 200, handle(s.getDocument), "Read one of one's own documents", no{errNotFound}},
 		{"PUT", "/documents/{id}", users, 200, handle(s.updateDocument), "Change one of one's own documents: what is absent stays", no{errNotFound, errEmbeddingRequired, errEmbeddingsFailed, errEmbeddingsAway}},
 		{"DELETE", "/documents/{id}", users, 204, handle(s.deleteDocument), "Delete one of one's own documents", no{errNotFound}},
-		{"POST", "/documents/search", users, 200, handle(s.search), "Search one's own documents: the true nearest, always as many as there are up to the limit", no{errEmbeddingRequired, errEmbeddingsFailed, errEmbeddingsAway}},
+		{"POST", "/documents/search", holders, 200, handle(s.search), "Search one's own documents: the true nearest, always as many as there are up to the limit", no{errEmbeddingRequired, errEmbeddingsFailed, errEmbeddingsAway}},
 	}
 }
 

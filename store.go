@@ -293,23 +293,48 @@ func (st *store) sweepSessions(ctx context.Context) (total int64, err error) {
 
 // ---- documents ----
 
+// alive is true while the session $3 of the user $1 lives, whose token expires at $4: with it, the statement needs no
+// look-up before. It is found out once a statement.
+const alive = `EXISTS (SELECT FROM sessions s JOIN users u ON u.id = s.user_id
+	WHERE s.id = $3 AND s.user_id = $1 AND $4::bigint > extract(epoch FROM now()) AND ` + living + `)`
+
 // documentColumns end with the embedding, which is null unless the parameter $2 asks for it.
 const documentColumns = `d.id, d.content, d.metadata, d.created_at, d.updated_at, CASE WHEN $2::boolean THEN d.embedding END`
 
-// scanDocument reads a row of documentColumns, and what follows them into more.
-func scanDocument(row pgx.CollectableRow, d *document, more ...any) error {
+// readDocuments reads rows of documentColumns, and of what follows them into more: up to n of some 200 bytes, for
+// which there is room at once. item makes of a document what is wanted.
+func readDocuments[T any](rows pgx.Rows, n int64, item func(document) T, more ...any) ([]T, error) {
+	list := make([]T, 0, n)
+	var d document
 	var embedding *pgvector.HalfVector
-	err := row.Scan(append([]any{&d.ID, &d.Content, (*[]byte)(&d.Metadata), &d.CreatedAt, &d.UpdatedAt, &embedding}, more...)...)
-	if embedding != nil {
-		d.Embedding = embedding.Slice()
-	}
-	return err
+	columns := append([]any{&d.ID, &d.Content, (*[]byte)(&d.Metadata), &d.CreatedAt, &d.UpdatedAt, &embedding}, more...)
+	_, err := pgx.ForEachRow(rows, columns, func() error {
+		if embedding != nil {
+			d.Embedding = embedding.Slice()
+		}
+		list = append(list, item(d))
+		return nil
+	})
+	return list, err
 }
 
-func toDocument(row pgx.CollectableRow) (d document, err error) { return d, scanDocument(row, &d) }
+// readDocument reads the row of one document: errNotFound where there is none.
+func readDocument(rows pgx.Rows) (d document, err error) {
+	list, err := readDocuments(rows, 1, itself)
+	if err == nil && len(list) == 0 {
+		err = errNotFound
+	}
+	if err != nil {
+		return d, err
+	}
+	return list[0], nil
+}
 
-// createDocuments inserts documents of owner and returns them in the same order: all or none. Each has an embedding.
-func (st *store) createDocuments(ctx context.Context, owner int64, list []documentInput, embeddings bool) (docs []document, err error) {
+func itself(d document) document { return d }
+
+// createDocuments inserts documents of t's user and returns them in the same order: all or none. Each has an embedding.
+// errNotFound where the session has ended.
+func (st *store) createDocuments(ctx context.Context, t ticket, list []documentInput, embeddings bool) (docs []document, err error) {
 	contents, metadata, vectors := make([]string, len(list)), make([][]byte, len(list)), make([]pgvector.HalfVector, len(list))
 	for i, in := range list {
 		contents[i], metadata[i], vectors[i] = in.Content, in.Metadata, pgvector.NewHalfVector(in.Embedding)
@@ -326,13 +351,16 @@ func (st *store) createDocuments(ctx context.Context, owner int64, list []docume
 			WITH new AS (
 			    INSERT INTO documents (owner_id, content, metadata, embedding)
 			    SELECT $1, content, metadata, embedding
-			    FROM unnest($3::text[], $4::jsonb[], $5::halfvec[]) WITH ORDINALITY AS item (content, metadata, embedding, place)
-			    ORDER BY place
+			    FROM unnest($5::text[], $6::jsonb[], $7::halfvec[]) WITH ORDINALITY AS item (content, metadata, embedding, place)
+			    WHERE `+alive+` ORDER BY place
 			    RETURNING *
 			)
 			SELECT `+documentColumns+` FROM new d ORDER BY d.id`,
-			owner, embeddings, contents, metadata, vectors)
-		docs, err = pgx.CollectRows(rows, toDocument)
+			t.user, embeddings, t.session, t.expires, contents, metadata, vectors)
+		docs, err = readDocuments(rows, int64(len(list)), itself)
+		if err == nil && len(docs) == 0 {
+			return errNotFound
+		}
 		return err
 	})
 	return docs, err
@@ -342,7 +370,7 @@ func (st *store) createDocuments(ctx context.Context, owner int64, list []docume
 func (st *store) getDocument(ctx context.Context, owner, id int64, embedding bool) (d document, err error) {
 	err = st.again(ctx, func(ctx context.Context, q querier) error {
 		rows, _ := q.Query(ctx, `SELECT `+documentColumns+` FROM documents d WHERE d.owner_id = $1 AND d.id = $3`, owner, embedding, id)
-		d, err = pgx.CollectExactlyOneRow(rows, toDocument)
+		d, err = readDocument(rows)
 		return err
 	})
 	return d, err
@@ -363,7 +391,7 @@ func (st *store) listDocuments(ctx context.Context, owner int64, in listDocument
 			SELECT `+documentColumns+` FROM documents d
 			WHERE d.owner_id = $1 AND d.id > coalesce($3::bigint, 0)`+filterBy(in.Filter, &args)+`
 			ORDER BY d.id LIMIT $4`, args...)
-		list, err = pgx.CollectRows(rows, toDocument)
+		list, err = readDocuments(rows, in.Limit, itself)
 		return tooMuchWork(err, in.Filter != nil)
 	})
 	return list, err
@@ -392,7 +420,7 @@ func (st *store) updateDocument(ctx context.Context, owner int64, in updateDocum
 			    embedding = coalesce($6, d.embedding), updated_at = now()
 			WHERE d.owner_id = $1 AND d.id = $3 RETURNING `+documentColumns,
 			owner, in.Include != nil, in.ID, in.Content, []byte(in.Metadata), embedding)
-		d, err = pgx.CollectExactlyOneRow(rows, toDocument)
+		d, err = readDocument(rows)
 		return err
 	})
 	return d, err
@@ -413,43 +441,47 @@ func (st *store) deleteDocument(ctx context.Context, owner, id int64) error {
 // the end of one list has had its chance in the other.
 const fuseDepth = "200"
 
-// search returns the in.Limit documents of owner that fit best. The ids and scores are found in a step of their
-// own, so that only the few that are found are read whole. Equals go by id. textSearch is the configuration that
-// the words were made with.
-func (st *store) search(ctx context.Context, owner int64, in searchInput, textSearch string) (results []found, err error) {
+// search returns the in.Limit documents of t's user that fit best, and none where the session has ended. The ids and
+// scores are found in a step of their own, so that only the few that are found are read whole. Equals go by id.
+// textSearch is the configuration that the words were made with.
+func (st *store) search(ctx context.Context, t ticket, in searchInput, textSearch string) (results []found, err error) {
 	leave, err := st.take(acquireTimeout)
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
-	args := []any{owner, in.Include != nil, in.Limit}
+	args := []any{t.user, in.Include != nil, t.session, t.expires, in.Limit}
 	arg := func(v any) string { args = append(args, v); return fmt.Sprintf("$%d", len(args)) }
-	where := "owner_id = $1" + filterBy(in.Filter, &args)
-	var nearest, matching string
+	where := "owner_id = $1 AND " + alive + filterBy(in.Filter, &args)
+	var nearest, matching, sql string
 	if in.Mode != "text" {
 		distance := "embedding <=> " + arg(pgvector.NewHalfVector(in.Embedding))
-		nearest = "SELECT id, " + distance + " AS distance, 1 - (" + distance + ") AS score FROM documents WHERE " + where + " ORDER BY distance, id LIMIT "
+		nearest = "AS MATERIALIZED (SELECT id, " + distance + " AS distance, 1 - (" + distance + ") AS score FROM documents WHERE " + where + " ORDER BY distance, id LIMIT "
 	}
 	if in.Mode != "vector" {
 		query := "websearch_to_tsquery(" + arg(textSearch) + "::text::regconfig, " + arg(wordsOf(*in.Query)) + ")"
-		matching = "SELECT id, NULL::float8 AS distance, ts_rank(words, " + query + ")::float8 AS score FROM documents WHERE " + where + " AND words @@ " + query + " ORDER BY score DESC, id LIMIT "
+		matching = "AS MATERIALIZED (SELECT id, NULL::float8 AS distance, ts_rank(words, " + query + ")::float8 AS score FROM documents WHERE " + where + " AND words @@ " + query + " ORDER BY score DESC, id LIMIT "
 	}
-	sql := map[string]string{
-		"vector": "WITH found AS MATERIALIZED (" + nearest + "$3)",
-		"text":   "WITH found AS MATERIALIZED (" + matching + "$3)",
-		"hybrid": "WITH nearest AS MATERIALIZED (" + nearest + fuseDepth + "), matching AS MATERIALIZED (" + matching + fuseDepth + `), found AS MATERIALIZED (
+	switch in.Mode {
+	case "vector":
+		sql = "WITH found " + nearest + "$5)"
+	case "text":
+		sql = "WITH found " + matching + "$5)"
+	case "hybrid":
+		sql = "WITH nearest " + nearest + fuseDepth + "), matching " + matching + fuseDepth + `), found AS MATERIALIZED (
 			SELECT id, NULL::float8 AS distance, sum(1.0::float8 / (60 + place)) AS score FROM (
 			    SELECT id, row_number() OVER (ORDER BY distance, id) AS place FROM nearest UNION ALL
 			    SELECT id, row_number() OVER (ORDER BY score DESC, id) FROM matching) AS places
-			GROUP BY id ORDER BY score DESC, id LIMIT $3)`,
-	}[in.Mode] + `
+			GROUP BY id ORDER BY score DESC, id LIMIT $5)`
+	}
+	sql += `
 		SELECT ` + documentColumns + `, f.score, f.distance FROM found f JOIN documents d ON d.owner_id = $1 AND d.id = f.id
 		ORDER BY f.distance, f.score DESC, f.id`
 	err = st.again(ctx, func(ctx context.Context, q querier) error {
+		var score float64
+		var distance *float64
 		rows, _ := q.Query(ctx, sql, args...)
-		results, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (f found, err error) {
-			return f, scanDocument(row, &f.Document, &f.Score, &f.Distance)
-		})
+		results, err = readDocuments(rows, in.Limit, func(d document) found { return found{d, score, distance} }, &score, &distance)
 		return tooMuchWork(err, in.Mode != "vector" || in.Filter != nil)
 	})
 	return results, err

@@ -69,7 +69,7 @@ type updateMeInput struct {
 
 // updateMe changes the caller's account. A new password needs the current one, and ends all other sessions.
 func (s *server) updateMe(ctx context.Context, c *caller, in updateMeInput) (user, error) {
-	change := userChange{Email: in.Email, FullName: in.FullName, KeepSession: c.sessionID}
+	change := userChange{Email: in.Email, FullName: in.FullName, KeepSession: c.session}
 	if in.Password != nil && in.CurrentPassword == nil {
 		return user{}, invalid(fieldError{[]any{"body", "current_password"}, "is required to change the password", "missing"})
 	}
