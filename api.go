@@ -95,9 +95,9 @@ type caller struct {
 	requestID string
 }
 
-// page is an output that is one page of a list. Next is the id of its last item where more follows, else 0.
-type page[T any] struct {
-	Items []T
+// page is an output that is one page of a list, a slice. Next is the id of its last item where more follows, else 0.
+type page[List any] struct {
+	Items List
 	Next  int64
 }
 
@@ -107,14 +107,14 @@ type pager interface {
 }
 
 // pageOf is the page of list, of which one more than limit was asked for.
-func pageOf[T any](list []T, limit int64, id func(T) int64) page[T] {
+func pageOf[List ~[]T, T any](list List, limit int64, id func(T) int64) page[List] {
 	if int64(len(list)) <= limit {
-		return page[T]{Items: list}
+		return page[List]{Items: list}
 	}
-	return page[T]{list[:limit], id(list[limit-1])}
+	return page[List]{list[:limit], id(list[limit-1])}
 }
 
-func (p page[T]) content() (items any, next int64) { return p.Items, p.Next }
+func (p page[List]) content() (items any, next int64) { return p.Items, p.Next }
 
 // problem is an error that clients may see: RFC 9457's document. Its code is stable. Problems are the
 // closed set below; any other error is internal, logged in full and answered as errInternal.
@@ -393,10 +393,19 @@ func (p *problem) document(requestID string) problemDocument {
 	return problemDocument{"about:blank", http.StatusText(p.status), p.status, p.detail, p.code, requestID, p.errors}
 }
 
+// appender is an output that encodes itself, where encoding/json would be a large part of a request's cost.
+type appender interface {
+	appendJSON(b []byte) []byte
+}
+
 // write encodes first and only then sets headers, so that a failure to encode can still be answered.
 func (s *server) write(x *exchange, status int, media []string, v any) {
-	body, err := json.Marshal(v)
-	if err != nil {
+	var body []byte
+	if a, ok := v.(appender); ok {
+		body = a.appendJSON(make([]byte, 0, 4<<10))
+	} else if text, err := json.Marshal(v); err == nil {
+		body = text
+	} else {
 		panic(err) // an output type that JSON cannot express: the recovery answers 500
 	}
 	x.length[0] = strconv.Itoa(len(body))

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -44,7 +46,7 @@ func TestDocuments(t *testing.T) {
 	m, other := a.signUp("ada"), a.signUp("bob")
 	ans := a.want(a.do("POST", docsPath, m.AccessToken, `{"content":"One","metadata":{"b":[1,2.50],"a":"ü"},"embedding":[1,0,0.1]}`), 201, "")
 	first := decode[document](ans)
-	if first.Content != "One" || string(first.Metadata) != `{"a":"ü","b":[1,2.50]}` || first.Embedding != nil || ans.header.Get("Location") != fmt.Sprintf("%s/%d", docsPath, first.ID) {
+	if first.Content != "One" || string(first.Metadata) != `{"a": "ü", "b": [1, 2.50]}` || first.Embedding != nil || ans.header.Get("Location") != fmt.Sprintf("%s/%d", docsPath, first.ID) {
 		t.Errorf("created %s, Location %s", ans.body, ans.header.Get("Location"))
 	}
 	path := fmt.Sprintf("%s/%d", docsPath, first.ID)
@@ -685,5 +687,25 @@ func TestParseVectorAllocations(t *testing.T) {
 	}
 	if n := testing.AllocsPerRun(100, func() { (&scanner{text: array}).vector(384) }); n > 3 {
 		t.Errorf("vector makes %v allocations", n)
+	}
+}
+
+// TestAppendJSON holds the outputs that encode themselves against encoding/json.
+func TestAppendJSON(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 1, 2, 3, 4, 5, 678901000, time.UTC)
+	distance := 1.25e-9
+	plain := document{1, "a", json.RawMessage(`{"k": [1, "ü"]}`), nil, at, at.Add(time.Hour)}
+	full := document{1 << 62, "\"\\\n\x7f\u2028<&>😀", json.RawMessage(`{}`), vector{-0.5, 65504, 6.1035156e-05, 0}, at.Truncate(time.Second), at}
+	for _, out := range []appender{plain, full, documents{}, documents{plain, full}, created{document: &full}, created{batch: &batch{documents{plain, full}}},
+		searchResult{"vector", []found{{plain, 1, &distance}, {full, -0.25, nil}}}, searchResult{"text", []found{}}} {
+		text, err := json.Marshal(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got, want any
+		if err := errors.Join(json.Unmarshal(out.appendJSON(nil), &got), json.Unmarshal(text, &want)); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("appendJSON = %s (%v), want %s", out.appendJSON(nil), err, text)
+		}
 	}
 }

@@ -174,9 +174,9 @@ type userFilter struct {
 }
 
 // listUsers returns a page of accounts in the order of ids.
-func (s *server) listUsers(ctx context.Context, _ *caller, in userFilter) (page[user], error) {
+func (s *server) listUsers(ctx context.Context, _ *caller, in userFilter) (page[[]user], error) {
 	if in.Skip != nil && in.After != nil {
-		return page[user]{}, invalid(fieldError{[]any{"query", "skip"}, "cannot be combined with after", "value_error"})
+		return page[[]user]{}, invalid(fieldError{[]any{"query", "skip"}, "cannot be combined with after", "value_error"})
 	}
 	limit := in.Limit
 	in.Limit++ // one more, to know whether there is a next page
