@@ -9,9 +9,9 @@ import (
 	"crypto/sha256"
 	_ "embed"
 	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
 	"reflect"
@@ -25,25 +25,24 @@ import (
 //go:embed docs.html
 var docsPage []byte
 
-// object is a JSON object whose members keep their order: name, value, name, value, and so on. A nil
-// value is left out.
+// object is a JSON object whose members keep their order: name, value, name, value, and so on. What is null
+// or an empty text is left out.
 type object []any
 
 func (o object) MarshalJSON() ([]byte, error) {
 	text := []byte{'{'}
-	for i := 0; i < len(o); i += 2 {
-		if o[i+1] == nil {
-			continue
-		}
-		member, err := json.Marshal(o[i+1])
+	for member := range slices.Chunk(o, 2) {
+		value, err := json.Marshal(member[1])
 		if err != nil {
 			return nil, err
+		}
+		if string(value) == "null" || string(value) == `""` {
+			continue
 		}
 		if len(text) > 1 {
 			text = append(text, ',')
 		}
-		text = append(strconv.AppendQuote(text, o[i].(string)), ':')
-		text = append(text, member...)
+		text = fmt.Appendf(text, "%q:%s", member[0], value)
 	}
 	return append(text, '}'), nil
 }
@@ -52,17 +51,25 @@ func (o *object) add(members ...any) { *o = append(*o, members...) }
 
 func ref(kind, name string) object { return object{"$ref", "#/components/" + kind + "/" + name} }
 
+// share adds a component to those of its kind, unless it is there, and refers to it.
+func (o *object) share(kind, name string, describe func() object) object {
+	if !slices.Contains(*o, any(name)) {
+		o.add(name, describe())
+	}
+	return ref(kind, name)
+}
+
 const specAbout = "Log in with `POST %[1]s/auth/login` and send the access token as `Authorization: Bearer …`.\n\n" +
 	"Requests are read strictly: unknown, repeated and misspelt names are refused, and so are U+0000 and broken Unicode. " +
 	"Every error is an RFC 9457 problem with a `detail` for people and a stable `code` for programs. " +
 	"A 503 says in `Retry-After` when to try again."
 
-// tagAbout says what the operations have in common whose paths start alike.
-var tagAbout = object{
-	"health", "Whether the service lives, and whether it is ready.",
-	"auth", "Registration, login, tokens and sessions.",
-	"users", "One's own account, and for admins those of others.",
-	"documents", "One's own texts, and search among them by meaning and by words.",
+// groups are the operations whose paths start alike, by what they have in common.
+var groups = []object{
+	{"name", "health", "description", "Whether the service lives, and whether it is ready."},
+	{"name", "auth", "description", "Registration, login, tokens and sessions."},
+	{"name", "users", "description", "One's own account, and for admins those of others."},
+	{"name", "documents", "description", "One's own texts, and search among them by meaning and by words."},
 }
 
 var (
@@ -102,10 +109,6 @@ func (s *server) openAPI() []byte {
 			paths.add(path, object{method, operation})
 		}
 	}
-	var groups []object
-	for i := 0; i < len(tagAbout); i += 2 {
-		groups = append(groups, object{"name", tagAbout[i], "description", tagAbout[i+1]})
-	}
 	login := object{"tokenUrl", s.cfg.APIPrefix + "/auth/login", "refreshUrl", s.cfg.APIPrefix + "/auth/refresh", "scopes", object{}}
 	body, err := json.Marshal(object{
 		"openapi", "3.1.0",
@@ -126,19 +129,17 @@ func (s *server) openAPI() []byte {
 
 // operation describes a row.
 func (d *spec) operation(rt *route) object {
-	in, security := rt.endpoint.input, []object{}
+	in, id, security := rt.endpoint.input, rt.endpoint.name, []object{}
+	if rt.method == "PATCH" { // it shares PUT's handler
+		id = strings.Replace(id, "update", "patch", 1)
+	}
 	if rt.access != anyone {
 		security = []object{{"password", []string{}}, {"bearer", []string{}}}
-	}
-	summary, _, _ := strings.Cut(rt.summary, ": ")
-	o := object{
-		"operationId", operationID(rt), "tags", []string{strings.Split(rt.path, "/")[1]}, "summary", summary,
-		"description", rt.summary + ".", "security", security,
 	}
 	var parameters []object
 	for i := range in.fields {
 		if f := &in.fields[i]; f.at("path") || f.at("query") {
-			p := object{"name", f.name, "in", f.places[0], "required", !f.optional, "description", orNil(f.doc)}
+			p := object{"name", f.name, "in", f.places[0], "required", !f.optional, "description", f.doc}
 			if f.kind == kindObject {
 				p.add("content", object{"application/json", object{"schema", d.field(f)}})
 			} else {
@@ -147,36 +148,26 @@ func (d *spec) operation(rt *route) object {
 			parameters = append(parameters, p)
 		}
 	}
-	if parameters != nil {
-		o.add("parameters", parameters)
+	summary, _, _ := strings.Cut(rt.summary, ": ")
+	o := object{
+		"operationId", id, "tags", []string{strings.Split(rt.path, "/")[1]}, "summary", summary,
+		"description", rt.summary + ".", "security", security, "parameters", parameters,
 	}
-	var content object
-	for _, media := range in.media {
-		content.add(media, object{"schema", d.body(in, places[media]), "example", in.example(places[media])})
-	}
-	if content != nil {
+	if in.media != nil {
+		var content object
+		for _, media := range in.media {
+			content.add(media, object{"schema", d.body(in, places[media]), "example", in.example(places[media])})
+		}
 		o.add("requestBody", object{"required", true, "content", content})
 	}
-	responses := object{strconv.Itoa(rt.status), d.success(rt)}
-	problems := rt.problems()
-	slices.SortStableFunc(problems, func(a, b *problem) int { return a.status - b.status })
-	for len(problems) > 0 {
-		n := 1
-		for n < len(problems) && problems[n].status == problems[0].status {
-			n++
-		}
-		responses.add(strconv.Itoa(problems[0].status), d.refusal(problems[:n]))
-		problems = problems[n:]
+	responses, refusals := object{strconv.Itoa(rt.status), d.success(rt)}, map[int][]*problem{}
+	for _, p := range rt.problems() {
+		refusals[p.status] = append(refusals[p.status], p)
+	}
+	for _, status := range slices.Sorted(maps.Keys(refusals)) {
+		responses.add(strconv.Itoa(status), d.refusal(refusals[status]))
 	}
 	return append(o, "responses", responses)
-}
-
-// operationID is the name of the handler; PATCH, which shares PUT's, has it with another verb.
-func operationID(rt *route) string {
-	if rt.method == "PATCH" {
-		return strings.Replace(rt.endpoint.name, "update", "patch", 1)
-	}
-	return rt.endpoint.name
 }
 
 // success describes the answer of a row when all is well.
@@ -191,7 +182,7 @@ func (d *spec) success(rt *route) object {
 	}
 	o := object{"description", http.StatusText(rt.status), "headers", headerRefs(names...)}
 	if t != reflect.TypeFor[none]() {
-		o.add("content", object{"application/json", object{"schema", d.schema(t), "example", example(t, "")}})
+		o.add("content", object{"application/json", object{"schema", d.schema(t), "example", example(t, "").Interface()}})
 	}
 	return o
 }
@@ -211,150 +202,130 @@ func (d *spec) refusal(problems []*problem) object {
 		}
 		examples.add(p.code, object{"value", shown.document("R5CZ3OYJ6VGU2MHX4TNBKQ7WDE")})
 	}
-	name := strings.Join(codes, ".")
-	if !slices.Contains(d.responses, any(name)) {
+	return d.responses.share("responses", strings.Join(codes, "."), func() object {
 		own := object{"properties", object{"code", object{"enum", codes}}}
 		if problems[0] == errInvalidRequest {
 			own.add("required", []string{"errors"})
 		}
-		d.responses.add(name, object{"description", strings.Join(lines, "\n"), "headers", headerRefs(names...), "content", object{"application/problem+json", object{
-			"schema", object{"allOf", []object{d.schema(reflect.TypeFor[problemDocument]()), own}}, "examples", examples}}})
-	}
-	return ref("responses", name)
+		return object{"description", strings.Join(lines, "\n"), "headers", headerRefs(names...), "content", object{"application/problem+json", object{
+			"schema", object{"allOf", []object{d.schema(reflect.TypeFor[problemDocument]()), own}}, "examples", examples}}}
+	})
+}
+
+// boundWords are JSON Schema's words for the bounds of a kind; it has none for the bytes of an object.
+var boundWords = map[string][2]string{
+	kindText: {"minLength", "maxLength"}, kindInteger: {"minimum", "maximum"}, kindNumber: {"minimum", "maximum"},
+	kindVector: {"minItems", "maxItems"}, kindList: {"minItems", "maxItems"},
 }
 
 // field describes what the gate takes for f.
 func (d *spec) field(f *field) object {
-	var o object
+	o := object{"type", f.kind}
 	switch f.kind {
 	case kindText:
-		o = object{"type", "string", "format", orNil(f.format), "pattern", pattern(f)}
-		o.bounds(f, "minLength", "maxLength")
-		if f.enum != nil {
-			o.add("enum", f.enum)
+		grammar := formats[f.format].pattern
+		if grammar == "" && f.enum == nil {
+			grammar = `^[^\u0000]*$` // what PostgreSQL can store
 		}
+		o.add("format", f.format, "pattern", grammar)
 	case kindInteger:
-		o = object{"type", "integer", "format", "int64", "minimum", f.min}
-		o.bounds(f, "", "maximum")
-	case kindNumber:
-		o = object{"type", "number", "minimum", f.min}
-		o.bounds(f, "", "maximum")
-	case kindBoolean:
-		o = object{"type", "boolean"}
+		o.add("format", "int64")
 	case kindObject:
 		o = anyObject
 	case kindVector:
 		o = object{"type", "array", "items", object{"type", "number", "minimum", -maxHalf, "maximum", maxHalf}}
-		o.bounds(f, "minItems", "maxItems")
 	case kindList:
 		o = object{"type", "array", "items", d.body(f.items, "json")}
-		o.bounds(f, "minItems", "maxItems")
 	}
 	if f.null {
 		o[1] = []string{"string", "null"}
 	}
-	if f.def != "" {
-		o.add("default", literal(f.kind == kindText, f.def))
+	words, bounded := boundWords[f.kind]
+	if bounded && (f.min > 0 || words[0] == "minimum") {
+		o.add(words[0], f.min)
 	}
+	if bounded && f.max != math.MaxInt64 {
+		o.add(words[1], f.max)
+	}
+	o.add("enum", f.enum, "default", f.literal(f.def))
 	if f.example != "" {
-		o.add("examples", []any{literal(f.kind == kindText, f.example)})
+		o.add("examples", []any{f.literal(f.example)})
 	}
 	return o
 }
 
-// bounds adds those of f under the words for the lower, unless it is empty, and the upper.
-func (o *object) bounds(f *field, lower, upper string) {
-	if f.min > 0 && lower != "" {
-		o.add(lower, f.min)
+// literal is the value that the text of a tag of f stands for.
+func (f *field) literal(text string) any {
+	if text == "" || f.kind == kindText {
+		return text
 	}
-	if f.max != math.MaxInt64 {
-		o.add(upper, f.max)
-	}
+	return json.RawMessage(text)
 }
 
-// pattern is the grammar of a text: that of its format, or what PostgreSQL can store.
-func pattern(f *field) any {
-	if p := formats[f.format].pattern; p != "" {
-		return p
-	}
-	if f.enum != nil {
-		return nil
-	}
-	return `^[^\u0000]*$`
-}
-
-// body describes the body whose fields stand in place, as a component.
+// body describes the body whose fields stand in place.
 func (d *spec) body(in *input, place string) object {
 	name := exported(in.name) + map[string]string{"json": "Request", "form": "Form"}[place]
-	if slices.Contains(d.schemas, any(name)) {
-		return ref("schemas", name)
-	}
-	var properties object
-	var required []string
-	var alternatives []object
-	for i := range in.fields {
-		f := &in.fields[i]
-		if !f.at(place) {
-			continue
+	return d.schemas.share("schemas", name, func() object {
+		var properties object
+		var required []string
+		var alternatives []object
+		for i := range in.fields {
+			f := &in.fields[i]
+			if !f.at(place) {
+				continue
+			}
+			described := append(d.field(f), "description", f.doc)
+			if f.alone {
+				alternatives = append(alternatives, object{"type", "object", "properties", object{f.name, described}, "required", []string{f.name}, "additionalProperties", false})
+				continue
+			}
+			properties.add(f.name, described)
+			if !f.optional {
+				required = append(required, f.name)
+			}
 		}
-		described := append(d.field(f), "description", orNil(f.doc))
-		if f.alone {
-			alternatives = append(alternatives, object{"type", "object", "properties", object{f.name, described}, "required", []string{f.name}, "additionalProperties", false})
-			continue
+		o := object{"type", "object", "properties", properties, "additionalProperties", false, "required", required}
+		if alternatives != nil {
+			return object{"oneOf", append([]object{o}, alternatives...)}
 		}
-		properties.add(f.name, described)
-		if !f.optional {
-			required = append(required, f.name)
-		}
-	}
-	o := object{"type", "object", "properties", properties, "additionalProperties", false}
-	if required != nil {
-		o.add("required", required)
-	}
-	if alternatives != nil {
-		o = object{"oneOf", append([]object{o}, alternatives...)}
-	}
-	d.schemas.add(name, o)
-	return ref("schemas", name)
+		return o
+	})
 }
 
 // example is a body with the fields that have one.
 func (in *input) example(place string) (o object) {
 	for _, f := range in.fields {
-		if f.at(place) && f.example != "" {
-			o.add(f.name, literal(f.kind == kindText, f.example))
+		if f.at(place) {
+			o.add(f.name, f.literal(f.example))
 		}
 	}
 	return o
 }
 
-// schema describes an output type as encoding/json writes it; a struct becomes a component.
+// outputs are the types that outputs are made of, as encoding/json writes them.
+var outputs = map[reflect.Type]object{
+	reflect.TypeFor[string](): textSchema, reflect.TypeFor[bool](): {"type", "boolean"},
+	reflect.TypeFor[int](): {"type", "integer"}, reflect.TypeFor[int64](): {"type", "integer", "format", "int64"},
+	reflect.TypeFor[float32](): {"type", "number"}, reflect.TypeFor[float64](): {"type", "number"},
+	reflect.TypeFor[time.Time](): {"type", "string", "format", "date-time"}, reflect.TypeFor[json.RawMessage](): anyObject,
+	reflect.TypeFor[any](): {"anyOf", []object{textSchema, {"type", "integer"}}}, // a step of loc
+}
+
+// schema describes an output type; a struct becomes a component.
 func (d *spec) schema(t reflect.Type) object {
-	switch {
-	case t == reflect.TypeFor[time.Time]():
-		return object{"type", "string", "format", "date-time"}
-	case t.Kind() == reflect.Pointer:
+	if o := outputs[t]; o != nil {
+		return o
+	}
+	switch t.Kind() {
+	case reflect.Pointer:
 		o := d.schema(t.Elem())
 		return append(object{"type", []any{o[1], "null"}}, o[2:]...)
-	case t == reflect.TypeFor[json.RawMessage]():
-		return anyObject
-	case t.Kind() == reflect.Slice:
+	case reflect.Slice:
 		return object{"type", "array", "items", d.schema(t.Elem())}
-	case t.Kind() == reflect.Interface: // a step of loc
-		return object{"anyOf", []object{{"type", "string"}, {"type", "integer"}}}
-	case t.Kind() == reflect.Struct:
-		name := exported(strings.TrimSuffix(t.Name(), "Document"))
-		if !slices.Contains(d.schemas, any(name)) {
-			d.schemas.add(name, d.structSchema(t))
-		}
-		return ref("schemas", name)
+	case reflect.Struct:
+		return d.schemas.share("schemas", exported(strings.TrimSuffix(t.Name(), "Document")), func() object { return d.structSchema(t) })
 	}
-	kinds := map[reflect.Kind]object{reflect.String: {"type", "string"}, reflect.Bool: {"type", "boolean"}, reflect.Int: {"type", "integer"},
-		reflect.Int64: {"type", "integer", "format", "int64"}, reflect.Float32: {"type", "number"}, reflect.Float64: {"type", "number"}}
-	if kinds[t.Kind()] == nil {
-		panic(t.String() + ": no schema for this type of output")
-	}
-	return kinds[t.Kind()]
+	panic(t.String() + ": no schema for this type of output")
 }
 
 func (d *spec) structSchema(t reflect.Type) object {
@@ -366,13 +337,9 @@ func (d *spec) structSchema(t reflect.Type) object {
 			alternatives = append(alternatives, d.schema(f.Type.Elem()))
 			continue
 		}
-		name, rest, _ := strings.Cut(f.Tag.Get("json"), ",")
-		o := d.schema(f.Type)
-		if doc := f.Tag.Get("doc"); doc != "" {
-			o = append(slices.Clip(o), "description", doc)
-		}
-		properties.add(name, o)
-		if rest != "omitempty" {
+		name, omitted := strings.CutSuffix(f.Tag.Get("json"), ",omitempty")
+		properties.add(name, append(d.schema(f.Type), "description", f.Tag.Get("doc")))
+		if !omitted {
 			required = append(required, name)
 		}
 	}
@@ -383,53 +350,32 @@ func (d *spec) structSchema(t reflect.Type) object {
 }
 
 // example is a value of an output type, made of the example tags of its fields.
-func example(t reflect.Type, tag string) any {
+func example(t reflect.Type, tag string) reflect.Value {
+	v := reflect.New(t).Elem()
 	switch {
-	case t.Kind() == reflect.Pointer && tag == "":
-		return nil
-	case t.Kind() == reflect.Pointer:
-		return example(t.Elem(), tag)
 	case t == reflect.TypeFor[time.Time]():
-		return "2026-01-02T03:04:05.678901Z"
-	case t == reflect.TypeFor[json.RawMessage]():
-		return json.RawMessage(tag)
-	case t.Kind() == reflect.Slice:
-		return []any{example(t.Elem(), tag)}
+		return reflect.ValueOf(time.Date(2026, 1, 2, 3, 4, 5, 678901000, time.UTC))
 	case t.Kind() == reflect.Struct:
-		var o object
-		for f := range t.Fields() {
-			if f.Anonymous {
+		for f, to := range v.Fields() {
+			if f.Anonymous { // the first of several
 				return example(f.Type.Elem(), "")
 			}
-			name, rest, _ := strings.Cut(f.Tag.Get("json"), ",")
-			if v := example(f.Type, f.Tag.Get("example")); rest != "omitempty" || f.Tag.Get("example") != "" {
-				if v == nil {
-					v = json.RawMessage("null") // object leaves a nil out
-				}
-				o.add(name, v)
-			}
+			to.Set(example(f.Type, f.Tag.Get("example")))
 		}
-		return o
+	case t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.Struct:
+		return reflect.Append(v, example(t.Elem(), ""))
+	case tag == "":
+	case t.Kind() == reflect.Pointer:
+		v.Set(reflect.New(t.Elem()))
+		v.Elem().Set(example(t.Elem(), tag))
+	case t.Kind() == reflect.String:
+		v.SetString(tag)
+	default:
+		if err := json.Unmarshal([]byte(tag), v.Addr().Interface()); err != nil {
+			panic(fmt.Sprintf("example %q of a %s: %v", tag, t, err))
+		}
 	}
-	if tag == "" && t.Kind() != reflect.String {
-		tag = map[bool]string{true: "false", false: "0"}[t.Kind() == reflect.Bool]
-	}
-	return literal(t.Kind() == reflect.String, tag)
-}
-
-// literal is the value that the text of a tag stands for.
-func literal(isText bool, text string) any {
-	if isText {
-		return text
-	}
-	return json.RawMessage(text)
-}
-
-func orNil(text string) any {
-	if text == "" {
-		return nil
-	}
-	return text
+	return v
 }
 
 // exported is a Go name in its exported form: User for user.
@@ -438,7 +384,7 @@ func exported(name string) string { return strings.ToUpper(name[:1]) + name[1:] 
 // asset serves content that changes with the program only: browsers keep it, and ask whether it is current.
 func asset(route, media, policy string, content []byte) http.HandlerFunc {
 	sum := sha256.Sum256(content)
-	tag := `"` + hex.EncodeToString(sum[:8]) + `"`
+	tag := fmt.Sprintf(`"%x"`, sum[:8])
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.(*exchange).route = route
 		h := w.Header()
