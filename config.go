@@ -6,6 +6,7 @@ package main
 // empty value counts as none. Values are never printed: any of them may be a secret in the wrong place.
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -52,24 +53,11 @@ type config struct {
 	ShutdownDelay       int64          `env:"SHUTDOWN_DELAY" default:"0" min:"0" max:"300" doc:"seconds between failing /health/db and closing, for load balancers to notice"`
 }
 
-// setting is one field of config with its tags.
-type setting struct {
-	reflect.StructField
-	name string
-}
-
-func settings() (all []setting) {
-	for f := range reflect.TypeFor[config]().Fields() {
-		all = append(all, setting{f, f.Tag.Get("env")})
-	}
-	return all
-}
-
 // printSettings writes the table of settings.
 func printSettings(w io.Writer) {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	for _, s := range settings() {
-		fmt.Fprintf(table, "  %s\t%s\t%s\n", s.name, s.Tag.Get("default"), s.Tag.Get("doc"))
+	for f := range reflect.TypeFor[config]().Fields() {
+		fmt.Fprintf(table, "  %s\t%s\t%s\n", f.Tag.Get("env"), f.Tag.Get("default"), f.Tag.Get("doc"))
 	}
 	table.Flush()
 }
@@ -78,32 +66,30 @@ func printSettings(w io.Writer) {
 func loadConfig(getenv func(string) string, dotenv string) (*config, error) {
 	cfg := &config{}
 	file, problems := parseDotEnv(dotenv)
-	for _, s := range settings() {
-		text, err := s.lookUp(getenv, file)
-		if err == nil && text == "" {
-			text = s.Tag.Get("default")
-		}
-		if err == nil && text != "" {
-			err = s.set(reflect.ValueOf(cfg).Elem().FieldByIndex(s.Index), text)
+	for f, v := range reflect.ValueOf(cfg).Elem().Fields() {
+		name := f.Tag.Get("env")
+		text, err := lookUp(name, getenv, func(name string) string { return file[name] })
+		if text = cmp.Or(text, f.Tag.Get("default")); err == nil && text != "" {
+			err = set(v.Addr().Interface(), text, f.Tag)
 		}
 		if err != nil {
-			problems = append(problems, fmt.Errorf("%s: %w", s.name, err))
+			problems = append(problems, fmt.Errorf("%s: %w", name, err))
 		}
 	}
 	return cfg, errors.Join(append(problems, cfg.check()...)...)
 }
 
-// lookUp returns the text of a setting: the environment's before the file's.
-func (s setting) lookUp(getenv func(string) string, file map[string]string) (string, error) {
-	for _, get := range []func(string) string{getenv, func(name string) string { return file[name] }} {
-		text, from := get(s.name), get(s.name+"_FILE")
+// lookUp returns the text of a setting, from the first source that has it.
+func lookUp(name string, sources ...func(string) string) (string, error) {
+	for _, get := range sources {
+		text, from := get(name), get(name+"_FILE")
 		switch {
 		case text != "" && from != "":
-			return "", fmt.Errorf("is given together with %s_FILE; unset one", s.name)
+			return "", fmt.Errorf("is given together with %s_FILE; unset one", name)
 		case from != "":
 			content, err := os.ReadFile(from)
 			if err != nil {
-				return "", fmt.Errorf("the file that %s_FILE names cannot be read", s.name)
+				return "", fmt.Errorf("the file that %s_FILE names cannot be read", name)
 			}
 			return strings.TrimRight(string(content), "\r\n"), nil
 		case text != "":
@@ -113,42 +99,38 @@ func (s setting) lookUp(getenv func(string) string, file map[string]string) (str
 	return "", nil
 }
 
-// set parses text into the field v.
-func (s setting) set(v reflect.Value, text string) error {
-	switch to := v.Addr().Interface().(type) {
+// set parses text into a field of config, which to points to.
+func set(to any, text string, tags reflect.StructTag) (err error) {
+	switch to := to.(type) {
 	case *string:
-		if enum := s.Tag.Get("enum"); enum != "" && !slices.Contains(strings.Split(enum, ","), text) {
+		if enum := tags.Get("enum"); enum != "" && !slices.Contains(strings.Split(enum, ","), text) {
 			return fmt.Errorf("must be one of %s", strings.ReplaceAll(enum, ",", ", "))
 		}
 		*to = text
 	case *bool:
-		b, err := strconv.ParseBool(strings.ToLower(text))
-		if err != nil {
+		if *to, err = strconv.ParseBool(strings.ToLower(text)); err != nil {
 			return errors.New("must be true or false")
 		}
-		*to = b
 	case *int64:
-		n, err := strconv.ParseInt(text, 10, 64)
-		lowest, _ := strconv.ParseInt(s.Tag.Get("min"), 10, 64)
-		highest, _ := strconv.ParseInt(s.Tag.Get("max"), 10, 64)
-		if err != nil || n < lowest || n > highest {
+		lowest, _ := strconv.ParseInt(tags.Get("min"), 10, 64)
+		highest, _ := strconv.ParseInt(tags.Get("max"), 10, 64)
+		if *to, err = strconv.ParseInt(text, 10, 64); err != nil || *to < lowest || *to > highest {
 			return fmt.Errorf("must be a whole number from %d to %d", lowest, highest)
 		}
-		*to = n
 	case *[]string:
 		for item := range strings.SplitSeq(text, ",") {
 			*to = append(*to, strings.TrimSpace(item))
 		}
 	case *[]netip.Prefix:
 		for item := range strings.SplitSeq(text, ",") {
-			prefix, err := netip.ParsePrefix(strings.TrimSpace(item))
-			if addr, err2 := netip.ParseAddr(strings.TrimSpace(item)); err2 == nil {
-				prefix, err = netip.PrefixFrom(addr, addr.BitLen()), nil
+			network, err := netip.ParsePrefix(strings.TrimSpace(item))
+			if one, notOne := netip.ParseAddr(strings.TrimSpace(item)); notOne == nil {
+				network, err = one.Prefix(one.BitLen())
 			}
 			if err != nil {
 				return errors.New("must be addresses or networks such as 10.0.0.0/8, with commas")
 			}
-			*to = append(*to, prefix.Masked())
+			*to = append(*to, network.Masked())
 		}
 	}
 	return nil
@@ -187,36 +169,27 @@ func (c *config) check() (problems []error) {
 		fault(err != nil || u.Host == "" || u.Scheme+"://"+u.Host != origin || origin != lowerASCII(origin) || strings.Contains(origin, "*"),
 			"CORS_ORIGINS: must be exact origins such as https://app.example.com, in lower case and without a path; * is not one")
 	}
-	if c.LogLevel == "" {
-		c.LogLevel = map[bool]string{true: "debug", false: "info"}[c.Debug]
-	}
-	if c.LogFormat == "" {
-		c.LogFormat = map[bool]string{true: "text", false: "json"}[c.DatabaseURL == ""]
-	}
+	c.LogLevel = cmp.Or(c.LogLevel, map[bool]string{true: "debug", false: "info"}[c.Debug])
+	c.LogFormat = cmp.Or(c.LogFormat, map[bool]string{true: "text", false: "json"}[c.DatabaseURL == ""])
 	return problems
 }
 
-// publicKeys are keys that stand in documentation, where everybody can read them.
+// publicKeys are what keys hold that stand in examples and documentation, where everybody can read them.
 var publicKeys = []string{
 	"09d25e094faa6ca2556c818166b7a9563b93f7099f6f0f4caa6cf63b88e8d3e7", // FastAPI's tutorial
 	"a-string-secret-at-least-256-bits-long",                           // jwt.io
+	"change-in-production", "changeme", "change-me", "change_me", "change-this", "changethis", "your-secret", "your_secret", "super-secret", "placeholder",
 }
 
 // weakKey says why a signing key must not be used, or "".
 func weakKey(key string, debug bool) string {
-	lower := strings.ToLower(key)
-	distinct := map[byte]bool{}
-	for i := range len(key) {
-		distinct[key[i]] = true
-	}
-	placeholder := slices.ContainsFunc([]string{"change-in-production", "changeme", "change-me", "change_me", "change-this", "changethis", "your-secret", "your_secret", "super-secret", "placeholder"},
-		func(s string) bool { return strings.Contains(lower, s) })
+	lower, distinct := strings.ToLower(key), slices.Compact(slices.Sorted(slices.Values([]byte(key))))
 	switch {
 	case len(key) < 32: // the size of the hash: RFC 7518, section 3.2
 		return "has fewer than 32 bytes"
 	case len(distinct) < 8 || strings.Contains((key + key)[1:2*len(key)-1], key): // a random hex key has all 16 digits but for luck
 		return "repeats the same bytes"
-	case placeholder || slices.Contains(publicKeys, key):
+	case slices.ContainsFunc(publicKeys, func(known string) bool { return strings.Contains(lower, known) }):
 		return "is a placeholder"
 	case strings.Contains(lower, "development-only") && !debug:
 		return "is for development only (DEBUG=true)"
@@ -224,13 +197,15 @@ func weakKey(key string, debug bool) string {
 	return ""
 }
 
+// A value of .env may stand in single quotes, taken as it is, or in double quotes, with \\ \" \n \$; without
+// quotes it ends before a space or tab and #, which start a comment. Nothing is expanded.
 var (
-	dotEnvName  = regexp.MustCompile(`^(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)[ \t]*=[ \t]*`)
-	dotEnvInner = strings.NewReplacer(`\\`, `\`, `\"`, `"`, `\n`, "\n", `\$`, "$")
+	dotEnvLine    = regexp.MustCompile(`^(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)[ \t]*=[ \t]*([^\x00]*)$`)
+	dotEnvValue   = regexp.MustCompile(`^(?:'([^']*)'|"((?:[^"\\]|\\.)*)"|([^'"#].*?)(?:[ \t]|$)|)[ \t]*(?:#.*)?$`)
+	dotEnvEscapes = strings.NewReplacer(`\\`, `\`, `\"`, `"`, `\n`, "\n", `\$`, "$")
 )
 
-// parseDotEnv reads lines NAME=value. A value may stand in single quotes, taken as it is, or in double
-// quotes, with \\ \" \n \$; without quotes it ends at " #", which starts a comment. Nothing is expanded.
+// parseDotEnv reads lines NAME=value.
 func parseDotEnv(text string) (values map[string]string, problems []error) {
 	values = map[string]string{}
 	for i, line := range strings.Split(text, "\n") {
@@ -239,37 +214,19 @@ func parseDotEnv(text string) (values map[string]string, problems []error) {
 			continue
 		}
 		bad := func(why string) { problems = append(problems, fmt.Errorf(".env: line %d %s", i+1, why)) }
-		m := dotEnvName.FindStringSubmatch(line)
-		if m == nil || strings.ContainsRune(line, 0) {
+		m := dotEnvLine.FindStringSubmatch(line)
+		if m == nil {
 			bad("is not NAME=value")
 			continue
 		}
-		value, ok := dotEnvValue(line[len(m[0]):])
+		v := dotEnvValue.FindStringSubmatch(m[2])
 		if _, twice := values[m[1]]; twice {
 			bad("sets a name that was set before")
-		} else if !ok {
+		} else if values[m[1]] = ""; v == nil {
 			bad("has a quote that is not closed, or text behind it")
+		} else {
+			values[m[1]] = v[1] + dotEnvEscapes.Replace(v[2]) + strings.TrimSpace(v[3])
 		}
-		values[m[1]] = value
 	}
 	return values, problems
-}
-
-var (
-	singleQuoted = regexp.MustCompile(`^'([^']*)'[ \t]*(?:#.*)?$`)
-	doubleQuoted = regexp.MustCompile(`^"((?:[^"\\]|\\.)*)"[ \t]*(?:#.*)?$`)
-)
-
-func dotEnvValue(text string) (value string, ok bool) {
-	if m := singleQuoted.FindStringSubmatch(text); m != nil {
-		return m[1], true
-	}
-	if m := doubleQuoted.FindStringSubmatch(text); m != nil {
-		return dotEnvInner.Replace(m[1]), true
-	}
-	if strings.HasPrefix(text, "#") {
-		return "", true
-	}
-	value, _, _ = strings.Cut(strings.ReplaceAll(text, "\t#", " #"), " #")
-	return strings.TrimSpace(value), !strings.HasPrefix(text, `"`) && !strings.HasPrefix(text, "'")
 }

@@ -12,7 +12,16 @@ import (
 	"testing"
 )
 
-// load is loadConfig with env as the environment.
+// settings are the tags of all settings, by name.
+func settings() map[string]reflect.StructTag {
+	all := map[string]reflect.StructTag{}
+	for f := range reflect.TypeFor[config]().Fields() {
+		all[f.Tag.Get("env")] = f.Tag
+	}
+	return all
+}
+
+// loadFrom is loadConfig with env as the environment.
 func loadFrom(env map[string]string, dotenv string) (*config, error) {
 	return loadConfig(func(name string) string { return env[name] }, dotenv)
 }
@@ -42,9 +51,9 @@ func TestDefaults(t *testing.T) {
 func TestSettings(t *testing.T) {
 	t.Parallel()
 	get := func(c *config, name string) any {
-		for _, s := range settings() {
-			if s.name == name {
-				return reflect.ValueOf(c).Elem().FieldByIndex(s.Index).Interface()
+		for f, v := range reflect.ValueOf(c).Elem().Fields() {
+			if f.Tag.Get("env") == name {
+				return v.Interface()
 			}
 		}
 		return nil
@@ -174,10 +183,10 @@ func TestAllProblemsAtOnce(t *testing.T) {
 	tolerant := []string{"APP_NAME", "HOST", "EMBEDDINGS_MODEL"} // any text will do
 	env := map[string]string{}
 	var want []string
-	for _, s := range settings() {
-		env[s.name] = "canary, \"canary\n"
-		if !slices.Contains(tolerant, s.name) {
-			want = append(want, s.name)
+	for name := range settings() {
+		env[name] = "canary, \"canary\n"
+		if !slices.Contains(tolerant, name) {
+			want = append(want, name)
 		}
 	}
 	_, err := loadFrom(env, "canary\nA=\"canary\nSECRET KEY=canary\nB=canary\nB=canary")
@@ -341,10 +350,10 @@ func TestUsage(t *testing.T) {
 			if exit != 0 || stderr != "" {
 				t.Errorf("latch %s exits with %d: %s", flag, exit, stderr)
 			}
-			for _, s := range settings() {
-				line := regexp.MustCompile(`(?m)^  ` + s.name + ` +` + regexp.QuoteMeta(s.Tag.Get("default")) + ` *` + regexp.QuoteMeta(s.Tag.Get("doc")) + `$`)
-				if !line.MatchString(stdout) || s.name == "" || s.Tag.Get("doc") == "" {
-					t.Errorf("latch %s does not explain %s", flag, s.name)
+			for name, tags := range settings() {
+				line := regexp.MustCompile(`(?m)^  ` + name + ` +` + regexp.QuoteMeta(tags.Get("default")) + ` *` + regexp.QuoteMeta(tags.Get("doc")) + `$`)
+				if !line.MatchString(stdout) || name == "" || tags.Get("doc") == "" {
+					t.Errorf("latch %s does not explain %s", flag, name)
 				}
 			}
 			for _, command := range []string{"migrate", "-check", "admin EMAIL", "healthcheck", "-h", "-version"} {
