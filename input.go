@@ -47,8 +47,9 @@ const (
 
 // kindOf is the kind of each type of field; lists are told by their struct.
 var kindOf = map[reflect.Type]string{
-	reflect.TypeFor[string](): kindText, reflect.TypeFor[nullString](): kindText, reflect.TypeFor[int64](): kindInteger, reflect.TypeFor[float64](): kindNumber,
-	reflect.TypeFor[bool](): kindBoolean, reflect.TypeFor[jsonObject](): kindObject, reflect.TypeFor[vector](): kindVector,
+	reflect.TypeFor[string](): kindText, reflect.TypeFor[int64](): kindInteger, reflect.TypeFor[float64](): kindNumber, reflect.TypeFor[bool](): kindBoolean,
+	reflect.TypeFor[*string](): kindText, reflect.TypeFor[*int64](): kindInteger, reflect.TypeFor[*float64](): kindNumber, reflect.TypeFor[*bool](): kindBoolean,
+	reflect.TypeFor[nullString](): kindText, reflect.TypeFor[jsonObject](): kindObject, reflect.TypeFor[vector](): kindVector,
 }
 
 // fieldError is one entry of a 422's "errors", with pydantic's words for type, which FastAPI clients
@@ -116,23 +117,11 @@ func compileInput(t reflect.Type) input {
 		if sf.Anonymous {
 			continue // its fields are visited too
 		}
-		tags := parseTags(sf)
-		f := field{index: sf.Index, max: math.MaxInt64, def: tags["default"], doc: tags["doc"], example: tags["example"], format: tags["format"], alone: tags["alone"] == "true"}
-		for _, place := range []string{"path", "query", "json", "form"} {
-			name, ok := tags[place]
-			if ok && f.name != "" && (f.name != name || location(place) != location(f.places[0])) {
-				panic(fmt.Sprintf("%s.%s: one place and one name a field", t, sf.Name))
-			}
-			if ok {
-				f.name, f.places = name, append(f.places, place)
-			}
+		f := compileField(t, sf)
+		if slices.ContainsFunc(in.fields, func(o field) bool { return o.name == f.name }) {
+			panic(fmt.Sprintf("%s: two fields are called %s", t, f.name))
 		}
-		f.setType(t, sf)
-		f.setLimits(t, sf, tags)
-		if f.name == "" || slices.ContainsFunc(in.fields, func(o field) bool { return o.name == f.name }) {
-			panic(fmt.Sprintf("%s.%s: no name, or one used before", t, sf.Name))
-		}
-		if f.kind == kindVector || f.items != nil {
+		if f.kind == kindVector || f.kind == kindList {
 			in.limit = maxLargeBody
 		}
 		in.fields = append(in.fields, f)
@@ -145,60 +134,53 @@ func compileInput(t reflect.Type) input {
 	return in
 }
 
-// parseTags is the whole of a field's tag, so that a misspelt key cannot pass unseen.
-func parseTags(sf reflect.StructField) map[string]string {
-	tags := map[string]string{}
-	for rest := strings.TrimSpace(string(sf.Tag)); rest != ""; rest = strings.TrimSpace(rest) {
-		key, after, _ := strings.Cut(rest, ":")
-		quoted, err := strconv.QuotedPrefix(after)
-		if _, twice := tags[key]; err != nil || twice || !slices.Contains(inputTags, key) {
-			panic(fmt.Sprintf("field %s: bad tag at %q", sf.Name, rest))
+func compileField(owner reflect.Type, sf reflect.StructField) field {
+	refuse := func(bad bool, why string) {
+		if bad {
+			panic(fmt.Sprintf("%s.%s: %s", owner, sf.Name, why))
 		}
-		tags[key], _ = strconv.Unquote(quoted)
-		rest = after[len(quoted):]
 	}
-	return tags
-}
-
-func (f *field) setType(owner reflect.Type, sf reflect.StructField) {
-	t := sf.Type
-	f.null = t == reflect.TypeFor[nullString]()
-	f.optional = f.def != "" || f.null || t == reflect.TypeFor[jsonObject]() || t == reflect.TypeFor[vector]() || t.Kind() == reflect.Pointer
-	switch {
-	case t.Kind() == reflect.Pointer && t.Elem().Kind() != reflect.Struct && t.Elem().Kind() != reflect.Slice:
-		t = t.Elem()
-	case t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.Struct:
+	t, tag := sf.Type, sf.Tag.Get
+	f := field{index: sf.Index, kind: kindOf[t], null: t == reflect.TypeFor[nullString](), max: math.MaxInt64,
+		format: tag("format"), def: tag("default"), alone: tag("alone") == "true", doc: tag("doc"), example: tag("example")}
+	f.optional = f.def != "" || t.Kind() == reflect.Pointer || t.Kind() == reflect.Struct || t.Kind() == reflect.Slice
+	if t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.Struct {
 		items := compileInput(t.Elem())
-		f.kind, f.items = kindList, &items
-		return
+		f.kind, f.items, f.optional = kindList, &items, false
 	}
-	if f.kind = kindOf[t]; f.kind == "" {
-		panic(fmt.Sprintf("%s.%s: %s is no type of input", owner, sf.Name, sf.Type))
-	}
-}
+	refuse(f.kind == "", sf.Type.String()+" is no type of input")
 
-func (f *field) setLimits(owner reflect.Type, sf reflect.StructField, tags map[string]string) {
+	length := 0 // of the whole tag, so that a misspelt key cannot pass unseen
+	for _, key := range inputTags {
+		if text, ok := sf.Tag.Lookup(key); ok {
+			length += len(fmt.Sprintf("%s:%q ", key, text))
+		}
+	}
+	refuse(length != len(sf.Tag)+1, "a key of the tag is unknown or there twice, or its spelling is not the usual one")
+	for _, place := range inputTags[:4] {
+		if name := tag(place); name != "" {
+			refuse(f.name != "" && (f.name != name || location(place) != location(f.places[0])), "one place and one name a field")
+			f.name, f.places = name, append(f.places, place)
+		}
+	}
+	refuse(f.name == "", "no name")
 	for key, to := range map[string]*int64{"min": &f.min, "max": &f.max} {
-		if text, ok := tags[key]; ok {
+		if text := tag(key); text != "" {
 			n, err := strconv.ParseInt(text, 10, 64)
-			if err != nil || f.kind == kindBoolean {
-				panic(fmt.Sprintf("%s.%s: bad %s", owner, sf.Name, key))
-			}
+			refuse(err != nil || f.kind == kindBoolean, "bad "+key)
 			*to = n
 		}
 	}
-	if text, ok := tags["enum"]; ok {
-		f.enum = strings.Split(text, ",")
+	if tag("enum") != "" {
+		f.enum = strings.Split(tag("enum"), ",")
 	}
 	_, known := formats[f.format]
-	if f.format != "" && (!known || f.kind != kindText) {
-		panic(fmt.Sprintf("%s.%s: unknown format %q", owner, sf.Name, f.format))
-	}
+	refuse(f.format != "" && (!known || f.kind != kindText), "unknown format")
 	if f.def != "" {
-		if fault := f.setText(reflect.New(owner).Elem(), f.def); fault != nil {
-			panic(fmt.Sprintf("%s.%s: the default breaks its own rule: %s", owner, sf.Name, fault.Msg))
-		}
+		fault := f.setText(reflect.New(owner).Elem(), f.def)
+		refuse(fault != nil, fmt.Sprint("the default breaks its own rule: ", fault))
 	}
+	return f
 }
 
 // fault is the fieldError of f.
