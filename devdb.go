@@ -12,7 +12,6 @@ import (
 	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/url"
@@ -20,8 +19,8 @@ import (
 	"os/exec"
 	osuser "os/user"
 	"path/filepath"
+	"regexp"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -36,6 +35,7 @@ type devDB struct {
 	dir        string // absolute
 	bin        string // PostgreSQL's programs; empty: Docker
 	password   string // Docker's
+	secret     string // the signing key of this directory
 	lock       *os.File
 }
 
@@ -55,6 +55,9 @@ func startDevDB(dir string, settings ...string) (*devDB, error) {
 		return nil, err
 	}
 	defer turn.Close()
+	if db.secret, err = db.keep("secret_key"); err != nil {
+		return nil, err
+	}
 	if db.lock, err = db.openLock("lock", syscall.LOCK_SH); err != nil {
 		return nil, err
 	}
@@ -90,28 +93,24 @@ func (db *devDB) stop() error {
 	if syscall.Flock(int(db.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
 		return nil
 	}
-	argv := db.stopCommand()
-	return run(exec.Command(argv[0], argv[1:]...))
+	return run(db.stopCommand())
 }
 
-func (db *devDB) stopCommand() (argv []string) {
+func (db *devDB) stopCommand() *exec.Cmd {
 	if db.bin == "" {
-		return []string{"docker", "stop", db.container()}
+		return exec.Command("docker", "stop", db.container())
 	}
 	return db.command("pg_ctl", "stop", "-D", db.data(), "-m", "fast")
 }
 
-// secret returns the signing key of this directory, made at the first call.
-func (db *devDB) secret() (string, error) { return keepSecret(filepath.Join(db.dir, "secret_key")) }
-
-func keepSecret(file string) (string, error) {
-	if old, err := os.ReadFile(file); err == nil {
+// keep returns the secret of this name, which is made at the first call: 256 bits.
+func (db *devDB) keep(name string) (secret string, err error) {
+	file := filepath.Join(db.dir, name)
+	if old, _ := os.ReadFile(file); len(old) > 0 {
 		return string(old), nil
 	}
-	key := make([]byte, 32)
-	rand.Read(key)
-	text := hex.EncodeToString(key)
-	return text, os.WriteFile(file, []byte(text), 0o600)
+	secret = rand.Text() + rand.Text()
+	return secret, os.WriteFile(file, []byte(secret), 0o600)
 }
 
 func (db *devDB) data() string { return filepath.Join(db.dir, "postgres") }
@@ -121,6 +120,11 @@ func (db *devDB) dataVersion() string {
 	version, _ := os.ReadFile(filepath.Join(db.data(), "PG_VERSION"))
 	return strings.TrimSpace(string(version))
 }
+
+var (
+	pgConfig = regexp.MustCompile(`^\D*(\d+).*\n(.*)\n`) // the major version, and the directory of extensions
+	halfvec  = regexp.MustCompile(`(?m)^default_version *= *'(0\.([7-9]|[1-9][0-9])|[1-9])`)
+)
 
 // findPostgres returns the directory of the newest PostgreSQL's programs, 14 or later and of this major version
 // if it is not "", that has pgvector 0.7 or later, the first with halfvec; "" where there is none.
@@ -135,18 +139,13 @@ func findPostgres(major string) (bin string) {
 	}
 	best := 13
 	for _, dir := range dirs {
-		out, err := exec.Command(filepath.Join(dir, "pg_config"), "--version", "--sharedir").Output()
-		lines := strings.Split(string(out), "\n")
-		if err != nil || len(lines) < 2 {
+		out, _ := exec.Command(filepath.Join(dir, "pg_config"), "--version", "--sharedir").Output()
+		m := pgConfig.FindStringSubmatch(string(out))
+		if m == nil || major != "" && m[1] != major {
 			continue
 		}
-		version := strings.FieldsFunc(strings.TrimPrefix(lines[0], "PostgreSQL "), func(r rune) bool { return r < '0' || r > '9' })
-		n, _ := strconv.Atoi(slices.Concat(version, []string{""})[0])
-		control, _ := os.ReadFile(filepath.Join(lines[1], "extension", "vector.control"))
-		_, after, _ := bytes.Cut(control, []byte("default_version = '0."))
-		minor, _, _ := bytes.Cut(after, []byte("."))
-		vector, _ := strconv.Atoi(string(minor))
-		if n > best && vector >= 7 && (major == "" || major == strconv.Itoa(n)) && exec.Command(filepath.Join(dir, "initdb"), "--version").Run() == nil {
+		control, _ := os.ReadFile(filepath.Join(m[2], "extension", "vector.control"))
+		if n, _ := strconv.Atoi(m[1]); n > best && halfvec.Match(control) && exec.Command(filepath.Join(dir, "initdb"), "--version").Run() == nil {
 			bin, best = dir, n
 		}
 	}
@@ -169,12 +168,9 @@ func (db *devDB) startLocal(settings []string) error {
 	if db.pg("pg_ctl", "status", "-D", db.data()) == nil {
 		return nil
 	}
-	options := "-c listen_addresses= -c unix_socket_directories=." // relative: a socket's path has at most 103 bytes
-	for _, s := range settings {
-		options += " -c " + s
-	}
+	settings = append([]string{"listen_addresses=", "unix_socket_directories=."}, settings...) // relative: a socket's path has at most 103 bytes
 	log := filepath.Join(db.data(), "log")
-	if err := db.pg("pg_ctl", "start", "-w", "-D", db.data(), "-l", log, "-o", options); err != nil {
+	if err := db.pg("pg_ctl", "start", "-w", "-D", db.data(), "-l", log, "-o", "-c "+strings.Join(settings, " -c ")); err != nil {
 		return fmt.Errorf("%w; its log is %s", err, log)
 	}
 	return nil
@@ -208,23 +204,20 @@ func (db *devDB) initData() error {
 }
 
 // pg runs one of PostgreSQL's programs.
-func (db *devDB) pg(name string, args ...string) error {
-	argv := db.command(name, args...)
-	return run(exec.Command(argv[0], argv[1:]...))
-}
+func (db *devDB) pg(name string, args ...string) error { return run(db.command(name, args...)) }
 
 // command is how one of PostgreSQL's programs is run. They refuse to run as root, so root runs them as
 // another user.
-func (db *devDB) command(name string, args ...string) (argv []string) {
-	argv = append([]string{filepath.Join(db.bin, name)}, args...)
-	if os.Geteuid() != 0 {
-		return argv
+func (db *devDB) command(name string, args ...string) *exec.Cmd {
+	args = append([]string{filepath.Join(db.bin, name)}, args...)
+	if os.Geteuid() == 0 {
+		as := []string{"setpriv", "--reuid=" + postgresUser().Uid, "--regid=" + postgresUser().Gid, "--init-groups"}
+		if !reachable(db.dir) { // a checkout in /root: let it pass the closed directories above its own
+			as = append(as, "--inh-caps=+dac_override", "--ambient-caps=+dac_override")
+		}
+		args = append(as, args...)
 	}
-	as := []string{"setpriv", "--reuid=" + postgresUser().Uid, "--regid=" + postgresUser().Gid, "--init-groups"}
-	if !reachable(db.dir) { // a checkout in /root: let it pass the closed directories above its own
-		as = append(as, "--inh-caps=+dac_override", "--ambient-caps=+dac_override")
-	}
-	return append(as, argv...)
+	return exec.Command(args[0], args[1:]...)
 }
 
 // postgresUser is whom root starts PostgreSQL as: the user that its package makes, or else nobody.
@@ -259,7 +252,7 @@ func run(cmd *exec.Cmd) error {
 // after the password, so that with a new .data/ there is a new database, not one that refuses it.
 func (db *devDB) container() string {
 	sum := sha256.Sum256([]byte(db.dir + "\n" + db.password))
-	return "latch-" + hex.EncodeToString(sum[:6])
+	return fmt.Sprintf("latch-%x", sum[:6])
 }
 
 // startDocker starts the image, with the data in a volume and a random port on the loopback address.
@@ -268,10 +261,10 @@ func (db *devDB) startDocker() error {
 		return fmt.Errorf("the data in %s needs PostgreSQL %s with pgvector, which is gone; install it again, or move the data away", db.data(), v)
 	}
 	if run(exec.Command("docker", "info")) != nil {
-		return errors.New("no PostgreSQL (14 or later) with pgvector (0.7 or later) here, and no Docker.\n" + installHint())
+		return errors.New("no PostgreSQL (14 or later) with pgvector (0.7 or later) here, and no Docker.\nInstall it with: ./setup.sh (Debian, Ubuntu and Homebrew), or your system's packages; or set DATABASE_URL")
 	}
 	var err error
-	if db.password, err = keepSecret(filepath.Join(db.dir, "postgres_password")); err != nil {
+	if db.password, err = db.keep("postgres_password"); err != nil {
 		return err
 	}
 	name := db.container()
@@ -290,11 +283,4 @@ func (db *devDB) startDocker() error {
 	address, _, _ := strings.Cut(string(out), "\n")
 	db.url, db.where = "postgresql://latch:"+db.password+"@"+address+"/postgres", "Docker volume "+name
 	return nil
-}
-
-func installHint() string {
-	if runtime.GOOS == "darwin" {
-		return "Install it with: brew install postgresql@17 pgvector"
-	}
-	return "Install it with: ./setup.sh (Debian and Ubuntu), or your system's packages; or set DATABASE_URL."
 }

@@ -118,13 +118,9 @@ func (p program) withDatabase(ctx context.Context, cfg *config, args []string) (
 			return err
 		}
 		defer func() { err = errors.Join(err, dev.stop()) }()
-		secret, err := dev.secret()
-		if err != nil {
-			return err
-		}
 		cfg.DatabaseURL = dev.url
 		if len(cfg.SecretKeys) == 0 {
-			cfg.SecretKeys = []string{secret}
+			cfg.SecretKeys = []string{dev.secret}
 		}
 	}
 	check := len(args) == 2 && args[1] == "-check"

@@ -124,7 +124,7 @@ func noFilter() bool {
 // watch stops db and removes dir when the returned function is called, and also when this process
 // is killed: the shell below waits for the end of a pipe that only this process holds open.
 func watch(db *devDB, dir string) (stop func()) {
-	cmd := exec.Command("sh", append([]string{"-c", `cat >/dev/null; "$@" >/dev/null 2>&1; rm -rf "$0"`, dir}, db.stopCommand()...)...)
+	cmd := exec.Command("sh", append([]string{"-c", `cat >/dev/null; "$@" >/dev/null 2>&1; rm -rf "$0"`, dir}, db.stopCommand().Args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the tests, not for this
 	pipe, err := cmd.StdinPipe()
 	if err == nil {
