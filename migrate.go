@@ -10,11 +10,9 @@ import (
 	"context"
 	"crypto/sha256"
 	_ "embed"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -39,25 +37,19 @@ type migration struct {
 	outsideTx      bool
 }
 
-var sectionHead = regexp.MustCompile(`(?m)^-- migration (\d+): (.+?)( \(no transaction\))?$`)
-
-// parseMigrations splits a schema file into its sections. It panics unless they are numbered 1, 2, 3 …:
-// the file is part of the program.
+// parseMigrations splits a schema file into its sections. It panics unless they are headed "-- migration 1: name",
+// 2, 3 and so on: the file is part of the program.
 func parseMigrations(schema string) (all []migration) {
 	schema = strings.ReplaceAll(schema, "\r\n", "\n") // a checkout on Windows has the same checksums
-	heads := sectionHead.FindAllStringSubmatchIndex(schema, -1)
-	for i, h := range heads {
-		end := len(schema)
-		if i+1 < len(heads) {
-			end = heads[i+1][0]
+	for i, section := range strings.Split("\n"+schema, "\n-- migration ")[1:] {
+		head, sql, _ := strings.Cut(section, "\n")
+		name, numbered := strings.CutPrefix(head, fmt.Sprintf("%d: ", i+1))
+		if !numbered {
+			panic(fmt.Sprintf("schema.sql: section %d is headed migration %s", i+1, head))
 		}
-		version, _ := strconv.Atoi(schema[h[2]:h[3]])
-		if version != i+1 {
-			panic(fmt.Sprintf("schema.sql: section %d is headed migration %d", i+1, version))
-		}
-		sql := strings.TrimSpace(schema[h[1]:end])
-		sum := sha256.Sum256([]byte(sql))
-		all = append(all, migration{version, schema[h[4]:h[5]], sql, hex.EncodeToString(sum[:]), h[6] >= 0})
+		name, outsideTx := strings.CutSuffix(name, " (no transaction)")
+		sql = strings.TrimSpace(sql)
+		all = append(all, migration{i + 1, name, sql, fmt.Sprintf("%x", sha256.Sum256([]byte(sql))), outsideTx})
 	}
 	return all
 }
