@@ -6,10 +6,12 @@ package main
 import (
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"runtime"
 	"runtime/metrics"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -17,13 +19,13 @@ import (
 
 // buckets are the upper bounds of the latency histogram in seconds: from a token check on a unix socket to the
 // longest that a request may take.
-var buckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
+var buckets = [...]float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, math.Inf(1)}
 
 // routeStats are the counts of one row of the table.
 type routeStats struct {
 	method, route string
 	statuses      [600]atomic.Int64
-	buckets       [14]atomic.Int64 // one more than the bounds: +Inf
+	buckets       [len(buckets)]atomic.Int64
 	nanoseconds   atomic.Int64
 }
 
@@ -39,13 +41,12 @@ func (st *routeStats) observe(status int, took time.Duration) {
 	if status >= 100 && status < len(st.statuses) {
 		st.statuses[status].Add(1)
 	}
-	i := 0
-	for i < len(buckets) && took.Seconds() > buckets[i] {
-		i++
-	}
+	i, _ := slices.BinarySearch(buckets[:], took.Seconds())
 	st.buckets[i].Add(1)
 	st.nanoseconds.Add(int64(took))
 }
+
+func (st *routeStats) labels() string { return fmt.Sprintf("method=%q,route=%q", st.method, st.route) }
 
 // writeMetrics writes all counts in Prometheus' text format, version 0.0.4.
 func (s *server) writeMetrics(w io.Writer) {
@@ -61,7 +62,7 @@ func (s *server) writeMetrics(w io.Writer) {
 	for _, st := range all {
 		for status := range st.statuses {
 			if n := st.statuses[status].Load(); n > 0 {
-				fmt.Fprintf(w, "latch_http_requests_total{method=%q,route=%q,status=\"%d\"} %d\n", st.method, st.route, status, n)
+				fmt.Fprintf(w, "latch_http_requests_total{%s,status=\"%d\"} %d\n", st.labels(), status, n)
 			}
 		}
 	}
@@ -69,16 +70,12 @@ func (s *server) writeMetrics(w io.Writer) {
 	head(histogram, "histogram", "Time to answer, by route.")
 	for _, st := range all {
 		total := int64(0)
-		for i := range st.buckets {
-			bound := "+Inf"
-			if i < len(buckets) {
-				bound = fmt.Sprint(buckets[i])
-			}
+		for i, bound := range buckets {
 			total += st.buckets[i].Load()
-			fmt.Fprintf(w, histogram+"_bucket{method=%q,route=%q,le=%q} %d\n", st.method, st.route, bound, total)
+			fmt.Fprintf(w, histogram+"_bucket{%s,le=\"%v\"} %d\n", st.labels(), bound, total)
 		}
-		fmt.Fprintf(w, histogram+"_sum{method=%q,route=%q} %g\n", st.method, st.route, float64(st.nanoseconds.Load())/1e9)
-		fmt.Fprintf(w, histogram+"_count{method=%q,route=%q} %d\n", st.method, st.route, total)
+		fmt.Fprintf(w, histogram+"_sum{%s} %g\n", st.labels(), float64(st.nanoseconds.Load())/1e9)
+		fmt.Fprintf(w, histogram+"_count{%s} %d\n", st.labels(), total)
 	}
 	one("latch_http_requests_in_flight", "gauge", "Requests being answered.", s.stats.inFlight.Load())
 	one("latch_password_slots", "gauge", "Passwords that may be hashed at once.", cap(s.hasher.slots))
