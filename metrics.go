@@ -57,7 +57,7 @@ func (s *server) writeMetrics(w io.Writer) {
 		head(name, kind, help)
 		fmt.Fprintln(w, name, value)
 	}
-	all := append(s.stats.routes, &s.stats.other)
+	all := slices.Concat(s.stats.routes, []*routeStats{&s.stats.other})
 	head("latch_http_requests_total", "counter", "Requests answered, by route and status.")
 	for _, st := range all {
 		for status := range st.statuses {
