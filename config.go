@@ -156,11 +156,13 @@ func (c *config) check() (problems []error) {
 		}
 		fault(slices.Contains(c.SecretKeys[:i], key), "SECRET_KEY: the same key stands there twice")
 	}
-	fault(c.MetricsAddr != "" && !regexp.MustCompile(`^([^:]*:|\[[0-9a-f:]+\]:)?[0-9]{1,5}$`).MatchString(c.MetricsAddr), "METRICS_ADDR: must be a port or address:port, as 9090 or 10.0.0.5:9090")
+	fault(c.MetricsAddr != "" && !regexp.MustCompile(`^([^:]*:|\[[0-9a-f:]+\]:)?[0-9]{1,5}$`).MatchString(c.MetricsAddr),
+		"METRICS_ADDR: must be a port or address:port, as 9090 or 10.0.0.5:9090")
 	fault(!regexp.MustCompile(`^(/[A-Za-z0-9._-]+)+$`).MatchString(c.APIPrefix) || path.Clean(c.APIPrefix) != c.APIPrefix,
 		"API_V1_PREFIX: must be a path such as /api/v1, without a slash at the end")
 	u, err := url.Parse(c.EmbeddingsURL)
-	fault(c.EmbeddingsURL != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != ""), "EMBEDDINGS_URL: must be an http or https URL without a query, as https://api.openai.com/v1")
+	fault(c.EmbeddingsURL != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.ContainsAny(c.EmbeddingsURL, "?#")),
+		"EMBEDDINGS_URL: must be an http or https URL without a query, as https://api.openai.com/v1")
 	fault((c.EmbeddingsURL == "") != (c.EmbeddingsModel == ""), "EMBEDDINGS_MODEL: goes together with EMBEDDINGS_URL; set both or none")
 	fault(strings.ContainsFunc(c.EmbeddingsKey, func(r rune) bool { return r <= ' ' || r > '~' }), "EMBEDDINGS_API_KEY: must be printable ASCII without spaces, as it goes into a header")
 	fault(!regexp.MustCompile(`^[a-z_][a-z0-9_]*$`).MatchString(c.TextSearch), "TEXT_SEARCH_CONFIG: must be the name of a configuration, as simple or english")

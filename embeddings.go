@@ -43,12 +43,8 @@ func newEmbedder(cfg *config) *embedder {
 		return nil
 	}
 	e := &embedder{url: cfg.EmbeddingsURL, model: cfg.EmbeddingsModel, key: cfg.EmbeddingsKey, dimensions: int(cfg.EmbeddingDimensions), slots: make(chan struct{}, embedCalls)}
-	if u, err := url.Parse(cfg.EmbeddingsURL); err == nil && !strings.HasSuffix(u.Path, "/embeddings") { // a base, with or without /v1
-		base := u.JoinPath("v1", "embeddings")
-		if strings.HasSuffix(strings.TrimSuffix(u.Path, "/"), "/v1") {
-			base = u.JoinPath("embeddings")
-		}
-		e.url = base.String()
+	if !strings.HasSuffix(e.url, "/embeddings") { // a base, with or without /v1
+		e.url = strings.TrimSuffix(strings.TrimRight(e.url, "/"), "/v1") + "/v1/embeddings"
 	}
 	e.client = &http.Client{
 		Transport:     &http.Transport{Proxy: http.ProxyFromEnvironment, MaxIdleConnsPerHost: embedCalls, MaxConnsPerHost: embedCalls, IdleConnTimeout: time.Minute},
@@ -82,10 +78,13 @@ func (e *embedder) embed(ctx context.Context, texts []string) ([]vector, error) 
 // call asks once, and once more where the provider does not know the field "dimensions". pause is the time
 // after which it is worth asking again, 0 where it is not.
 func (e *embedder) call(ctx context.Context, texts []string) (vectors []vector, pause time.Duration, err error) {
-	bare := e.bare.Load()
-	status, header, body, err := e.post(ctx, texts, bare)
-	if err == nil && !bare && (status == http.StatusBadRequest || status == http.StatusUnprocessableEntity) {
-		if status, header, body, err = e.post(ctx, texts, true); err == nil && status == http.StatusOK {
+	dimensions := e.dimensions
+	if e.bare.Load() {
+		dimensions = 0
+	}
+	status, header, body, err := e.post(ctx, texts, dimensions)
+	if err == nil && dimensions > 0 && (status == http.StatusBadRequest || status == http.StatusUnprocessableEntity) {
+		if status, header, body, err = e.post(ctx, texts, 0); err == nil && status == http.StatusOK {
 			e.bare.Store(true)
 		}
 	}
@@ -110,24 +109,20 @@ func (e *embedder) call(ctx context.Context, texts []string) (vectors []vector, 
 	return vectors, 0, err
 }
 
-// post sends one request and reads the answer whole, as far as it may be long.
-func (e *embedder) post(ctx context.Context, texts []string, bare bool) (status int, header http.Header, body []byte, err error) {
+// post sends one request, without dimensions where they are 0, and reads the answer whole, as far as it may be long.
+func (e *embedder) post(ctx context.Context, texts []string, dimensions int) (status int, header http.Header, body []byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, embedAttempt)
 	defer cancel()
-	question := struct {
+	question, err := json.Marshal(struct {
 		Model      string   `json:"model"`
 		Input      []string `json:"input"`
 		Format     string   `json:"encoding_format"`
 		Dimensions int      `json:"dimensions,omitempty"`
-	}{e.model, texts, "float", e.dimensions}
-	if bare {
-		question.Dimensions = 0
-	}
-	text, err := json.Marshal(question)
+	}{e.model, texts, "float", dimensions})
 	if err != nil {
 		return 0, nil, nil, err
 	}
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, e.url, bytes.NewReader(text))
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, e.url, bytes.NewReader(question))
 	if err != nil {
 		return 0, nil, nil, err
 	}
