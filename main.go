@@ -98,7 +98,7 @@ func (p program) run(ctx context.Context, args []string) int {
 		return 2
 	}
 	if command == "healthcheck" {
-		err = healthcheck(ctx, cfg)
+		err = healthcheck(cfg)
 	} else {
 		err = p.withDatabase(ctx, cfg, args)
 	}
@@ -272,18 +272,13 @@ func (p program) admin(ctx context.Context, s *server, address string) error {
 }
 
 // healthcheck asks the server on this machine whether it lives.
-func healthcheck(ctx context.Context, cfg *config) error {
+func healthcheck(cfg *config) error {
 	host := cfg.Host
 	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
 		host = "127.0.0.1"
 	}
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
-	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, "GET", "http://"+net.JoinHostPort(host, strconv.FormatInt(cfg.Port, 10))+cfg.APIPrefix+"/health", nil)
-	if err != nil {
-		return err
-	}
-	answer, err := http.DefaultClient.Do(r)
+	client := http.Client{Timeout: 3 * time.Second}
+	answer, err := client.Get("http://" + net.JoinHostPort(host, strconv.FormatInt(cfg.Port, 10)) + cfg.APIPrefix + "/health")
 	if err != nil {
 		return err
 	}
