@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"os"
@@ -248,9 +249,71 @@ func TestSettingFiles(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, got, row.want)
 		}
 	}
-	cfg, err := loadFrom(map[string]string{"PORT_FILE": file("port", "8080\n"), "DEBUG_FILE": file("debug", "true")}, "")
-	if err != nil || cfg.Port != 8080 || !cfg.Debug {
-		t.Errorf("PORT_FILE and DEBUG_FILE give %+v, %v", cfg, err)
+	others := map[string]string{ // values that are no default, where the tags tell none
+		"APP_NAME": "Acme", "HOST": "::1", "API_V1_PREFIX": "/v2", "DATABASE_URL": "postgresql://u:p@other/x", "SECRET_KEY": oldTestKey, "CORS_ORIGINS": "https://b.example.com", "TRUSTED_PROXIES": "::1",
+		"EMBEDDINGS_URL": "https://b.example.com", "EMBEDDINGS_MODEL": "large", "EMBEDDINGS_API_KEY": "key", "TEXT_SEARCH_CONFIG": "english", "METRICS_ADDR": "9090",
+	}
+	base := func() map[string]string {
+		return served("EMBEDDINGS_URL", "http://a.example.com", "EMBEDDINGS_MODEL", "small")
+	}
+	plainly, _ := loadFrom(base(), "")
+	for name, tags := range settings() {
+		enum := strings.Split(tags.Get("enum"), ",")
+		value := cmp.Or(others[name], tags.Get("max"), enum[len(enum)-1], map[string]string{"true": "false", "false": "true"}[tags.Get("default")])
+		env := base()
+		env[name] = value
+		want, err := loadFrom(env, "")
+		if err != nil || name != "ALGORITHM" && reflect.DeepEqual(want, plainly) {
+			t.Errorf("%s=%s changes nothing: %v", name, value, err)
+		}
+		delete(env, name)
+		env[name+"_FILE"] = file(name, value+"\n")
+		if got, err := loadFrom(env, ""); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s_FILE with %s gives %+v, %v, want %+v", name, value, got, err, want)
+		}
+	}
+}
+
+// TestSettingsNamed holds the files that give settings against the settings that there are.
+func TestSettingsNamed(t *testing.T) {
+	t.Parallel()
+	read := func(file string) string {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	all := settings()
+	image := served()
+	for _, m := range regexp.MustCompile(`(?m)^ENV (.*)=(.*)$`).FindAllStringSubmatch(read("Dockerfile"), -1) {
+		if image[m[1]] = m[2]; all[m[1]] == "" {
+			t.Errorf("the Dockerfile sets %s, which is no setting", m[1])
+		}
+	}
+	if cfg, err := loadFrom(image, ""); err != nil || cfg.Host != "0.0.0.0" {
+		t.Errorf("the image listens on %q, %v, want 0.0.0.0", cfg.Host, err)
+	}
+	example := read(".env.example")
+	if _, err := loadFrom(nil, example); err != nil {
+		t.Errorf(".env.example as it stands: %v", err)
+	}
+	if _, err := loadFrom(served(), regexp.MustCompile(`(?m)^# ([A-Z0-9_]+=)`).ReplaceAllString(example, "$1")); err != nil {
+		t.Errorf(".env.example with all its lines: %v", err)
+	}
+	for name, tags := range all {
+		m := regexp.MustCompile(`(?m)^(?:# )?` + name + `=(.*)$`).FindStringSubmatch(example)
+		if m == nil || tags.Get("default") != "" && m[1] != tags.Get("default") {
+			t.Errorf(".env.example has %q for %s, want the default %q", m, name, tags.Get("default"))
+		}
+	}
+	compose := []string{"POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB", "POSTGRES_PORT", "REPLICATION_PASSWORD", "LATCH_IMAGE", "NAME_FILE"}
+	for _, file := range []string{".env.example", "README.md", "OPERATIONS.md", "SECURITY.md", "BENCHMARKS.md", "deploy/README.md"} {
+		for _, name := range regexp.MustCompile(`\b[A-Z][A-Z0-9]*(_[A-Z0-9]+)+\b`).FindAllString(read(file), -1) {
+			if all[name] == "" && !slices.Contains(compose, name) {
+				t.Errorf("%s names %s, which is no setting", file, name)
+			}
+		}
 	}
 }
 
