@@ -105,19 +105,15 @@ func connectPatiently(ctx context.Context, url string, log *slog.Logger) (*pgx.C
 	}
 	conf.ConnectTimeout = connectTimeout
 	conf.DefaultQueryExecMode = pgx.QueryExecModeExec
-	for start := time.Now(); ; {
+	for start := time.Now(); ; time.Sleep(databasePoll) {
 		conn, err := pgx.ConnectConfig(ctx, conf)
-		if err == nil || ctx.Err() != nil || time.Since(start) > databaseWait || !isNetwork(err) && !sqlState(err, "57P03", "53300") {
-			if err != nil {
-				err = fmt.Errorf("cannot connect to the database: %w", describe(err))
-			}
-			return conn, err
+		switch {
+		case err == nil:
+			return conn, nil
+		case ctx.Err() != nil || time.Since(start) > databaseWait || !isNetwork(err) && !sqlState(err, "57P03", "53300"):
+			return nil, fmt.Errorf("cannot connect to the database: %w", describe(err))
 		}
 		log.Warn("waiting_for_database", "error", describe(err).Error())
-		select {
-		case <-ctx.Done():
-		case <-time.After(databasePoll):
-		}
 	}
 }
 
