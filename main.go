@@ -1,15 +1,6 @@
 // Latch is the back end that every product starts with: accounts, tokens and administration on
-// PostgreSQL, ready for vectors, in one program.
-//
-//	latch                  serve; migrates first
-//	latch migrate          apply pending migrations and exit
-//	latch migrate -check   exit 1 when one is pending or an applied one was edited
-//	latch admin EMAIL      make EMAIL an admin; creates the account where there is none,
-//	                       with the password from standard input, or one that it prints
-//	latch healthcheck      exit 0 when the server on this machine answers
-//	latch -h, -version
-//
-// Exit status: 0 done, 1 failed, 2 wrong usage or settings. "latch -h" lists the settings.
+// PostgreSQL, ready for vectors, in one program. "latch -h" lists its commands, as usage below has them, and
+// its settings. Exit status: 0 done, 1 failed, 2 wrong usage or settings.
 //
 // Read the files in this order: server.go (the routes), api.go (the gate), input.go, read.go and json.go (strict
 // reading), auth.go, users.go and documents.go (what requests mean), token.go, password.go, embeddings.go,
