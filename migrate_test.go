@@ -1,11 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -156,22 +154,13 @@ func TestMigrateKilled(t *testing.T) {
 func TestMigrateCommand(t *testing.T) {
 	t.Parallel()
 	url := newDatabase(t, "")
-	dir := t.TempDir()
 	env := []string{"DATABASE_URL=" + url, "SECRET_KEY=" + testKey}
 	for i, row := range []struct {
 		args string
 		exit int
 	}{{"migrate -check", 1}, {"migrate", 0}, {"migrate -check", 0}, {"migrate -x", 2}} {
-		var out bytes.Buffer
-		cmd := latch(t, dir, env, strings.Fields(row.args)...)
-		cmd.Stdout, cmd.Stderr = &out, &out
-		err := cmd.Run()
-		exit := 0
-		if failed, ok := errors.AsType[*exec.ExitError](err); ok {
-			exit = failed.ExitCode()
-		}
-		if exit != row.exit {
-			t.Errorf("%d: latch %s exits with %d, want %d: %s", i, row.args, exit, row.exit, out.String())
+		if exit, stdout, stderr := runLatch(t, t.TempDir(), env, "", strings.Fields(row.args)...); exit != row.exit {
+			t.Errorf("%d: latch %s exits with %d, want %d: %s%s", i, row.args, exit, row.exit, stdout, stderr)
 		}
 	}
 }
