@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math/big"
 	"net/http"
 	"reflect"
@@ -102,7 +103,7 @@ func (d *apiDocument) faults(method, path string, ans answer) (faults []string) 
 	}
 	for name := range ans.header {
 		same := func(declared string) bool { return http.CanonicalHeaderKey(declared) == name }
-		if !slices.ContainsFunc(everywhere, same) && !slices.ContainsFunc(keys(declared), same) {
+		if !slices.ContainsFunc(everywhere, same) && !slices.ContainsFunc(slices.Collect(maps.Keys(declared)), same) {
 			faults = append(faults, "header "+name+" is not declared")
 		}
 	}
@@ -124,13 +125,6 @@ func (d *apiDocument) faults(method, path string, ans answer) (faults []string) 
 		return append(faults, err.Error())
 	}
 	return append(faults, d.check(content[media].(map[string]any)["schema"], body, "body", true)...)
-}
-
-func keys[V any](m map[string]V) (names []string) {
-	for name := range m {
-		names = append(names, name)
-	}
-	return names
 }
 
 // check holds value against schema. closed: fields that the schema does not name are faults too.
@@ -213,14 +207,10 @@ func (d *apiDocument) check(schema, value any, at string, closed bool) (faults [
 func (d *apiDocument) properties(s map[string]any) map[string]any {
 	all := map[string]any{}
 	own, _ := s["properties"].(map[string]any)
-	for name, p := range own {
-		all[name] = p
-	}
+	maps.Copy(all, own)
 	parts, _ := s["allOf"].([]any)
 	for _, part := range parts {
-		for name, p := range d.properties(d.resolve(part)) {
-			all[name] = p
-		}
+		maps.Copy(all, d.properties(d.resolve(part)))
 	}
 	return all
 }
