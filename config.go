@@ -143,11 +143,12 @@ func (c *config) check() (problems []error) {
 			problems = append(problems, errors.New(text))
 		}
 	}
+	fits := func(text, pattern string) bool { return regexp.MustCompile(pattern).MatchString(text) }
 	if after, ok := strings.CutPrefix(c.DatabaseURL, "postgresql+asyncpg://"); ok { // SQLAlchemy's spelling
 		c.DatabaseURL = "postgresql://" + after
 	}
 	_, err := pgxpool.ParseConfig(c.DatabaseURL) // its error would hold the URL
-	fault(c.DatabaseURL != "" && (err != nil || !strings.HasPrefix(c.DatabaseURL, "postgres://") && !strings.HasPrefix(c.DatabaseURL, "postgresql://")),
+	fault(c.DatabaseURL != "" && (err != nil || !fits(c.DatabaseURL, `^postgres(ql)?://`)),
 		"DATABASE_URL: must be a URL such as postgresql://user:password@host:5432/name; signs in the password are percent-encoded, and files that it names must be there")
 	fault(c.DatabaseURL != "" && len(c.SecretKeys) == 0, "SECRET_KEY: is required with DATABASE_URL; make one with: openssl rand -hex 32")
 	for i, key := range c.SecretKeys {
@@ -156,16 +157,15 @@ func (c *config) check() (problems []error) {
 		}
 		fault(slices.Contains(c.SecretKeys[:i], key), "SECRET_KEY: the same key stands there twice")
 	}
-	fault(c.MetricsAddr != "" && !regexp.MustCompile(`^([^:]*:|\[[0-9a-f:]+\]:)?[0-9]{1,5}$`).MatchString(c.MetricsAddr),
-		"METRICS_ADDR: must be a port or address:port, as 9090 or 10.0.0.5:9090")
-	fault(!regexp.MustCompile(`^(/[A-Za-z0-9._-]+)+$`).MatchString(c.APIPrefix) || path.Clean(c.APIPrefix) != c.APIPrefix,
+	fault(!fits(c.MetricsAddr, `^(([^:]*:|\[[0-9a-f:]+\]:)?[0-9]{1,5})?$`), "METRICS_ADDR: must be a port or address:port, as 9090 or 10.0.0.5:9090")
+	fault(!fits(c.APIPrefix, `^(/[A-Za-z0-9._-]+)+$`) || path.Clean(c.APIPrefix) != c.APIPrefix,
 		"API_V1_PREFIX: must be a path such as /api/v1, without a slash at the end")
 	u, err := url.Parse(c.EmbeddingsURL)
 	fault(c.EmbeddingsURL != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || strings.ContainsAny(c.EmbeddingsURL, "?#")),
 		"EMBEDDINGS_URL: must be an http or https URL without a query, as https://api.openai.com/v1")
 	fault((c.EmbeddingsURL == "") != (c.EmbeddingsModel == ""), "EMBEDDINGS_MODEL: goes together with EMBEDDINGS_URL; set both or none")
-	fault(strings.ContainsFunc(c.EmbeddingsKey, func(r rune) bool { return r <= ' ' || r > '~' }), "EMBEDDINGS_API_KEY: must be printable ASCII without spaces, as it goes into a header")
-	fault(!regexp.MustCompile(`^[a-z_][a-z0-9_]*$`).MatchString(c.TextSearch), "TEXT_SEARCH_CONFIG: must be the name of a configuration, as simple or english")
+	fault(!fits(c.EmbeddingsKey, `^[!-~]*$`), "EMBEDDINGS_API_KEY: must be printable ASCII without spaces, as it goes into a header")
+	fault(!fits(c.TextSearch, `^[a-z_][a-z0-9_]*$`), "TEXT_SEARCH_CONFIG: must be the name of a configuration, as simple or english")
 	for _, origin := range c.CORSOrigins {
 		u, err := url.Parse(origin)
 		fault(err != nil || u.Host == "" || u.Scheme+"://"+u.Host != origin || origin != lowerASCII(origin) || strings.Contains(origin, "*"),
