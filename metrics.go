@@ -105,14 +105,11 @@ func (s *server) writeMetrics(w io.Writer) {
 // serveMetrics opens METRICS_ADDR, on the loopback address where it names no host, and serves until the
 // returned server is closed.
 func (s *server) serveMetrics() (*http.Server, error) {
-	host, port, err := net.SplitHostPort(s.cfg.MetricsAddr)
-	if err != nil {
-		host, port = "", strings.TrimPrefix(s.cfg.MetricsAddr, ":")
+	address := s.cfg.MetricsAddr
+	if port := strings.TrimPrefix(address, ":"); !strings.Contains(port, ":") {
+		address = "127.0.0.1:" + port
 	}
-	if host == "" {
-		host = "127.0.0.1"
-	}
-	listener, err := net.Listen("tcp", net.JoinHostPort(host, port))
+	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("METRICS_ADDR: %w", err)
 	}
