@@ -221,13 +221,16 @@ func parseDotEnv(text string) (values map[string]string, problems []error) {
 			bad("is not NAME=value")
 			continue
 		}
-		v := dotEnvValue.FindStringSubmatch(m[2])
-		if _, twice := values[m[1]]; twice {
+		name, v := m[1], dotEnvValue.FindStringSubmatch(m[2])
+		_, twice := values[name]
+		switch {
+		case twice:
 			bad("sets a name that was set before")
-		} else if values[m[1]] = ""; v == nil {
+		case v == nil:
 			bad("has a quote that is not closed, or text behind it")
-		} else {
-			values[m[1]] = v[1] + dotEnvEscapes.Replace(v[2]) + strings.TrimSpace(v[3])
+			values[name] = ""
+		default:
+			values[name] = v[1] + dotEnvEscapes.Replace(v[2]) + strings.TrimSpace(v[3])
 		}
 	}
 	return values, problems
