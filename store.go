@@ -4,10 +4,12 @@ package main
 // types, and pgx is not seen beyond this file and postgres.go.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -348,19 +350,17 @@ func (st *store) createDocuments(ctx context.Context, t ticket, list []documentI
 	}
 	err = insert(ctx, func(ctx context.Context, q querier) error {
 		rows, _ := q.Query(ctx, `
-			WITH new AS (
-			    INSERT INTO documents (owner_id, content, metadata, embedding)
-			    SELECT $1, content, metadata, embedding
-			    FROM unnest($5::text[], $6::jsonb[], $7::halfvec[]) WITH ORDINALITY AS item (content, metadata, embedding, place)
-			    WHERE `+alive+` ORDER BY place
-			    RETURNING *
-			)
-			SELECT `+documentColumns+` FROM new d ORDER BY d.id`,
+			INSERT INTO documents AS d (owner_id, content, metadata, embedding)
+			SELECT $1, content, metadata, embedding
+			FROM unnest($5::text[], $6::jsonb[], $7::halfvec[]) WITH ORDINALITY AS item (content, metadata, embedding, place)
+			WHERE `+alive+` ORDER BY place
+			RETURNING `+documentColumns,
 			t.user, embeddings, t.session, t.expires, contents, metadata, vectors)
 		docs, err = readDocuments(rows, int64(len(list)), itself)
 		if err == nil && len(docs) == 0 {
 			return errNotFound
 		}
+		slices.SortFunc(docs, func(a, b document) int { return cmp.Compare(a.ID, b.ID) }) // they were numbered in the order of list
 		return err
 	})
 	return docs, err
