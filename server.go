@@ -189,8 +189,12 @@ func (s *server) finish(x *exchange, r *http.Request) {
 	if x.status >= 500 {
 		level = slog.LevelError
 	}
-	s.log.LogAttrs(context.Background(), level, "request", slog.String("request_id", x.caller.requestID), slog.String("method", knownMethod(r.Method)), slog.String("route", x.route),
-		slog.Int("status", x.status), slog.Float64("duration_ms", float64(took.Microseconds())/1000), slog.Int("bytes", x.bytes), slog.Int64("user_id", x.caller.ID), slog.String("client", x.caller.client.String()))
+	if s.log.Enabled(context.Background(), level) {
+		line := slog.NewRecord(x.start.Add(took), level, "request", 0) // the logger would look up the place in the source
+		line.AddAttrs(slog.String("request_id", x.caller.requestID), slog.String("method", knownMethod(r.Method)), slog.String("route", x.route), slog.Int("status", x.status),
+			slog.Float64("duration_ms", float64(took.Microseconds())/1000), slog.Int("bytes", x.bytes), slog.Int64("user_id", x.caller.ID), slog.String("client", x.caller.client.String()))
+		s.log.Handler().Handle(context.Background(), line)
+	}
 	if cause != nil {
 		panic(http.ErrAbortHandler)
 	}
