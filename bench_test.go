@@ -195,7 +195,12 @@ func newBench(t *testing.T) *bench {
 	b.app = launch(t, b.binary, b.env()...)
 	t.Cleanup(func() { b.app.stop() })
 	statement := captured(t, b.url, "FROM sessions", func(st *store) { st.authenticate(ticket{1, 1, 1}, &user{}) })
-	b.ref = launch(t, reference, "DATABASE_URL="+b.url+"&pool_max_conns=8", "SECRET_KEY="+benchSecret, "STATEMENT="+statement)
+	// The settings are those of the store's connections: without them, PostgreSQL plans each search anew.
+	url := b.url + "&pool_max_conns=8"
+	for name, value := range serverSettings {
+		url += "&" + name + "=" + value
+	}
+	b.ref = launch(t, reference, "DATABASE_URL="+url, "SECRET_KEY="+benchSecret, "STATEMENT="+statement, "SEARCH="+b.searchStatement())
 	t.Cleanup(func() { b.ref.stop() })
 	return b
 }
