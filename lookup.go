@@ -21,11 +21,16 @@ import (
 // for each other: BENCHMARKS.md has the figures.
 const maxFlying = 2
 
+// overtime is how long a look-up waits for queries in flight, which take some 2 ms on a busy machine. Then they hang, or
+// the network is slow, and those that wait get one beside them.
+const overtime = 100 * time.Millisecond
+
 // lookups are those that wait for the next query.
 type lookups struct {
-	mu      sync.Mutex
-	waiting []*lookup
-	flying  int
+	overtime time.Duration
+	mu       sync.Mutex
+	waiting  []*lookup
+	flying   int
 }
 
 // lookup is one that waits.
@@ -41,16 +46,17 @@ const living = `s.expires_at > now() AND u.is_active`
 // authenticate reads the account of a living session into u: errNotFound where the session has ended, the account
 // is inactive, or the token has expired.
 func (st *store) authenticate(t ticket, u *user) error {
-	if l := st.lookups.wait(t); l != nil {
-		patience := time.NewTimer(acquireTimeout)
-		defer patience.Stop()
+	ls := &st.lookups
+	if l := ls.wait(t); l != nil {
+		timer := time.NewTimer(ls.overtime)
+		defer timer.Stop()
 		select {
 		case <-l.done:
-		case <-patience.C: // the queries in flight hang
-			if st.lookups.leave(l) {
-				return errUnavailable
+		case <-timer.C:
+			if batch := ls.takeWaiting(l); batch != nil {
+				st.fly(batch)
 			}
-			<-l.done // it has a query now, which ends by itself
+			<-l.done // the query that it has ends by itself
 		}
 		*u = l.account
 		return l.err
@@ -58,7 +64,7 @@ func (st *store) authenticate(t ticket, u *user) error {
 	for range 2 { // the requests that have come by now get this far too; twice gathers more than once, and more no more
 		runtime.Gosched()
 	}
-	if others := st.lookups.takeWaiting(); others != nil {
+	if others := ls.takeWaiting(nil); others != nil {
 		own := &lookup{ticket: t, err: errNotFound, done: make(chan struct{})}
 		st.fly(append(others, own))
 		*u = own.account
@@ -86,29 +92,26 @@ func (ls *lookups) wait(t ticket) *lookup {
 	return l
 }
 
-func (ls *lookups) takeWaiting() (batch []*lookup) {
+// takeWaiting returns those that wait, for a query of their own: none where l is not nil and has one by now. A query for
+// l is one beside those that are allowed.
+func (ls *lookups) takeWaiting(l *lookup) (batch []*lookup) {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
+	if l != nil && !slices.Contains(ls.waiting, l) {
+		return nil
+	}
+	if l != nil {
+		ls.flying++
+	}
 	batch, ls.waiting = ls.waiting, nil
 	return batch
-}
-
-// leave takes l from those that wait, unless it has a query by now.
-func (ls *lookups) leave(l *lookup) bool {
-	ls.mu.Lock()
-	defer ls.mu.Unlock()
-	i := slices.Index(ls.waiting, l)
-	if i >= 0 {
-		ls.waiting = slices.Delete(ls.waiting, i, i+1)
-	}
-	return i >= 0
 }
 
 // land ends a query, and starts the next for those that wait.
 func (st *store) land() {
 	st.lookups.mu.Lock()
 	defer st.lookups.mu.Unlock()
-	if len(st.lookups.waiting) == 0 {
+	if len(st.lookups.waiting) == 0 || st.lookups.flying > maxFlying {
 		st.lookups.flying--
 		return
 	}

@@ -23,6 +23,7 @@ func lookupApp(t *testing.T) (*app, *store, *logBuffer) {
 		t.Fatal(err)
 	}
 	t.Cleanup(st.close)
+	st.lookups.overtime = time.Minute
 	return a, st, log
 }
 
@@ -102,6 +103,22 @@ func TestLookupsFailTogether(t *testing.T) {
 	}
 	if err := st.authenticate(ticket{7, 7, 1}, &u); !errors.Is(err, errNotFound) {
 		t.Errorf("an expired token: %v", err)
+	}
+}
+
+// TestLookupsOvertake proves that queries which hang do not hold up the others.
+func TestLookupsOvertake(t *testing.T) {
+	t.Parallel()
+	_, st, _ := lookupApp(t)
+	st.lookups.overtime, st.lookups.flying = time.Millisecond, maxFlying // which never land
+	parallel(20, func(i int) {
+		var u user
+		if err := st.authenticate(ticket{int64(i + 1), int64(i + 1), never}, &u); err != nil || u.ID != int64(i+1) {
+			t.Errorf("look-up %d = account %d, %v", i+1, u.ID, err)
+		}
+	})
+	if st.lookups.flying != maxFlying || st.lookups.waiting != nil {
+		t.Errorf("then %d fly and %d wait, want %d and none", st.lookups.flying, len(st.lookups.waiting), maxFlying)
 	}
 }
 

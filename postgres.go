@@ -62,7 +62,7 @@ func openStore(ctx context.Context, url string, maxConns int64, echo *slog.Logge
 	if maxConns > 0 {
 		conf.MaxConns = int32(maxConns)
 	}
-	st := &store{heavy: make(chan struct{}, max(1, conf.MaxConns/2))}
+	st := &store{lookups: lookups{overtime: overtime}, heavy: make(chan struct{}, max(1, conf.MaxConns/2))}
 	conf.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error {
 		if st.pooled.Load() {
 			for name := range serverSettings {
