@@ -199,12 +199,13 @@ func (p program) serve(ctx context.Context, s *server, dev *devDB) error {
 }
 
 // boundMemory lets garbage grow, which saves work, up to what a small container has room for: 20 MiB for each hash at
-// once and 28 MiB for all else. Go collects harder there, but gets more where more is in use. Its own
-// settings come first.
+// once and, but for one, each that is done (hasher.release), and 24 MiB for all else. Go collects harder there, but gets
+// more where more is in use. The percentage is one that lets the limit decide; without any, Go would not collect
+// what an idle program has left over. Go's own settings come first.
 func (p program) boundMemory(hashes int) {
 	if p.getenv("GOMEMLIMIT") == "" && p.getenv("GOGC") == "" {
-		debug.SetMemoryLimit(int64(28+20*hashes) << 20)
-		debug.SetGCPercent(300)
+		debug.SetMemoryLimit(int64(24+20*(2*hashes-1)) << 20)
+		debug.SetGCPercent(1000)
 	}
 	debug.FreeOSMemory() // the first hash took 19 MiB, which would stay for minutes
 }

@@ -54,6 +54,7 @@ type hasher struct {
 	slots   chan struct{}
 	waiting atomic.Int64
 	shed    atomic.Int64 // requests turned away
+	dead    atomic.Int64 // KiB of hashes that are done, not yet collected
 	dummy   string       // the hash of a password nobody has, for names nobody has
 }
 
@@ -71,7 +72,7 @@ func (h *hasher) hash(ctx context.Context, password string) (string, error) {
 	if err := h.acquire(ctx); err != nil {
 		return "", err
 	}
-	defer h.release()
+	defer h.release(h.params.memory)
 	return h.compute(password), nil
 }
 
@@ -89,7 +90,7 @@ func (h *hasher) verify(ctx context.Context, password, encoded string) (bool, er
 	if err := h.acquire(ctx); err != nil {
 		return false, err
 	}
-	defer h.release()
+	defer h.release(params.memory)
 	got := argon2.IDKey([]byte(password), salt, params.time, params.memory, params.threads, uint32(len(want)))
 	return subtle.ConstantTimeCompare(got, want) == 1 && known, nil
 }
@@ -132,7 +133,17 @@ func (h *hasher) acquire(ctx context.Context) error {
 	}
 }
 
-func (h *hasher) release() { <-h.slots }
+// release gives the slot of a hash that took so many KiB to the next. Once what is dead is as much as all slots take,
+// it is collected first, so that the next hashes get it again: that takes some 0.5 ms. Left to itself, Go takes
+// new memory for each second hash and gives the old back to the system, which costs a fifth of all hashes in page
+// faults, and 20 MiB.
+func (h *hasher) release(memory uint32) {
+	if h.dead.Add(int64(memory)) >= int64(cap(h.slots))*int64(todaysParams.memory) {
+		h.dead.Store(0)
+		runtime.GC()
+	}
+	<-h.slots
+}
 
 // full tells whether acquire would refuse at once.
 func (h *hasher) full() bool { return h.waiting.Load() >= int64(hashQueue*cap(h.slots)) }

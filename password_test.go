@@ -278,7 +278,7 @@ func TestAcquire(t *testing.T) {
 	if took := time.Since(start); took > hashWait/2 {
 		t.Errorf("a full queue sheds after %v, want at once", took)
 	}
-	h.release()
+	h.release(0)
 	if err := <-done; err != nil {
 		t.Errorf("the first in the queue = %v, want the slot that came free", err)
 	}
@@ -291,8 +291,8 @@ func TestAcquire(t *testing.T) {
 	if n := h.waiting.Load(); n != 0 || len(h.slots) != 2 {
 		t.Errorf("then %d wait and %d slots are taken, want 0 and 2", n, len(h.slots))
 	}
-	h.release()
-	h.release()
+	h.release(0)
+	h.release(0)
 	for range 2 {
 		if err := h.acquire(t.Context()); err != nil {
 			t.Errorf("acquire after all = %v: a slot was lost", err)
