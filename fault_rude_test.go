@@ -45,15 +45,13 @@ func (c *site) meP99(f func()) time.Duration {
 			for _, conn := range w.idle {
 				conn.Close()
 			}
-			refused := 0
+			statuses := map[int]int{}
 			for _, s := range samples {
 				c.Statuses[s.status]++
-				if s.status != 200 {
-					refused++
-				}
+				statuses[s.status]++
 			}
-			if refused > 0 {
-				c.fault("%d of %d GET /users/me were not answered with 200", refused, len(samples))
+			if statuses[200] < len(samples) {
+				c.fault("%d GET /users/me were not all answered with 200: %v", len(samples), statuses)
 			}
 			c.Seconds = perSecond(samples)
 			return quantile(samples, .99)
@@ -98,7 +96,8 @@ func TestFaultLoginStorm(t *testing.T) {
 		parallel(200, func(i int) {
 			w := &wire{address: target.address()}
 			password := []string{goodPass, "not the password"}[i%2]
-			body := []byte(url.Values{"username": {c.accounts[i%len(c.accounts)].email}, "password": {password}}.Encode())
+			a := c.accounts[1+i%(len(c.accounts)-1)] // the first must keep the session that is watched: 50 newer ones end it
+			body := []byte(url.Values{"username": {a.email}, "password": {password}}.Encode())
 			for ctx.Err() == nil {
 				res, _, err := w.do("POST", "/api/v1/auth/login", "", "application/x-www-form-urlencoded", body)
 				status := 0
