@@ -255,6 +255,12 @@ func startReplica(t testing.TB, databaseURL string, env ...string) *replica {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return startBinary(t, binary, databaseURL, env...)
+}
+
+// startBinary is startReplica for a program that was built otherwise.
+func startBinary(t testing.TB, binary, databaseURL string, env ...string) *replica {
+	t.Helper()
 	r := &replica{t: t, binary: binary, port: freePort(t), env: append([]string{"DATABASE_URL=" + databaseURL, "SECRET_KEY=" + faultKey, "EMBEDDING_DIMENSIONS=3", "LOG_FORMAT=json"}, env...)}
 	r.start()
 	t.Cleanup(func() { r.allowed.Store(true); r.cmd.Process.Kill(); <-r.exited })

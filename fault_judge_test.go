@@ -54,14 +54,21 @@ func perSecond(samples []sample) (out []second) {
 	for i := 0; i < len(samples); {
 		n := int(samples[i].start.Sub(zero) / time.Second)
 		j := i
-		counts := map[int]int{}
-		for ; j < len(samples) && int(samples[j].start.Sub(zero)/time.Second) == n; j++ {
-			counts[samples[j].status]++
+		for j < len(samples) && int(samples[j].start.Sub(zero)/time.Second) == n {
+			j++
 		}
-		out = append(out, second{counts, ms(quantile(samples[i:j], .5)), ms(quantile(samples[i:j], .99))})
+		out = append(out, second{perStatus(samples[i:j]), ms(quantile(samples[i:j], .5)), ms(quantile(samples[i:j], .99))})
 		i = j
 	}
 	return out
+}
+
+func perStatus(samples []sample) map[int]int {
+	counts := map[int]int{}
+	for _, s := range samples {
+		counts[s.status]++
+	}
+	return counts
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

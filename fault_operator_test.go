@@ -8,8 +8,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -113,31 +111,25 @@ func TestFaultRotation(t *testing.T) {
 // TestFaultSkew uses tokens of issuers with other clocks, on replicas whose own clocks are a minute off: the
 // binary is built with another time.Now.
 func TestFaultSkew(t *testing.T) {
-	source := filepath.Join(runtime.GOROOT(), "src", "time", "time.go")
-	text, err := os.ReadFile(source)
-	if err != nil {
-		t.Fatal(err)
+	binary := rebuild(t, "latch-skewed", "time/time.go", func(text string) string {
+		text = strings.Replace(text, "import (", "import (\n\t\"syscall\"", 1)
+		return strings.Replace(text, "func Now() Time {", `var skew, _ = func() (Duration, error) { s, _ := syscall.Getenv("SKEW"); return ParseDuration(s) }()
+
+func Now() Time {
+	t := unskewed()
+	mono := t.ext
+	if t = t.Add(skew); t.wall&hasMonotonic != 0 {
+		t.ext = mono // only what the wall clock says
 	}
-	head, tail, found := strings.Cut(string(text), "func Now() Time {")
-	if !found {
-		t.Fatal("time.Now is not where it was")
-	}
-	head = strings.Replace(head, "import (", "import (\n\t\"syscall\"", 1)
-	edited, overlay := filepath.Join(suite.dir, "time.go"), filepath.Join(suite.dir, "overlay.json")
-	os.WriteFile(edited, []byte(head+"var skew, _ = func() (Duration, error) { s, _ := syscall.Getenv(\"SKEW\"); return ParseDuration(s) }()\n\nfunc Now() Time {\n\tt := unskewed()\n\tmono := t.ext\n\tif t = t.Add(skew); t.wall&hasMonotonic != 0 {\n\t\tt.ext = mono // only what the wall clock says\n\t}\n\treturn t\n}\n\nfunc unskewed() Time {"+tail), 0o644)
-	replaced, _ := json.Marshal(map[string]any{"Replace": map[string]string{source: edited}})
-	os.WriteFile(overlay, replaced, 0o644)
-	binary, err := build("latch-skewed", "-overlay", overlay)
-	if err != nil {
-		t.Fatal(err)
-	}
+	return t
+}
+
+func unskewed() Time {`, 1)
+	})
 	c := &site{row: newRow(t, "clock-skew"), db: startPostgres(t, "skew"), database: "latch"}
 	c.db.sql("postgres", "CREATE DATABASE latch")
 	for _, skew := range []string{"60s", "-60s"} {
-		r := startReplica(t, urlOf(c.db.address(), c.database), "SKEW="+skew)
-		r.terminate()
-		r.binary = binary
-		r.start()
+		r := startBinary(t, binary, urlOf(c.db.address(), c.database), "SKEW="+skew)
 		r.ready()
 		var line struct{ Time time.Time }
 		if err := json.Unmarshal([]byte(r.log()[:strings.Index(r.log(), "\n")]), &line); err != nil {

@@ -45,10 +45,9 @@ func (c *site) meP99(f func()) time.Duration {
 			for _, conn := range w.idle {
 				conn.Close()
 			}
-			statuses := map[int]int{}
-			for _, s := range samples {
-				c.Statuses[s.status]++
-				statuses[s.status]++
+			statuses := perStatus(samples)
+			for status, n := range statuses {
+				c.Statuses[status] += n
 			}
 			if statuses[200] < len(samples) {
 				c.fault("%d GET /users/me were not all answered with 200: %v", len(samples), statuses)
