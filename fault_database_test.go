@@ -197,17 +197,41 @@ func TestFaultFailover(t *testing.T) {
 	}
 }
 
-// TestFaultDiskFull fills the disk that has the database, but not the one that has PostgreSQL's log of writes:
-// without that, PostgreSQL stops, which is TestFaultCrash.
-func TestFaultDiskFull(t *testing.T) {
-	dir := filepath.Join(suite.dir, "small-disk")
+// smallDisk mounts a disk of so many MiB at a new directory of PostgreSQL's user.
+func smallDisk(t *testing.T, name string, size int) (dir string) {
+	t.Helper()
+	dir = filepath.Join(suite.dir, name)
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=40m,mode=0777", "tmpfs", dir).CombinedOutput(); err != nil {
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", fmt.Sprintf("size=%dm,mode=0777", size), "tmpfs", dir).CombinedOutput(); err != nil {
 		t.Skipf("NOT TESTED: a small disk needs root: %v %s", err, out)
 	}
 	t.Cleanup(func() { exec.Command("umount", "-l", dir).Run() })
+	return dir
+}
+
+// fillDisk takes all the room that is left on the disk of dir, until free is called.
+func fillDisk(t *testing.T, dir string) (free func()) {
+	t.Helper()
+	ballast, err := os.Create(filepath.Join(dir, "ballast"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ballast.Close()
+	for buf := make([]byte, 4096); err == nil; {
+		_, err = ballast.Write(buf)
+	}
+	if !errors.Is(err, syscall.ENOSPC) {
+		t.Fatal(err)
+	}
+	return func() { os.Remove(ballast.Name()) }
+}
+
+// TestFaultDiskFull fills the disk that has the database, but not the one that has PostgreSQL's log of writes:
+// without that, PostgreSQL stops, which is TestFaultLogDiskFull.
+func TestFaultDiskFull(t *testing.T) {
+	dir := smallDisk(t, "small-disk", 40)
 	db := startPostgres(t, "disk-full")
 	space := filepath.Join(dir, "space")
 	if err := os.Mkdir(space, 0o777); err != nil {
@@ -220,26 +244,16 @@ func TestFaultDiskFull(t *testing.T) {
 	db.sql("postgres", "CREATE TABLESPACE small LOCATION '"+space+"'", "ALTER SYSTEM SET default_tablespace = small", "SELECT pg_reload_conf()", "ALTER DATABASE template1 SET TABLESPACE small")
 	c := newSite(t, "disk-full", db)
 	c.begin()
-	ballast, err := os.Create(filepath.Join(dir, "ballast"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for buf := make([]byte, 4096); err == nil; {
-		_, err = ballast.Write(buf)
-	}
-	ballast.Close()
-	if !errors.Is(err, syscall.ENOSPC) {
-		t.Fatal(err)
-	}
+	free := fillDisk(t, dir)
 	full := time.Now()
 	refused := 0
 	for start := time.Now(); time.Since(start) < 4*time.Second; { // fill the pages that have room
-		if status, _ := c.call("create", "POST", "/documents", c.accounts[1].tokens.Load().AccessToken, map[string]any{"content": rand.Text() + strings.Repeat(rand.Text(), 60), "embedding": []int{1, 0, 0}}); status == 503 {
+		if c.writeText() == 503 {
 			refused++
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	os.Remove(ballast.Name())
+	free()
 	healed := time.Now()
 	c.end(healed, time.Second, false)
 	c.Figures["writes_refused"] = float64(refused)
@@ -253,6 +267,49 @@ func TestFaultDiskFull(t *testing.T) {
 		}
 	}
 	c.atMost("reads_refused", float64(reads), 0)
+}
+
+// writeText creates a document of some 1.6 kB that does not shrink.
+func (c *site) writeText() (status int) {
+	status, _ = c.call("create", "POST", "/documents", c.accounts[1].tokens.Load().AccessToken, map[string]any{"content": rand.Text() + strings.Repeat(rand.Text(), 60), "embedding": []int{1, 0, 0}})
+	return status
+}
+
+// TestFaultLogDiskFull fills the one disk that has all of PostgreSQL. It stops once its log of writes needs another
+// file, and cannot start again, for that takes room as well. A person makes room and starts it.
+func TestFaultLogDiskFull(t *testing.T) {
+	dir := smallDisk(t, "log-disk-full", 200) // some 60 MiB of databases, and five files of the log
+	c := newSite(t, "log-disk-full", startPostgres(t, "log-disk-full", "min_wal_size=32MB", "max_wal_size=32MB"))
+	c.begin()
+	free := fillDisk(t, dir)
+	conn, err := pgx.Connect(t.Context(), c.direct())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	full := time.Now()
+	for time.Since(full) < 20*time.Second && conn.Ping(t.Context()) == nil { // it may have files that it made beforehand
+		conn.Exec(t.Context(), `SELECT pg_switch_wal()`)
+		c.writeText()
+	}
+	for time.Since(full) < 20*time.Second && c.db.pg("pg_ctl", "status", "-D", c.db.data()) == nil {
+		time.Sleep(100 * time.Millisecond)
+	}
+	c.Figures["stopped_after_s"] = time.Since(full).Seconds()
+	if c.db.pg("pg_ctl", "status", "-D", c.db.data()) == nil {
+		c.fault("PostgreSQL did not stop: its log had room")
+	}
+	stop := watchHealth(c.replicas[0])
+	time.Sleep(2 * time.Second)
+	free()
+	healed := c.db.restart()
+	notAlive, slowest, _ := stop()
+	c.atMost("health_not_200", float64(notAlive), 0)
+	c.atMost("health_db_slowest_ms", ms(slowest), 1000)
+	c.end(healed, 2*time.Second, false)
+	if c.Statuses[503] < faultRate {
+		c.fault("only %d requests were refused", c.Statuses[503])
+	}
 }
 
 // TestFaultPgBouncer stands PgBouncer in transaction mode between, and restarts it.
