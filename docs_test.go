@@ -296,6 +296,7 @@ func (b *browser) quiet(origin string) (requests []string) {
 // TestDocsInBrowser is not parallel: a browser that starts takes all of the machine, and other tests have
 // deadlines to meet.
 func TestDocsInBrowser(t *testing.T) {
+	t.Parallel()
 	b := openBrowser(t)
 	t.Run("visit", b.visit)
 	t.Run("session", b.sessionEnds)

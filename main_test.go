@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -65,6 +66,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv("LATCH_TEST_MAIN") == "1" { // the suite runs the program itself as a child
 		main()
 	}
+	flag.Set("test.parallel", "8") // unless the command line says otherwise: most tests wait for PostgreSQL, a process or a clock
 	os.Exit(runSuite(m))
 }
 
