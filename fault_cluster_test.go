@@ -28,8 +28,14 @@ import (
 
 const faultKey = "a key of the fault tests 0123456789abcdef"
 
-// program builds the program once, as "make build" does, and returns its path.
-var buildOnce = sync.OnceValues(func() (string, error) { return build("latch") })
+// buildOnce builds the program once, as "make build" does, and returns its path. The short form saves the time: these
+// tests hold the program as well, as LATCH_TEST_MAIN says.
+var buildOnce = sync.OnceValues(func() (string, error) {
+	if testing.Short() {
+		return os.Executable()
+	}
+	return build("latch")
+})
 
 // build builds the program with further arguments of go build.
 func build(name string, args ...string) (path string, err error) {
@@ -261,7 +267,7 @@ func startReplica(t testing.TB, databaseURL string, env ...string) *replica {
 // startBinary is startReplica for a program that was built otherwise.
 func startBinary(t testing.TB, binary, databaseURL string, env ...string) *replica {
 	t.Helper()
-	r := &replica{t: t, binary: binary, port: freePort(t), env: append([]string{"DATABASE_URL=" + databaseURL, "SECRET_KEY=" + faultKey, "EMBEDDING_DIMENSIONS=3", "LOG_FORMAT=json"}, env...)}
+	r := &replica{t: t, binary: binary, port: freePort(t), env: append([]string{"LATCH_TEST_MAIN=1", "DATABASE_URL=" + databaseURL, "SECRET_KEY=" + faultKey, "EMBEDDING_DIMENSIONS=3", "LOG_FORMAT=json"}, env...)}
 	r.start()
 	t.Cleanup(func() { r.allowed.Store(true); r.cmd.Process.Kill(); <-r.exited })
 	return r

@@ -22,8 +22,9 @@ func TestShortFaults(t *testing.T) {
 	if testing.Short() || os.Getenv("LATCH_TEST_PGBOUNCER") != "" {
 		t.Skip("not in short mode")
 	}
+	t.Parallel()
 	for try := 1; ; try++ {
-		cmd := exec.Command("go", "test", "-tags", "fault", "-short", "-count=1", "-run", "^TestFault(Crash|Blackhole|KeepAlive)$", ".")
+		cmd := exec.Command("go", "test", "-tags", "fault", "-vet=off", "-short", "-count=1", "-run", "^TestFault(Crash|Blackhole|KeepAlive)$", ".")
 		out, err := cmd.CombinedOutput()
 		for line := range bytes.Lines(out) {
 			if !bytes.HasPrefix(line, []byte("fault-json")) {

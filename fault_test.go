@@ -35,6 +35,9 @@ func startSite(t *testing.T, name string, env ...string) *site {
 // newSite is startSite without the load.
 func newSite(t *testing.T, name string, db *postgres, env ...string) *site {
 	t.Helper()
+	if testing.Short() { // "go test" runs few rows, which wait most of the time, and has little time itself
+		t.Parallel()
+	}
 	c := &site{row: newRow(t, name), db: db, database: "latch"}
 	c.db.sql("postgres", "CREATE DATABASE "+c.database)
 	c.proxy = startProxy(t, c.db.address())
