@@ -19,6 +19,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -167,7 +168,7 @@ func (p program) serve(ctx context.Context, s *server, dev *devDB) error {
 		}
 		defer ms.Close()
 	}
-	p.boundMemory(cap(s.hasher.slots))
+	defer runtime.KeepAlive(p.stretchMemory(cap(s.hasher.slots)))
 	s.log.Info("serving", "address", listener.Addr().String(), "version", version)
 	go s.sweep(ctx)
 	hs := s.httpServer()
@@ -198,16 +199,18 @@ func (p program) serve(ctx context.Context, s *server, dev *devDB) error {
 	return nil
 }
 
-// boundMemory lets garbage grow, which saves work, up to what a small container has room for: 20 MiB for each hash at
-// once and, but for one, each that is done (hasher.release), and 24 MiB for all else. Go collects harder there, but gets
-// more where more is in use. The percentage is one that lets the limit decide; without any, Go would not collect
-// what an idle program has left over. Go's own settings come first.
-func (p program) boundMemory(hashes int) {
+// stretchMemory lets garbage grow, which saves work, by half of the heap, and by 24 MiB for each hash at once: those are
+// the hash and 5 MiB for all else, so that Go does not collect at the beginning of each as well as at its end
+// (hasher.release). For Go the floor is part of the heap; nobody writes to it, so it takes no memory. A memory limit
+// would not do: where thousands of slow clients need more, Go spends half of the processors on keeping it.
+// GOGC and GOMEMLIMIT come first.
+func (p program) stretchMemory(hashes int) (floor []byte) {
 	if p.getenv("GOMEMLIMIT") == "" && p.getenv("GOGC") == "" {
-		debug.SetMemoryLimit(int64(24+20*(2*hashes-1)) << 20)
-		debug.SetGCPercent(1000)
+		floor = make([]byte, 48*hashes<<20)
+		debug.SetGCPercent(50)
 	}
 	debug.FreeOSMemory() // the first hash took 19 MiB, which would stay for minutes
+	return floor
 }
 
 // listen opens the port. With another, which is for development, it tries the next nine if it is taken,
