@@ -161,7 +161,7 @@ func (s *scanner) escape() {
 	}
 }
 
-// number reads a number and returns its text.
+// number reads a number, which begins with a digit or a minus, and returns its text; of broken syntax, a part of it.
 func (s *scanner) number() (literal []byte) {
 	start := s.at
 	s.skip('-')
@@ -176,9 +176,6 @@ func (s *scanner) number() (literal []byte) {
 			s.skip('+')
 		}
 		s.digits()
-	}
-	if s.fault != 0 {
-		return nil
 	}
 	return s.text[start:s.at]
 }

@@ -90,10 +90,22 @@ func TestItems(t *testing.T) {
 	}
 }
 
+// TestVectorSyntax: numbers that end too early are faults of the syntax, whatever is read of them.
+func TestVectorSyntax(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{`[-]`, `[1,-`, `[1.]`, `[1.`, `[1e]`, `[1e-`, `[-,1]`, `[1 2]`, `[1,`, `[`} {
+		s := &scanner{text: []byte(text)}
+		if s.vector(2); s.syntax() == "" {
+			t.Errorf("vector takes %s", text)
+		}
+	}
+}
+
 // jsonSeeds are bodies for the fuzz tests.
 var jsonSeeds = []string{`{}`, `null`, `[]`, `{"text":"a","number":1,"flag":true,"name":null}`, `{"number":-0}`, `{"number":1.0}`, `{"number":1e2}`, `{"number":9223372036854775808}`, `{"text":"a","text":"b"}`,
 	`{"TEXT":"a"}`, `{"te\u0078t":"\ud83d\ude00"}`, `{"text":"\ud800"}`, `{"text":"\u0000"}`, `{"text":{"a":[1,"}"]}}`, "\ufeff{}", "{\"text\":\"\xff\"}", `{"text":"a"} {}`, ` { "maybe" : 5 , "flag":false } `,
-	`{"number":"1"}`, `{"flag":1}`, `{"maybe":null}`, `{"":1}`, `{"text":"ſ","ſlag":true}`, `{"name":"\\","text":"\""}`, `{"number":1,"number":1}`, `{"flag":tru}`, `{"a":` + strings.Repeat("[", 50)}
+	`{"number":"1"}`, `{"flag":1}`, `{"maybe":null}`, `{"":1}`, `{"text":"ſ","ſlag":true}`, `{"name":"\\","text":"\""}`, `{"number":1,"number":1}`, `{"flag":tru}`, `{"a":` + strings.Repeat("[", 50),
+	`{"vector":[1,-2.5e-3]}`, `{"vector":[1,-]}`, `{"vector":[1.,2]}`, `{"vector":[0,1e400]}`, `{"object":{"a":[1,{"b":"\u00fc"}]}}`, `{"object":{"a":-}}`}
 
 // FuzzReadJSON holds the reader against encoding/json: what is accepted is valid for it and means the
 // same, with no member lost or invented.
@@ -104,8 +116,11 @@ func FuzzReadJSON(f *testing.F) {
 		Maybe  *int64     `json:"maybe"`
 		Flag   *bool      `json:"flag"`
 		Name   nullString `json:"name"`
+		Vector vector     `json:"vector"`
+		Object jsonObject `json:"object"`
 	}
 	in := compileInput(reflect.TypeFor[body]())
+	in.setVectors(2)
 	in.fields[1].min = -1 << 63
 	in.fields[2].min = -1 << 63
 	for _, seed := range jsonSeeds {
@@ -138,6 +153,10 @@ func FuzzReadJSON(f *testing.F) {
 				to = new(int64)
 			case "flag":
 				to = new(bool)
+			case "vector":
+				to = new([2]float64)
+			case "object":
+				to = new(map[string]any)
 			}
 			if err := json.Unmarshal(raw, to); err != nil {
 				t.Fatalf("readJSON takes %q, with %q: %v", text, name, err)
@@ -145,6 +164,8 @@ func FuzzReadJSON(f *testing.F) {
 			want[name] = reflect.ValueOf(to).Elem().Interface()
 			if string(raw) == "null" {
 				want[name] = nil
+			} else if name == "vector" { // it may have been lengthened
+				want[name] = true
 			}
 		}
 		found := map[string]any{}
@@ -164,6 +185,16 @@ func FuzzReadJSON(f *testing.F) {
 			found["name"] = nil
 		} else if got.Name.Set {
 			found["name"] = *got.Name.Value
+		}
+		if got.Vector != nil {
+			found["vector"] = true
+		}
+		if got.Object != nil {
+			var object map[string]any
+			if err := json.Unmarshal(got.Object, &object); err != nil {
+				t.Fatalf("readJSON(%q) takes %q as an object: %v", text, got.Object, err)
+			}
+			found["object"] = object
 		}
 		if !reflect.DeepEqual(found, want) {
 			t.Errorf("readJSON(%q) = %v, encoding/json has %v", text, found, want)
