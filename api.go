@@ -106,7 +106,7 @@ type pager interface {
 	content() (items any, next int64)
 }
 
-// pageOf is the page of list, of which one more than limit was asked for.
+// pageOf is the page of list, which has one more than limit where more follows.
 func pageOf[List ~[]T, T any](list List, limit int64, id func(T) int64) page[List] {
 	if int64(len(list)) <= limit {
 		return page[List]{Items: list}

@@ -55,58 +55,57 @@ func (s *server) login(ctx context.Context, c *caller, in loginInput) (tokens, e
 		return tokens{}, errBusy
 	}
 	for try := 1; ; try++ {
-		u, hash, err := s.checkPassword(ctx, c, in)
+		a, err := s.checkPassword(ctx, c, in)
 		if err != nil {
 			return tokens{}, err
 		}
-		session, err := s.store.createSession(ctx, u.ID, hash, c, s.idleLimit())
+		session, err := s.store.createSession(a.ID, a.PasswordHash, c, s.idleLimit())
 		if errors.Is(err, errNotFound) && try == 1 {
 			continue // the password has changed since it was read, or another login has hashed it anew: look again
 		}
 		if errors.Is(err, errNotFound) {
-			s.event(c, "login_failed", u.ID, "reason", "changed_meanwhile")
+			s.event(c, "login_failed", a.ID, "reason", "changed_meanwhile")
 			return tokens{}, errInvalidCredentials
 		}
 		if err != nil {
 			return tokens{}, err
 		}
-		if s.hasher.outdated(hash) {
-			s.rehash(ctx, u.ID, in.Password, hash)
+		if s.hasher.outdated(a.PasswordHash) {
+			s.rehash(ctx, a, in.Password)
 		}
-		s.event(c, "login_ok", u.ID, "session_id", session.ID)
+		s.event(c, "login_ok", a.ID, "session_id", session.ID)
 		return s.keys.issue(session), nil
 	}
 }
 
-// checkPassword returns the account that in may log in to, and the hash that its password was checked against.
-func (s *server) checkPassword(ctx context.Context, c *caller, in loginInput) (u user, hash string, err error) {
-	u, hash, err = s.store.credentials(ctx, lowerASCII(in.Username))
-	if err != nil && !errors.Is(err, errNotFound) {
-		return u, "", err
+// checkPassword returns the account that in may log in to, with the hash that its password was checked against.
+func (s *server) checkPassword(ctx context.Context, c *caller, in loginInput) (credentials, error) {
+	a, unknown := s.store.credentials(lowerASCII(in.Username))
+	if unknown != nil && !errors.Is(unknown, errNotFound) {
+		return a, unknown
 	}
-	known := err == nil
-	ok, err := s.hasher.verify(ctx, in.Password, hash)
+	ok, err := s.hasher.verify(ctx, in.Password, a.PasswordHash)
 	switch {
 	case err != nil:
-		return u, "", err
+		return a, err
 	case !ok:
-		s.event(c, "login_failed", u.ID, "reason", map[bool]string{true: "wrong_password", false: "unknown_email"}[known])
-		return u, "", errInvalidCredentials
-	case !u.IsActive:
-		s.event(c, "login_failed", u.ID, "reason", "account_inactive")
-		return u, "", errAccountInactive
+		s.event(c, "login_failed", a.ID, "reason", map[bool]string{true: "wrong_password", false: "unknown_email"}[unknown == nil])
+		return a, errInvalidCredentials
+	case !a.IsActive:
+		s.event(c, "login_failed", a.ID, "reason", "account_inactive")
+		return a, errAccountInactive
 	}
-	return u, hash, nil
+	return a, nil
 }
 
 // rehash stores password under today's cost. Where that fails, the old hash does until the next login.
-func (s *server) rehash(ctx context.Context, id int64, password, oldHash string) {
+func (s *server) rehash(ctx context.Context, a credentials, password string) {
 	hash, err := s.hasher.hash(ctx, password)
 	if err == nil {
-		err = s.store.rehash(ctx, id, oldHash, hash)
+		err = s.store.rehash(a.ID, a.PasswordHash, hash)
 	}
 	if err != nil {
-		s.log.Warn("rehash_failed", "user_id", id, "error", err.Error())
+		s.log.Warn("rehash_failed", "user_id", a.ID, "error", err.Error())
 	}
 }
 
@@ -124,13 +123,13 @@ type toleratedInput struct {
 }
 
 // refresh rotates a session: the old refresh token is spent, and the answer holds its successor.
-func (s *server) refresh(ctx context.Context, c *caller, in refreshTokenInput) (tokens, error) {
+func (s *server) refresh(_ context.Context, c *caller, in refreshTokenInput) (tokens, error) {
 	claims, userID, ok := s.keys.parseRefresh(in.RefreshToken)
 	if !ok {
 		return tokens{}, errInvalidRefresh
 	}
 	grace := time.Duration(s.cfg.RefreshGrace) * time.Second
-	session, err := s.store.rotateSession(ctx, claims, userID, s.idleLimit(), sessionLifetime, grace)
+	session, err := s.store.rotateSession(claims, userID, s.idleLimit(), sessionLifetime, grace)
 	switch {
 	case errors.Is(err, errNotFound):
 		return tokens{}, errInvalidRefresh
@@ -178,17 +177,17 @@ type logoutInput struct {
 }
 
 // logout ends sessions; their access tokens are dead from the next request on.
-func (s *server) logout(ctx context.Context, c *caller, in logoutInput) (none, error) {
+func (s *server) logout(_ context.Context, c *caller, in logoutInput) (none, error) {
 	var err error
 	switch in.Scope {
 	case "local":
-		if err = s.store.endSession(ctx, c.ID, c.session); errors.Is(err, errNotFound) {
+		if err = s.store.endSession(c.ID, c.session); errors.Is(err, errNotFound) {
 			err = nil // it ended while this request was under way, which is what was asked for
 		}
 	case "others":
-		err = s.store.endSessions(ctx, c.ID, c.session)
+		err = s.store.endSessions(c.ID, c.session)
 	case "global":
-		err = s.store.endSessions(ctx, c.ID, 0)
+		err = s.store.endSessions(c.ID, 0)
 	}
 	if err == nil {
 		s.event(c, "logout", c.ID, "scope", in.Scope)
@@ -207,16 +206,16 @@ type sessionInfo struct {
 	Current    bool      `json:"current" example:"true" doc:"Whether it is the session of this request."`
 }
 
-func (s *server) listSessions(ctx context.Context, c *caller, _ none) ([]sessionInfo, error) {
-	return s.store.listSessions(ctx, c.ID, c.session)
+func (s *server) listSessions(_ context.Context, c *caller, _ none) ([]sessionInfo, error) {
+	return s.store.listSessions(c.ID, c.session)
 }
 
 type idInput struct {
 	ID int64 `path:"id" min:"1"`
 }
 
-func (s *server) endSession(ctx context.Context, c *caller, in idInput) (none, error) {
-	err := s.store.endSession(ctx, c.ID, in.ID)
+func (s *server) endSession(_ context.Context, c *caller, in idInput) (none, error) {
+	err := s.store.endSession(c.ID, in.ID)
 	if err == nil {
 		s.event(c, "logout", c.ID, "scope", "session", "session_id", in.ID)
 	}
@@ -231,7 +230,7 @@ func (s *server) sweep(ctx context.Context) {
 			return
 		case <-time.After(sweepInterval):
 		}
-		if n, err := s.store.sweepSessions(ctx); err != nil {
+		if n, err := s.store.sweepSessions(); err != nil {
 			s.log.Warn("sweep_failed", "error", err.Error())
 		} else if n > 0 {
 			s.log.Info("sessions_swept", "count", n)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -154,13 +153,13 @@ func TestLoginRehashes(t *testing.T) {
 	old := newApp(t)
 	m := old.signUp("ada")
 	a := newAppOn(t, old.url, argonParams{memory: 128, time: 2, threads: 1})
-	before, _ := a.store.passwordHash(t.Context(), m.ID)
+	before, _ := a.store.passwordHash(m.ID)
 	a.want(a.tryLogin(m.Email, "a wrong canary"), 401, "invalid_credentials")
-	if same, _ := a.store.passwordHash(t.Context(), m.ID); same != before {
+	if same, _ := a.store.passwordHash(m.ID); same != before {
 		t.Error("a failed login changed the hash")
 	}
 	a.login(m.Email, goodPass)
-	after, _ := a.store.passwordHash(t.Context(), m.ID)
+	after, _ := a.store.passwordHash(m.ID)
 	if !a.hasher.outdated(before) || a.hasher.outdated(after) || !strings.Contains(after, "m=128,t=2") {
 		t.Errorf("hash before %.30s, after %.30s", before, after)
 	}
@@ -176,7 +175,7 @@ func TestLoginRehashesAtOnce(t *testing.T) {
 	old := newApp(t)
 	m := old.signUp("ada")
 	a := newAppOn(t, old.url, argonParams{memory: 128, time: 2, threads: 1})
-	weak, err := a.store.passwordHash(t.Context(), m.ID)
+	weak, err := a.store.passwordHash(m.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -337,7 +336,7 @@ func TestSessionLimits(t *testing.T) {
 		t.Error("an access token outlives its session")
 	}
 	a.want(a.refresh(refreshed.RefreshToken), 401, "invalid_refresh_token")
-	if n, err := a.store.sweepSessions(t.Context()); n != 1 || err != nil {
+	if n, err := a.store.sweepSessions(); n != 1 || err != nil {
 		t.Errorf("sweepSessions() = %d, %v, want 1", n, err)
 	}
 }
@@ -454,13 +453,13 @@ func TestLoginRacesPasswordChange(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)
 	m := a.signUp("ada")
-	hash, err := a.store.passwordHash(t.Context(), m.ID)
+	hash, err := a.store.passwordHash(m.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
 	a.want(a.do("PUT", "/api/v1/users/me", m.AccessToken, map[string]string{"password": "another canary passphrase", "current_password": goodPass}), 200, "")
 	c := &caller{client: netip.MustParseAddr("127.0.0.1")}
-	if _, err := a.store.createSession(context.Background(), m.ID, hash, c, time.Hour); err != errNotFound {
+	if _, err := a.store.createSession(m.ID, hash, c, time.Hour); err != errNotFound {
 		t.Errorf("createSession with a replaced hash = %v, want errNotFound", err)
 	}
 }

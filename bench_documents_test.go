@@ -68,7 +68,7 @@ func (b *bench) searchFile(owner int64) string {
 // searchStatement is what a search by vector sends.
 func (b *bench) searchStatement() string {
 	return captured(b.T, b.url, "embedding <=>", func(st *store) {
-		st.search(b.Context(), ticket{}, searchInput{Embedding: randomVector(), Mode: "vector", Limit: 10}, "simple")
+		st.search(ticket{}, searchInput{Embedding: randomVector(), Mode: "vector", Limit: 10}, "simple")
 	})
 }
 
@@ -100,7 +100,7 @@ func (b *bench) insert() {
 	v := randomVector()
 	item := map[string]any{"content": text, "metadata": map[string]string{"lang": "en"}, "embedding": v}
 	statement := captured(b.T, b.url, "INSERT INTO documents", func(st *store) {
-		st.createDocuments(b.Context(), ticket{}, []documentInput{{Content: text, Embedding: v}}, false)
+		st.createDocuments(ticket{}, []documentInput{{Content: text, Embedding: v}}, false)
 	})
 	sql := script(b.T, fmt.Sprintf("\\set p1 random(%d, %d)\n\\set p3 :p1", first, first+owners-1), statement)
 	file := b.tokenFile("POST", "/documents", toJSON(item), first, owners)

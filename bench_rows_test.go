@@ -149,7 +149,7 @@ func (b *bench) latency() {
 // good as the row's own.
 func (b *bench) refresh() {
 	statement := captured(b.T, b.url, "UPDATE sessions", func(st *store) {
-		st.rotateSession(b.Context(), refreshClaims{}, 0, time.Hour, time.Hour, time.Hour)
+		st.rotateSession(refreshClaims{}, 0, time.Hour, time.Hour, time.Hour)
 	})
 	sessions := min(*userCount, 100_000)
 	sql := script(b.T, fmt.Sprintf("\\set n :n + 1\n\\set p1 1 + (:client_id * %d + :n) %% %d\n\\set p2 :p1", sessions/8, sessions), statement)
@@ -223,7 +223,7 @@ func (b *bench) sweep() {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		begin := time.Now()
-		swept, err = st.sweepSessions(b.Context())
+		swept, err = st.sweepSessions()
 		took = time.Since(begin)
 	})
 	busy := openLoop(b.T, b.app, "/users/me", tokens, 500, time.Duration(*seconds)*time.Second, 0.99, 1)

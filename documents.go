@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -131,7 +132,7 @@ func (s *server) createDocuments(ctx context.Context, c *caller, in createDocume
 			*missing[i] = v
 		}
 	}
-	docs, err := s.store.createDocuments(ctx, c.ticket, list, in.Include != nil)
+	docs, err := s.store.createDocuments(c.ticket, list, in.Include != nil)
 	switch {
 	case err != nil:
 		return created{}, ownGone(err)
@@ -156,11 +157,9 @@ type listDocumentsInput struct {
 }
 
 // listDocuments returns a page of the caller's documents in the order of ids.
-func (s *server) listDocuments(ctx context.Context, c *caller, in listDocumentsInput) (page[documents], error) {
-	limit := in.Limit
-	in.Limit++ // one more, to know whether there is a next page
-	list, err := s.store.listDocuments(ctx, c.ID, in)
-	return pageOf(documents(list), limit, func(d document) int64 { return d.ID }), err
+func (s *server) listDocuments(_ context.Context, c *caller, in listDocumentsInput) (page[documents], error) {
+	list, err := s.store.listDocuments(c.ID, in)
+	return pageOf(documents(list), in.Limit, func(d document) int64 { return d.ID }), err
 }
 
 type documentIDInput struct {
@@ -168,8 +167,8 @@ type documentIDInput struct {
 	Include *string `query:"include" enum:"embedding" doc:"Show the embedding too."`
 }
 
-func (s *server) getDocument(ctx context.Context, c *caller, in documentIDInput) (document, error) {
-	return s.store.getDocument(ctx, c.ID, in.ID, in.Include != nil)
+func (s *server) getDocument(_ context.Context, c *caller, in documentIDInput) (document, error) {
+	return s.store.getDocument(c.ID, in.ID, in.Include != nil)
 }
 
 type updateDocumentInput struct {
@@ -184,13 +183,13 @@ type updateDocumentInput struct {
 // a new embedding, and both are stored by one statement.
 func (s *server) updateDocument(ctx context.Context, c *caller, in updateDocumentInput) (document, error) {
 	if in.Content == nil && in.Metadata == nil && in.Embedding == nil {
-		return s.store.getDocument(ctx, c.ID, in.ID, in.Include != nil)
+		return s.store.getDocument(c.ID, in.ID, in.Include != nil)
 	}
 	if in.Content != nil && in.Embedding == nil {
 		if s.embedder == nil {
 			return document{}, embeddingRequired("body", "embedding")
 		}
-		if _, err := s.store.getDocument(ctx, c.ID, in.ID, false); err != nil {
+		if _, err := s.store.getDocument(c.ID, in.ID, false); err != nil {
 			return document{}, err // nobody pays for the embedding of what is not there
 		}
 		vectors, err := s.embedder.embed(ctx, []string{*in.Content})
@@ -199,11 +198,11 @@ func (s *server) updateDocument(ctx context.Context, c *caller, in updateDocumen
 		}
 		in.Embedding = vectors[0]
 	}
-	return s.store.updateDocument(ctx, c.ID, in)
+	return s.store.updateDocument(c.ID, in)
 }
 
-func (s *server) deleteDocument(ctx context.Context, c *caller, in idInput) (none, error) {
-	return none{}, s.store.deleteDocument(ctx, c.ID, in.ID)
+func (s *server) deleteDocument(_ context.Context, c *caller, in idInput) (none, error) {
+	return none{}, s.store.deleteDocument(c.ID, in.ID)
 }
 
 // maxWords bounds what ranking costs: it compares the places of each word with those of each other.
@@ -273,15 +272,12 @@ func (s *server) search(ctx context.Context, c *caller, in searchInput) (searchR
 		}
 		in.Embedding = vectors[0]
 	}
-	results, err := s.store.search(ctx, c.ticket, in, s.cfg.TextSearch)
+	results, err := s.store.search(c.ticket, in, s.cfg.TextSearch)
 	if err == nil && len(results) == 0 { // there are none, or the session has ended
 		err = s.authenticate(c)
 	}
-	for i, r := range results {
-		if in.MinScore != nil && r.Score < *in.MinScore {
-			results = results[:i] // they come in the order of scores
-			break
-		}
+	if in.MinScore != nil {
+		results = slices.DeleteFunc(results, func(f found) bool { return f.Score < *in.MinScore })
 	}
 	return searchResult{in.Mode, results}, err
 }

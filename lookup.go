@@ -71,7 +71,7 @@ func (st *store) authenticate(t ticket, u *user) error {
 		return own.err
 	}
 	defer st.land()
-	return st.again(context.Background(), func(ctx context.Context, q querier) error {
+	return st.again(func(ctx context.Context, q querier) error {
 		return q.QueryRow(ctx, `
 			SELECT `+userColumns+` FROM sessions s JOIN users u ON u.id = s.user_id
 			WHERE s.id = $1 AND s.user_id = $2 AND $3::bigint > extract(epoch FROM now()) AND `+living,
@@ -139,7 +139,7 @@ func (st *store) fly(batch []*lookup) {
 	for _, l := range batch {
 		session, account, expires = append(session, l.session), append(account, l.user), append(expires, l.expires)
 	}
-	err = st.again(context.Background(), func(ctx context.Context, q querier) error {
+	err = st.again(func(ctx context.Context, q querier) error {
 		rows, _ := q.Query(ctx, `
 			SELECT `+userColumns+`, l.place
 			FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) WITH ORDINALITY AS l (session, account, expires, place)

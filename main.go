@@ -236,7 +236,7 @@ func (p program) admin(ctx context.Context, s *server, address string) error {
 	if refusal != "" {
 		return errors.New("EMAIL " + refusal)
 	}
-	err := s.store.promote(ctx, email)
+	err := s.store.promote(email)
 	if err == nil {
 		fmt.Fprintln(p.stdout, email, "is an active admin; the password is unchanged.")
 		return nil

@@ -223,7 +223,7 @@ func newAppOn(t testing.TB, url string, params argonParams, configure ...func(*c
 	if err != nil {
 		t.Fatal(err)
 	}
-	st.ping(t.Context()) // it learns whether there is a PgBouncer
+	st.ping() // it learns whether there is a PgBouncer
 	a := &app{t: t, url: url}
 	a.server = newServer(cfg, st, newHasher(params), slog.New(slog.NewJSONHandler(&suiteLog, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	a.web = httptest.NewUnstartedServer(a.server)
@@ -383,7 +383,7 @@ func (a *app) signUp(name string) member {
 func (a *app) signUpAdmin(name string) member {
 	a.t.Helper()
 	m := a.signUp(name)
-	if err := a.store.promote(a.t.Context(), m.Email); err != nil {
+	if err := a.store.promote(m.Email); err != nil {
 		a.t.Fatal(err)
 	}
 	m.IsAdmin = true

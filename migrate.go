@@ -201,14 +201,14 @@ func (m *migration) run(ctx context.Context, conn *pgx.Conn) error {
 // and waits for a database that is slow or has just gone, rather than to end the program.
 func (st *store) checkChoices(ctx context.Context, cfg *config) (err error) {
 	for start := time.Now(); ; time.Sleep(databasePoll) {
-		if err = st.readChoices(ctx, cfg); !errors.Is(err, errUnavailable) || ctx.Err() != nil || time.Since(start) > databaseWait {
+		if err = st.readChoices(cfg); !errors.Is(err, errUnavailable) || ctx.Err() != nil || time.Since(start) > databaseWait {
 			return err
 		}
 	}
 }
 
-func (st *store) readChoices(ctx context.Context, cfg *config) error {
-	return st.once(ctx, func(ctx context.Context, q querier) error {
+func (st *store) readChoices(cfg *config) error {
+	return st.once(func(ctx context.Context, q querier) error {
 		if cfg.EmbeddingsModel != "" {
 			if _, err := q.Exec(ctx, `INSERT INTO choices (name, value) VALUES ('EMBEDDINGS_MODEL', $1) ON CONFLICT DO NOTHING`, cfg.EmbeddingsModel); err != nil {
 				return err

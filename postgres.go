@@ -1,9 +1,10 @@
 package main
 
 // postgres.go is the pool, and all that is known about PostgreSQL's failures: what is tried again, and
-// what an error means. Statements run on a context of their own: a client that hangs up must not cost a
-// connection, because pgx closes the connection of a query that is cancelled. Errors are the problems of
-// api.go, or internal ones whose text holds no argument and no row.
+// what an error means. The methods of the store take no context: a client that hangs up must not cost a
+// connection, because pgx closes the connection of a query that is cancelled. So each runs on a context of its own,
+// and ends in time by itself. Errors are the problems of api.go, or internal ones whose text holds no argument and no
+// row.
 
 import (
 	"context"
@@ -50,18 +51,14 @@ type store struct {
 	heavy   chan struct{} // places for statements whose cost clients choose: half of the pool is kept for all others
 }
 
-// openStore opens a pool for a database that has been migrated. maxConns 0 means 8, which is
-// enough for a few cores: more made PostgreSQL slower. It reports only faults of the settings.
+// openStore opens a pool for a database that has been migrated. It reports only faults of the settings.
 func openStore(ctx context.Context, url string, maxConns int64, echo *slog.Logger) (*store, error) {
 	conf, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		return nil, errors.New("DATABASE_URL is not a PostgreSQL URL") // pgx's error would hold it
 	}
 	setUp(conf.ConnConfig, echo)
-	conf.MaxConns = 8
-	if maxConns > 0 {
-		conf.MaxConns = int32(maxConns)
-	}
+	conf.MaxConns = int32(maxConns)
 	st := &store{lookups: lookups{overtime: overtime}, heavy: make(chan struct{}, max(1, conf.MaxConns/2))}
 	conf.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error {
 		if st.pooled.Load() {
@@ -139,39 +136,74 @@ type querier interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }
 
+// work is what runs on a connection or in a transaction.
+type work func(ctx context.Context, q querier) error
+
+// runner is a way to run it: once, again, slowly or heavily.
+type runner func(f work) error
+
+// first returns the first row of a statement: errNotFound where there is none.
+func first[T any](run runner, row pgx.RowToFunc[T], sql string, args ...any) (value T, err error) {
+	err = run(func(ctx context.Context, q querier) error {
+		rows, _ := q.Query(ctx, sql, args...)
+		value, err = pgx.CollectOneRow(rows, row)
+		return err
+	})
+	return value, err
+}
+
+// all returns the rows of a statement, for n of which there is room at once.
+func all[T any](run runner, row pgx.RowToFunc[T], n int64, sql string, args ...any) (list []T, err error) {
+	err = run(func(ctx context.Context, q querier) error {
+		rows, _ := q.Query(ctx, sql, args...)
+		list, err = pgx.AppendRows(make([]T, 0, n), rows, row)
+		return err
+	})
+	return list, err
+}
+
+// alter returns how many rows a statement has changed.
+func alter(run runner, sql string, args ...any) (changed int64, err error) {
+	err = run(func(ctx context.Context, q querier) error {
+		tag, err := q.Exec(ctx, sql, args...)
+		changed = tag.RowsAffected()
+		return err
+	})
+	return changed, err
+}
+
+// some makes errNotFound of a statement that has changed nothing.
+func some(changed int64, err error) error {
+	if err == nil && changed == 0 {
+		return errNotFound
+	}
+	return err
+}
+
 // lostRace are the errors after which nothing of a statement was kept and another try may do: a
 // serialization failure, a deadlock, a plan that a migration has outdated, a primary that is none any more, and
 // prepared statements mixed up by PgBouncer. Not a lock that was waited for: the client has waited long enough.
 var lostRace = []string{"40001", "40P01", "0A000", "25006", "26000", "42P05"}
 
 // once runs f on a connection and translates its error. A lost race is run again.
-func (st *store) once(ctx context.Context, f func(ctx context.Context, q querier) error) error {
-	return st.attempt(ctx, queryTimeout, f, isLostRace)
-}
+func (st *store) once(f work) error { return st.attempt(queryTimeout, f, isLostRace) }
 
 func isLostRace(err error) bool { return sqlState(err, lostRace...) || pgconn.SafeToRetry(err) }
 
 // again is once for statements that may run twice to the same effect, reads and compare-and-set: they
 // are also run again when the connection breaks, as each does when PostgreSQL restarts.
-func (st *store) again(ctx context.Context, f func(ctx context.Context, q querier) error) error {
-	return st.attempt(ctx, queryTimeout, f, func(err error) bool { return isLostRace(err) || sqlState(err, "57P") || isNetwork(err) })
+func (st *store) again(f work) error {
+	return st.attempt(queryTimeout, f, func(err error) bool { return isLostRace(err) || sqlState(err, "57P") || isNetwork(err) })
 }
 
-func (st *store) attempt(ctx context.Context, timeout time.Duration, f func(ctx context.Context, q querier) error, retry func(error) bool) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
+func (st *store) attempt(timeout time.Duration, f work, retry func(error) bool) error {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	sent := false
-	run := func() error {
-		c, err := st.acquire()
-		if err != nil {
-			return err
+	for tries := 1; ; tries++ {
+		sent, err := st.onConn(ctx, f)
+		if err == nil || !sent || tries == maxTries || !retry(err) { // acquire tries again by itself
+			return translate(err)
 		}
-		defer c.Release()
-		sent = true
-		return f(ctx, c)
-	}
-	err := run()
-	for tries := 1; err != nil && sent && tries < maxTries && retry(err); tries++ { // acquire tries again by itself
 		switch {
 		case sqlState(err, "25006"): // nobody may go on reading from a server that is no primary any more
 			st.pool.Reset()
@@ -179,11 +211,18 @@ func (st *store) attempt(ctx context.Context, timeout time.Duration, f func(ctx 
 			st.pooled.Store(true)
 			st.pool.Reset()
 		}
-		sent = false
 		time.Sleep(time.Duration(tries) * retryPause)
-		err = run()
 	}
-	return translate(err)
+}
+
+// onConn runs f on a connection. sent is false where there was none.
+func (st *store) onConn(ctx context.Context, f work) (sent bool, err error) {
+	c, err := st.acquire()
+	if err != nil {
+		return false, err
+	}
+	defer c.Release()
+	return true, f(ctx, c)
 }
 
 // betweenCodes tell that PgBouncer is between: it refuses the limits at the start of a connection ("unsupported
@@ -205,11 +244,18 @@ func (st *store) acquire() (*pgxpool.Conn, error) {
 	return c, err
 }
 
-// inTx runs f in a transaction, as once does.
-func (st *store) inTx(ctx context.Context, f func(ctx context.Context, q querier) error) error {
-	return st.once(ctx, func(ctx context.Context, q querier) error {
-		return pgx.BeginFunc(ctx, q.(*pgxpool.Conn), func(tx pgx.Tx) error { return f(ctx, tx) })
-	})
+// inTx is f in a transaction, with settings of its own.
+func inTx(f work, settings ...string) work {
+	return func(ctx context.Context, q querier) error {
+		return pgx.BeginFunc(ctx, q.(*pgxpool.Conn), func(tx pgx.Tx) error {
+			for _, setting := range settings {
+				if _, err := tx.Exec(ctx, "SET LOCAL "+setting); err != nil {
+					return err
+				}
+			}
+			return f(ctx, tx)
+		})
+	}
 }
 
 // take waits for a place for a heavy statement: errBusy after patience.
@@ -225,20 +271,33 @@ func (st *store) take(patience time.Duration) (leave func(), err error) {
 }
 
 // slowly runs f in a transaction that may take slowTimeout.
-func (st *store) slowly(ctx context.Context, f func(ctx context.Context, q querier) error) error {
+func (st *store) slowly(f work) error {
 	leave, err := st.take(slowTimeout)
 	if err != nil {
 		return err
 	}
 	defer leave()
-	return st.attempt(ctx, slowTimeout, func(ctx context.Context, q querier) error {
-		return pgx.BeginFunc(ctx, q.(*pgxpool.Conn), func(tx pgx.Tx) error {
-			if _, err := tx.Exec(ctx, fmt.Sprintf(`SET LOCAL statement_timeout = %d`, (slowTimeout-time.Second).Milliseconds())); err != nil {
-				return err
+	limit := fmt.Sprintf("statement_timeout = %d", (slowTimeout - time.Second).Milliseconds())
+	return st.attempt(slowTimeout, inTx(f, limit), isLostRace)
+}
+
+// heavily is again for a statement that takes a place. Where words or a filter of the client's choice make it run out
+// of time, or PostgreSQL's parser out of room, that is a 422: the database is not away.
+func (st *store) heavily(chosen bool) runner {
+	return func(f work) error {
+		leave, err := st.take(acquireTimeout)
+		if err != nil {
+			return err
+		}
+		defer leave()
+		return st.again(func(ctx context.Context, q querier) error {
+			err := f(ctx, q)
+			if chosen && sqlState(err, "57014", "54001", "54000", "XX000") {
+				return invalid(fieldError{[]any{"body"}, "takes too much work: use fewer words, or a smaller filter", "value_error"})
 			}
-			return f(ctx, tx)
+			return err
 		})
-	}, isLostRace)
+	}
 }
 
 // translate maps an error of pgx to a problem where clients can be told, else to an internal error.
@@ -265,15 +324,6 @@ func translate(err error) error {
 		return fmt.Errorf("%w: %w", errUnavailable, describe(err))
 	}
 	return describe(err)
-}
-
-// tooMuchWork makes a 422 of a statement that ran out of time, or PostgreSQL's parser out of room, over words or a
-// filter of the client's choice: the database is not away.
-func tooMuchWork(err error, chosen bool) error {
-	if chosen && sqlState(err, "57014", "54001", "54000", "XX000") {
-		return invalid(fieldError{[]any{"body"}, "takes too much work: use fewer words, or a smaller filter", "value_error"})
-	}
-	return err
 }
 
 // sqlState tells whether err is a PostgreSQL error of one of these codes or classes.
@@ -317,13 +367,9 @@ func describe(err error) error {
 }
 
 // ping returns nil when the database answers in time.
-func (st *store) ping(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTimeout)
+func (st *store) ping() error {
+	ctx, cancel := context.WithTimeout(context.Background(), pingTimeout)
 	defer cancel()
-	c, err := st.acquire()
-	if err != nil {
-		return describe(err)
-	}
-	defer c.Release()
-	return describe(c.Ping(ctx))
+	_, err := st.onConn(ctx, func(ctx context.Context, q querier) error { return q.(*pgxpool.Conn).Ping(ctx) })
+	return describe(err)
 }

@@ -329,11 +329,11 @@ func (s *server) health(context.Context, *caller, none) (liveness, error) {
 
 // healthDB tells a load balancer whether to send requests here: not without the database, and not
 // while the server is shutting down.
-func (s *server) healthDB(ctx context.Context, _ *caller, _ none) (readiness, error) {
+func (s *server) healthDB(_ context.Context, _ *caller, _ none) (readiness, error) {
 	if s.draining.Load() {
 		return readiness{}, errDraining
 	}
-	if err := s.store.ping(ctx); err != nil {
+	if err := s.store.ping(); err != nil {
 		return readiness{}, errors.Join(errUnavailable, err)
 	}
 	return readiness{"healthy", "connected"}, nil

@@ -46,7 +46,7 @@ func (s *server) addUser(ctx context.Context, email, password string, fullName *
 	if err != nil {
 		return user{}, err
 	}
-	return s.store.createUser(ctx, newUser{email, hash, fullName, active, admin})
+	return s.store.createUser(newUser{email, hash, fullName, active, admin})
 }
 
 // newPassword returns the hash of a password that email's account may have, or why it may not.
@@ -95,7 +95,7 @@ func ownGone(err error) error {
 
 // confirmPassword returns the hash of the caller's password if it is the given one, else errWrongPassword.
 func (s *server) confirmPassword(ctx context.Context, c *caller, password string) (hash string, err error) {
-	hash, err = s.store.passwordHash(ctx, c.ID)
+	hash, err = s.store.passwordHash(c.ID)
 	if err != nil {
 		return "", ownGone(err)
 	}
@@ -123,7 +123,7 @@ func (s *server) change(ctx context.Context, c *caller, target user, ch userChan
 	if ch.Email == nil && !ch.FullName.Set && ch.PasswordHash == nil && ch.IsActive == nil && ch.IsAdmin == nil {
 		return target, nil
 	}
-	before, after, err := s.store.updateUser(ctx, target.ID, ch)
+	before, after, err := s.store.updateUser(target.ID, ch)
 	if err != nil {
 		return user{}, err
 	}
@@ -152,11 +152,11 @@ func (s *server) deleteMe(ctx context.Context, c *caller, in deleteMeInput) (non
 	if err != nil {
 		return none{}, err
 	}
-	return none{}, ownGone(s.remove(ctx, c, c.ID, hash))
+	return none{}, ownGone(s.remove(c, c.ID, hash))
 }
 
-func (s *server) remove(ctx context.Context, c *caller, id int64, oldHash string) error {
-	err := s.store.deleteUser(ctx, id, oldHash)
+func (s *server) remove(c *caller, id int64, oldHash string) error {
+	err := s.store.deleteUser(id, oldHash)
 	if err == nil {
 		s.event(c, "deleted", id)
 	}
@@ -174,14 +174,12 @@ type userFilter struct {
 }
 
 // listUsers returns a page of accounts in the order of ids.
-func (s *server) listUsers(ctx context.Context, _ *caller, in userFilter) (page[[]user], error) {
+func (s *server) listUsers(_ context.Context, _ *caller, in userFilter) (page[[]user], error) {
 	if in.Skip != nil && in.After != nil {
 		return page[[]user]{}, invalid(fieldError{[]any{"query", "skip"}, "cannot be combined with after", "value_error"})
 	}
-	limit := in.Limit
-	in.Limit++ // one more, to know whether there is a next page
-	list, err := s.store.listUsers(ctx, in)
-	return pageOf(list, limit, func(u user) int64 { return u.ID }), err
+	list, err := s.store.listUsers(in)
+	return pageOf(list, in.Limit, func(u user) int64 { return u.ID }), err
 }
 
 type createUserInput struct {
@@ -202,8 +200,8 @@ func (s *server) createUser(ctx context.Context, c *caller, in createUserInput) 
 	return u, err
 }
 
-func (s *server) getUser(ctx context.Context, _ *caller, in idInput) (user, error) {
-	return s.store.getUser(ctx, in.ID)
+func (s *server) getUser(_ context.Context, _ *caller, in idInput) (user, error) {
+	return s.store.getUser(in.ID)
 }
 
 type updateUserInput struct {
@@ -217,7 +215,7 @@ type updateUserInput struct {
 
 // updateUser changes any account, also the admin's own.
 func (s *server) updateUser(ctx context.Context, c *caller, in updateUserInput) (user, error) {
-	target, err := s.store.getUser(ctx, in.ID)
+	target, err := s.store.getUser(in.ID)
 	if err != nil {
 		return user{}, err
 	}
@@ -225,11 +223,11 @@ func (s *server) updateUser(ctx context.Context, c *caller, in updateUserInput) 
 }
 
 // deleteUser deletes another account. One's own takes a password: deleteMe.
-func (s *server) deleteUser(ctx context.Context, c *caller, in idInput) (none, error) {
+func (s *server) deleteUser(_ context.Context, c *caller, in idInput) (none, error) {
 	if in.ID == c.ID {
 		return none{}, errSelfDelete
 	}
-	return none{}, s.remove(ctx, c, in.ID, "")
+	return none{}, s.remove(c, in.ID, "")
 }
 
 // emailPattern is the grammar of an e-mail address: a dot-string (RFC 5321, its atoms of RFC 5322), an at

@@ -170,7 +170,7 @@ func TestLastAdmin(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)
 	root := a.signUpAdmin("root")
-	hash, err := a.store.passwordHash(t.Context(), root.ID)
+	hash, err := a.store.passwordHash(root.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,11 +181,11 @@ func TestLastAdmin(t *testing.T) {
 			token string
 		}
 		for i := range pair {
-			u, err := a.store.createUser(t.Context(), newUser{fmt.Sprintf("r%d-%d@example.com", round, i), hash, nil, true, true})
+			u, err := a.store.createUser(newUser{fmt.Sprintf("r%d-%d@example.com", round, i), hash, nil, true, true})
 			if err != nil {
 				t.Fatal(err)
 			}
-			s, err := a.store.createSession(t.Context(), u.ID, hash, &caller{}, a.idleLimit())
+			s, err := a.store.createSession(u.ID, hash, &caller{}, a.idleLimit())
 			if err != nil {
 				t.Fatal(err)
 			}
