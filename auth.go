@@ -35,7 +35,7 @@ func (s *server) register(ctx context.Context, c *caller, in registerInput) (use
 	if !s.cfg.RegistrationOpen {
 		return user{}, errRegistrationClosed
 	}
-	u, err := s.addUser(ctx, in.Email, in.Password, in.FullName.Value, true, false)
+	u, err := s.addUser(ctx, newUser{Email: in.Email, FullName: in.FullName.Value, IsActive: true}, in.Password)
 	if err == nil {
 		s.event(c, "registered", u.ID)
 	}

@@ -256,7 +256,7 @@ func (p program) admin(ctx context.Context, s *server, address string) error {
 	if refusal := checkPasswordChoice(password, email, s.cfg.AppName); refusal != "" {
 		return errors.New("the password " + refusal)
 	}
-	if _, err := s.addUser(ctx, email, password, nil, true, true); err != nil {
+	if _, err := s.addUser(ctx, newUser{Email: email, IsActive: true, IsAdmin: true}, password); err != nil {
 		return err
 	}
 	fmt.Fprintln(p.stdout, email, "is a new admin.")

@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -164,14 +163,10 @@ func (st *store) createSession(userID int64, hash string, c *caller, idle time.D
 			userID, maxSessions-1); err != nil {
 			return err
 		}
-		var ip *netip.Addr
-		if c.client.IsValid() {
-			ip = &c.client
-		}
 		return q.QueryRow(ctx, `
 			INSERT INTO sessions (user_id, expires_at, user_agent, ip) VALUES ($1, now() + $2, $3, $4)
 			RETURNING id, user_id, generation, rotated_at, expires_at`,
-			userID, idle, c.agent, ip).Scan(s.targets()...)
+			userID, idle, c.agent, c.client).Scan(s.targets()...)
 	}))
 	return s, err
 }
@@ -325,10 +320,9 @@ func filterBy(filter jsonObject, args *[]any) string {
 
 // updateDocument changes what in names and returns the document of owner, or errNotFound.
 func (st *store) updateDocument(owner int64, in updateDocumentInput) (document, error) {
-	var embedding *pgvector.HalfVector
+	var embedding any
 	if in.Embedding != nil {
-		v := pgvector.NewHalfVector(in.Embedding)
-		embedding = &v
+		embedding = pgvector.NewHalfVector(in.Embedding)
 	}
 	return first(st.once, toDocument(), `
 		UPDATE documents d SET content = coalesce($4, d.content), metadata = coalesce($5, d.metadata),

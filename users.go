@@ -3,6 +3,7 @@ package main
 // users.go is accounts: what they are, what their owners may change, and what admins may.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,7 +25,7 @@ type user struct {
 
 func (u user) location() string { return fmt.Sprintf("/users/%d", u.ID) }
 
-// newUser is an account to be.
+// newUser is an account to be. addUser makes the hash.
 type newUser struct {
 	Email, PasswordHash string
 	FullName            *string
@@ -41,12 +42,11 @@ type userChange struct {
 }
 
 // addUser judges and hashes the password and stores the account.
-func (s *server) addUser(ctx context.Context, email, password string, fullName *string, active, admin bool) (user, error) {
-	hash, err := s.newPassword(ctx, password, email)
-	if err != nil {
+func (s *server) addUser(ctx context.Context, n newUser, password string) (u user, err error) {
+	if n.PasswordHash, err = s.newPassword(ctx, password, n.Email); err != nil {
 		return user{}, err
 	}
-	return s.store.createUser(newUser{email, hash, fullName, active, admin})
+	return s.store.createUser(n)
 }
 
 // newPassword returns the hash of a password that email's account may have, or why it may not.
@@ -110,11 +110,7 @@ func (s *server) confirmPassword(ctx context.Context, c *caller, password string
 // change applies ch, and the new password if there is one, to the account target, and logs what it did.
 func (s *server) change(ctx context.Context, c *caller, target user, ch userChange, password *string) (user, error) {
 	if password != nil {
-		email := target.Email
-		if ch.Email != nil {
-			email = *ch.Email
-		}
-		hash, err := s.newPassword(ctx, *password, email)
+		hash, err := s.newPassword(ctx, *password, *cmp.Or(ch.Email, &target.Email))
 		if err != nil {
 			return user{}, err
 		}
@@ -192,10 +188,10 @@ type createUserInput struct {
 
 // createUser lets an admin make an account for somebody, also while registration is closed.
 func (s *server) createUser(ctx context.Context, c *caller, in createUserInput) (user, error) {
-	active, admin := in.IsActive == nil || *in.IsActive, in.IsAdmin != nil && *in.IsAdmin
-	u, err := s.addUser(ctx, in.Email, in.Password, in.FullName.Value, active, admin)
+	n := newUser{Email: in.Email, FullName: in.FullName.Value, IsActive: in.IsActive == nil || *in.IsActive, IsAdmin: in.IsAdmin != nil && *in.IsAdmin}
+	u, err := s.addUser(ctx, n, in.Password)
 	if err == nil {
-		s.event(c, "user_created", u.ID, "is_admin", admin)
+		s.event(c, "user_created", u.ID, "is_admin", u.IsAdmin)
 	}
 	return u, err
 }
