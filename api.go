@@ -172,11 +172,8 @@ func invalid(faults ...fieldError) *problem {
 	p.errors = faults
 	var parts []string
 	for _, f := range faults {
-		loc := make([]string, len(f.Loc))
-		for i, step := range f.Loc {
-			loc[i] = fmt.Sprint(step)
-		}
-		parts = append(parts, strings.Join(loc, ".")+" "+f.Msg)
+		loc := strings.Trim(fmt.Sprint(f.Loc), "[]") // with spaces between the steps, which have none
+		parts = append(parts, strings.ReplaceAll(loc, " ", ".")+" "+f.Msg)
 	}
 	p.detail = "The request is invalid: " + strings.Join(parts, "; ") + "."
 	return &p
@@ -208,16 +205,15 @@ func (s *server) answer(x *exchange, r *http.Request, rt *route) (any, error) {
 	// more than a statement, a long body or an embedding, is for living sessions only.
 	late := rt.access == holders && s.embedder == nil && r.ContentLength >= 0 && r.ContentLength <= bulkyBody
 	if rt.access != anyone {
-		if err := s.readToken(r, c); err != nil {
-			return nil, err
+		err := s.readToken(r, c)
+		if err == nil && !late {
+			err = s.authenticate(c)
 		}
-	}
-	if rt.access != anyone && !late {
-		if err := s.authenticate(c); err != nil {
-			return nil, err
+		if err == nil && rt.access == admins && !c.IsAdmin {
+			err = errAdminRequired
 		}
-		if rt.access == admins && !c.IsAdmin {
-			return nil, errAdminRequired
+		if err != nil {
+			return nil, err
 		}
 	}
 	value := reflect.New(rt.endpoint.in)
@@ -301,33 +297,24 @@ func readBody(x *exchange, r *http.Request, rd *reading) error {
 // readAll reads the body to its end, and fails beyond limit. What goes beyond bulkyBody takes a place, which the
 // request keeps to its end, and is given memory only then.
 func readAll(x *exchange, r *http.Request, limit int64) ([]byte, error) {
-	body := http.MaxBytesReader(x.ResponseWriter, r.Body, limit)
-	n := r.ContentLength
-	if n >= 0 && n <= bulkyBody {
-		all := make([]byte, n)
-		_, err := io.ReadFull(body, all)
-		return all, err
+	body, length := http.MaxBytesReader(x.ResponseWriter, r.Body, limit), r.ContentLength // -1: unknown
+	all := bytes.NewBuffer(make([]byte, 0, min(max(length, 0), bulkyBody+1)+bytes.MinRead))
+	if n, err := all.ReadFrom(io.LimitReader(body, bulkyBody+1)); err != nil || n <= bulkyBody {
+		return all.Bytes(), err
 	}
-	head, err := io.ReadAll(io.LimitReader(body, bulkyBody))
-	if err != nil || len(head) < bulkyBody {
-		return head, err
-	}
-	patience := time.NewTimer(largeTimeout)
-	defer patience.Stop()
+	patience, cancel := context.WithTimeout(r.Context(), largeTimeout)
+	defer cancel()
 	select {
 	case x.server.bulky <- struct{}{}:
 		x.placed = true
-	case <-patience.C:
-		return nil, errBusy
-	case <-r.Context().Done():
-		return nil, r.Context().Err()
+	case <-patience.Done():
+		return nil, cmp.Or(r.Context().Err(), error(errBusy))
 	}
-	if n < 0 {
-		n = limit
+	if length < 0 {
+		length = limit
 	}
-	all := bytes.NewBuffer(make([]byte, 0, n+bytes.MinRead))
-	all.Write(head)
-	_, err = all.ReadFrom(body)
+	all.Grow(int(length) - all.Len() + bytes.MinRead)
+	_, err := all.ReadFrom(body)
 	return all.Bytes(), err
 }
 

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"slices"
 	"strings"
@@ -369,6 +370,27 @@ func TestAccessLine(t *testing.T) {
 	}
 	if got, want := fmt.Sprint(slices.Sorted(maps.Keys(line))), "[bytes client duration_ms level method msg request_id route status time user_id]"; got != want {
 		t.Errorf("the line has %s, want %s", got, want)
+	}
+}
+
+// TestReadAll reads bodies on both sides of bulkyBody: a longer one takes a place, and none is read into more memory
+// than it needs.
+func TestReadAll(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int{0, 1, bytes.MinRead, bulkyBody - 1, bulkyBody, bulkyBody + 1, 2*bulkyBody + 1} {
+		for _, length := range []int64{int64(n), -1} {
+			x := &exchange{ResponseWriter: httptest.NewRecorder(), server: &server{bulky: make(chan struct{}, 2)}}
+			text := bytes.Repeat([]byte{'x'}, n)
+			r := httptest.NewRequest("POST", "/", bytes.NewReader(text))
+			r.ContentLength = length
+			got, err := readAll(x, r, 3*bulkyBody)
+			if err != nil || !bytes.Equal(got, text) || x.placed != (n > bulkyBody) || cap(got) > 4*bulkyBody {
+				t.Errorf("readAll of %d bytes, told %d: %d in %d, %v, a place: %v", n, length, len(got), cap(got), err, x.placed)
+			}
+			if _, err := readAll(x, httptest.NewRequest("POST", "/", bytes.NewReader(append(text, 'x'))), int64(n)); err == nil {
+				t.Errorf("readAll takes more than %d bytes", n)
+			}
+		}
 	}
 }
 
