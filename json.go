@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"iter"
 	"math"
+	"regexp"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -98,8 +99,8 @@ func (s *scanner) items() iter.Seq2[int, []byte] {
 			return
 		}
 		end := s.text[s.at] + 2 // in ASCII, ] and } follow their partners at this distance
-		if s.at++; s.peek() == end {
-			s.at++
+		s.at++
+		if s.peek(); s.skip(end) {
 			return
 		}
 		for i := 0; ; i++ {
@@ -118,8 +119,7 @@ func (s *scanner) items() iter.Seq2[int, []byte] {
 			if s.at == start {
 				s.value()
 			}
-			if s.peek() == end {
-				s.at++
+			if s.peek(); s.skip(end) {
 				return
 			}
 			s.must(',')
@@ -131,16 +131,12 @@ func (s *scanner) items() iter.Seq2[int, []byte] {
 func (s *scanner) string() (literal []byte) {
 	s.must('"')
 	start := s.at - 1
-	for s.at < len(s.text) {
-		c := s.text[s.at]
-		if c < ' ' {
-			break
-		}
+	for s.at < len(s.text) && s.text[s.at] >= ' ' {
 		s.at++
-		if c == '"' {
+		switch s.text[s.at-1] {
+		case '"':
 			return s.text[start:s.at]
-		}
-		if c == '\\' {
+		case '\\':
 			s.escape()
 		}
 	}
@@ -215,44 +211,24 @@ func isDigit(c byte) bool { return c >= '0' && c <= '9' }
 
 func isHex(c byte) bool { return isDigit(c) || c|0x20 >= 'a' && c|0x20 <= 'f' }
 
-// jsonString decodes a valid JSON string literal. encoding/json would turn a lone surrogate into
-// U+FFFD, and PostgreSQL cannot store U+0000: both are refused.
+// wholePairs matches a valid literal in which each surrogate has its partner.
+var wholePairs = regexp.MustCompile(`^(?:[^\\]|\\[^u]|\\u(?:[^dD]|[dD](?:[0-7]|[89aAbB]..\\u[dD][c-fC-F])))*$`)
+
+// jsonString decodes a valid JSON string literal. encoding/json turns a lone surrogate into U+FFFD, and PostgreSQL
+// cannot store U+0000: both are refused.
 func jsonString(literal []byte) (text, refusal string) {
 	if bytes.IndexByte(literal, '\\') < 0 && utf8.Valid(literal) {
 		return string(literal[1 : len(literal)-1]), ""
 	}
-	for i := 0; i+1 < len(literal); i++ {
-		if literal[i] != '\\' {
-			continue
-		}
-		i++
-		if literal[i] != 'u' {
-			continue
-		}
-		unit := hex4(literal[i+1:])
-		i += 4
-		switch {
-		case unit == 0:
-			return "", "must not contain U+0000"
-		case unit >= 0xDC00 && unit <= 0xDFFF:
-			return "", "must not contain half a surrogate pair"
-		case unit >= 0xD800 && unit <= 0xDBFF:
-			low := literal[i+1:]
-			if len(low) < 6 || low[0] != '\\' || low[1] != 'u' || hex4(low[2:]) < 0xDC00 || hex4(low[2:]) > 0xDFFF {
-				return "", "must not contain half a surrogate pair"
-			}
-			i += 6
-		}
-	}
-	if err := json.Unmarshal(literal, &text); err != nil {
+	switch err := json.Unmarshal(literal, &text); {
+	case err != nil:
 		return "", "must be a string"
+	case strings.ContainsRune(text, 0):
+		return "", "must not contain U+0000"
+	case strings.ContainsRune(text, utf8.RuneError) && !wholePairs.Match(literal): // the expression is slow, and U+FFFD rare
+		return "", "must not contain half a surrogate pair"
 	}
 	return text, ""
-}
-
-func hex4(b []byte) uint64 {
-	n, _ := strconv.ParseUint(string(b[:4]), 16, 32)
-	return n
 }
 
 // maxDepth is how deep objects and arrays may be nested in a jsonObject. PostgreSQL's parser recurses, and
@@ -281,7 +257,7 @@ func (s *scanner) checkTree(depth int, room *int) (refusal string) {
 		mantissa, exponent, _ := strings.Cut(strings.ToLower(string(number)), "e")
 		zeros, _ := strconv.Atoi(exponent)
 		*room -= len(mantissa) + max(zeros, -zeros)
-		if x, err := strconv.ParseFloat(string(number), 64); err != nil || x == 0 && strings.ContainsAny(mantissa, "123456789") {
+		if x := parseFloat(number); math.IsInf(x, 0) || x == 0 && strings.ContainsAny(mantissa, "123456789") {
 			return "must not hold numbers beyond the range of 64-bit floating point"
 		}
 		return ""
@@ -325,13 +301,13 @@ func (s *scanner) vector(n int) (v vector, refusal string) {
 	count, squares, largest := 0, 0.0, 0.0
 	for i := range s.items() {
 		count++
-		x, err := math.Inf(1), error(nil)
+		x := math.Inf(1)
 		if c := s.text[s.at]; c == '-' || isDigit(c) {
-			x, err = parseFloat(s.number())
+			x = parseFloat(s.number())
 		}
 		switch {
 		case refusal != "":
-		case err != nil || math.IsInf(x, 0):
+		case math.IsInf(x, 0):
 			refusal = fmt.Sprintf("must hold only finite numbers, which element %d is not", i)
 		case math.Abs(x) > maxHalf:
 			refusal = fmt.Sprintf("must hold numbers from -%d to %d, the range of half precision, which element %d exceeds", maxHalf, maxHalf, i)
@@ -357,9 +333,10 @@ func (s *scanner) vector(n int) (v vector, refusal string) {
 	return v, ""
 }
 
-// parseFloat is strconv.ParseFloat of a JSON number, at a third of the cost for a short one without an exponent: where a
-// float64 holds its digits, as it does 10 to the 16th and all powers below, their quotient is rounded once, as it must be.
-func parseFloat(number []byte) (x float64, err error) {
+// parseFloat is strconv.ParseFloat of a JSON number, an infinity where it is out of range, at a third of the cost for a
+// short one without an exponent: where a float64 holds its digits, as it does 10 to the 16th and all powers below, their
+// quotient is rounded once, as it must be.
+func parseFloat(number []byte) (x float64) {
 	digits, point, short := 0, len(number)-1, len(number) <= 17
 	for i, c := range number {
 		switch {
@@ -372,11 +349,12 @@ func parseFloat(number []byte) (x float64, err error) {
 		}
 	}
 	if !short || digits >= 1<<53 {
-		return strconv.ParseFloat(string(number), 64)
+		x, _ = strconv.ParseFloat(string(number), 64)
+		return x
 	}
 	x = float64(digits) / math.Pow10(len(number)-1-point)
 	if number[0] == '-' {
 		x = -x
 	}
-	return x, nil
+	return x
 }
