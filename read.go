@@ -27,8 +27,7 @@ func (f *field) setText(dst reflect.Value, text string) *fieldError {
 		if text != "true" && text != "false" {
 			return f.fault("bool_parsing", "must be true or false")
 		}
-		f.put(dst, reflect.ValueOf(text == "true"))
-		return nil
+		return f.put(dst, text == "true")
 	case kindObject:
 		s := &scanner{text: []byte(text)}
 		fault := f.setJSON(dst, s)
@@ -54,8 +53,7 @@ func (f *field) setJSON(dst reflect.Value, s *scanner) *fieldError {
 		if refusal != "" {
 			return f.fault("value_error", refusal)
 		}
-		f.put(dst, reflect.ValueOf(v))
-		return nil
+		return f.put(dst, v)
 	}
 	raw := s.value()
 	if raw == nil {
@@ -85,8 +83,7 @@ func (f *field) setJSON(dst reflect.Value, s *scanner) *fieldError {
 		}
 		return f.setNumber(dst, x, x)
 	case f.kind == kindBoolean && (raw[0] == 't' || raw[0] == 'f'):
-		f.put(dst, reflect.ValueOf(raw[0] == 't'))
-		return nil
+		return f.put(dst, raw[0] == 't')
 	case f.kind == kindObject && raw[0] == '{':
 		if int64(len(raw)) > f.max {
 			return f.fault("too_long", fmt.Sprintf("must have at most %d bytes", f.max))
@@ -95,8 +92,7 @@ func (f *field) setJSON(dst reflect.Value, s *scanner) *fieldError {
 		if refusal := (&scanner{text: raw}).checkTree(maxDepth, &room); refusal != "" {
 			return f.fault("value_error", refusal)
 		}
-		dst.FieldByIndex(f.index).SetBytes(bytes.Clone(raw))
-		return nil
+		return f.put(dst, jsonObject(bytes.Clone(raw)))
 	}
 	kind, msg := wrongType[f.kind][0], wrongType[f.kind][1]
 	if f.null {
@@ -113,8 +109,7 @@ func (f *field) setNumber(dst reflect.Value, x float64, value any) *fieldError {
 	if x > float64(f.max) {
 		return f.fault("less_than_equal", fmt.Sprintf("must be at most %d", f.max))
 	}
-	f.put(dst, reflect.ValueOf(value))
-	return nil
+	return f.put(dst, value)
 }
 
 func (f *field) setString(dst reflect.Value, text string) *fieldError {
@@ -138,13 +133,12 @@ func (f *field) setString(dst reflect.Value, text string) *fieldError {
 		}
 		text = value
 	}
-	f.put(dst, reflect.ValueOf(text))
-	return nil
+	return f.put(dst, text)
 }
 
-// put stores v in the field, through the pointer or the nullString that makes it optional.
-func (f *field) put(dst, v reflect.Value) {
-	switch target := dst.FieldByIndex(f.index); {
+// put stores value, which has no fault, in the field, through the pointer or the nullString that makes it optional.
+func (f *field) put(dst reflect.Value, value any) *fieldError {
+	switch target, v := dst.FieldByIndex(f.index), reflect.ValueOf(value); {
 	case f.null:
 		text := v.String()
 		target.Set(reflect.ValueOf(nullString{true, &text}))
@@ -154,6 +148,7 @@ func (f *field) put(dst, v reflect.Value) {
 	default:
 		target.Set(v)
 	}
+	return nil
 }
 
 // reading gathers the faults of one request, so that the client sees all of them at once.
