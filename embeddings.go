@@ -96,8 +96,9 @@ func (e *embedder) call(ctx context.Context, texts []string) (vectors []vector, 
 		return nil, 0, fmt.Errorf("%w: %w", errEmbeddingsAway, err)
 	case status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable:
 		pause = embedPause
-		if seconds, err := strconv.Atoi(header.Get("Retry-After")); err == nil && seconds >= 0 {
-			pause = max(time.Duration(seconds)*time.Second, time.Millisecond)
+		seconds, err := strconv.Atoi(header.Get("Retry-After")) // out of range, it is the largest
+		if seconds >= 0 && (err == nil || errors.Is(err, strconv.ErrRange)) {
+			pause = max(time.Duration(min(seconds, 3600))*time.Second, time.Millisecond) // an hour is as good as more, which overflows
 		}
 		return nil, pause, fmt.Errorf("%w: status %d", errEmbeddingsAway, status)
 	case status >= 500:

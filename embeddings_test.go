@@ -148,6 +148,8 @@ func TestEmbeddingsFail(t *testing.T) {
 		"away once":           {[]http.HandlerFunc{status(503, "Retry-After", "0")}, 201, "", 2},
 		"overloaded twice":    {[]http.HandlerFunc{status(429, "Retry-After", "0"), status(429)}, 503, "embeddings_unavailable", 2},
 		"overloaded for long": {[]http.HandlerFunc{status(429, "Retry-After", "3600")}, 503, "embeddings_unavailable", 1},
+		"longer than a time":  {[]http.HandlerFunc{status(429, "Retry-After", "18446744074")}, 503, "embeddings_unavailable", 1}, // in nanoseconds, 64 bits have 0.3 s of it
+		"longer than numbers": {[]http.HandlerFunc{status(503, "Retry-After", "99999999999999999999")}, 503, "embeddings_unavailable", 1},
 		"broken":              {[]http.HandlerFunc{status(500)}, 503, "embeddings_unavailable", 1},
 		"connection broken":   {[]http.HandlerFunc{slow, slow}, 503, "embeddings_unavailable", 0},
 		"refused key":         {[]http.HandlerFunc{status(401)}, 502, "embeddings_failed", 1},
