@@ -29,7 +29,7 @@ type config struct {
 	Debug               bool           `env:"DEBUG" default:"false" doc:"log at debug level, and accept a SECRET_KEY marked development-only"`
 	Docs                bool           `env:"DOCS" default:"true" doc:"serve /docs and /openapi.json"`
 	Host                string         `env:"HOST" default:"127.0.0.1" doc:"address to listen on; the image sets 0.0.0.0"`
-	Port                int64          `env:"PORT" default:"8000" min:"1" max:"65535" doc:"port to listen on"`
+	Port                int64          `env:"PORT" min:"1" max:"65535" doc:"port to listen on (8000; in development the next that is free)"`
 	APIPrefix           string         `env:"API_V1_PREFIX" default:"/api/v1" doc:"path before every endpoint"`
 	DatabaseURL         string         `env:"DATABASE_URL" doc:"postgresql://user:password@host:5432/name; unset: development, with a private PostgreSQL under .data/"`
 	DatabaseMaxConns    int64          `env:"DATABASE_MAX_CONNS" default:"8" min:"1" max:"1000" doc:"most connections to PostgreSQL; 4 to 8 serve a few cores best"`

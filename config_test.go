@@ -39,7 +39,7 @@ func served(more ...string) map[string]string {
 func TestDefaults(t *testing.T) {
 	t.Parallel()
 	got, err := loadFrom(nil, "")
-	want := config{AppName: "Latch", Docs: true, EmbeddingDimensions: 384, TextSearch: "simple", Host: "127.0.0.1", Port: 8000, APIPrefix: "/api/v1", DatabaseMaxConns: 8, Algorithm: "HS256", AccessMinutes: 30, RefreshDays: 7, RefreshGrace: 10,
+	want := config{AppName: "Latch", Docs: true, EmbeddingDimensions: 384, TextSearch: "simple", Host: "127.0.0.1", APIPrefix: "/api/v1", DatabaseMaxConns: 8, Algorithm: "HS256", AccessMinutes: 30, RefreshDays: 7, RefreshGrace: 10,
 		RegistrationOpen: true, LogLevel: "info", LogFormat: "text"}
 	if err != nil || !reflect.DeepEqual(*got, want) {
 		t.Errorf("loadConfig of nothing = %+v, %v, want %+v", got, err, want)

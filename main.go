@@ -9,6 +9,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -152,7 +153,7 @@ func newLogger(cfg *config, w io.Writer) *slog.Logger {
 // serve answers requests until ctx ends, then drains: /health/db fails, so that load balancers turn
 // away, SHUTDOWN_DELAY passes, and the requests under way are finished. A second signal ends at once.
 func (p program) serve(ctx context.Context, s *server, dev *devDB) error {
-	listener, err := listen(s.cfg, dev != nil && p.getenv("PORT") == "")
+	listener, err := listen(s.cfg, dev != nil)
 	if err != nil {
 		return err
 	}
@@ -213,14 +214,17 @@ func (p program) stretchMemory(hashes int) (floor []byte) {
 	return floor
 }
 
-// listen opens the port. With another, which is for development, it tries the next nine if it is taken,
-// so that two checkouts run side by side.
-func listen(cfg *config, another bool) (net.Listener, error) {
+// defaultPort is that of the common frameworks for development, and of their tutorials.
+const defaultPort = 8000
+
+// listen opens the port. In development, where PORT names none, it tries the next nine if it is taken, so that two
+// checkouts run side by side.
+func listen(cfg *config, development bool) (net.Listener, error) {
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false) // which takes no filter: see closeDoor
-	for port := cfg.Port; ; port++ {
+	for port := cmp.Or(cfg.Port, defaultPort); ; port++ {
 		l, err := lc.Listen(context.Background(), "tcp", net.JoinHostPort(cfg.Host, strconv.FormatInt(port, 10)))
-		if err == nil || !errors.Is(err, syscall.EADDRINUSE) || !another || port == cfg.Port+9 {
+		if err == nil || !errors.Is(err, syscall.EADDRINUSE) || !development || cfg.Port != 0 || port == defaultPort+9 {
 			if errors.Is(err, syscall.EADDRINUSE) {
 				err = fmt.Errorf("port %d is in use by another program; set PORT to a free one", port)
 			}
@@ -273,7 +277,7 @@ func healthcheck(cfg *config) error {
 		host = "127.0.0.1"
 	}
 	client := http.Client{Timeout: 3 * time.Second}
-	answer, err := client.Get("http://" + net.JoinHostPort(host, strconv.FormatInt(cfg.Port, 10)) + cfg.APIPrefix + "/health")
+	answer, err := client.Get("http://" + net.JoinHostPort(host, strconv.FormatInt(cmp.Or(cfg.Port, defaultPort), 10)) + cfg.APIPrefix + "/health")
 	if err != nil {
 		return err
 	}

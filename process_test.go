@@ -199,6 +199,37 @@ func TestServe(t *testing.T) {
 	}
 }
 
+// TestListen: a port that is set, wherever, is the port or an error, in development too.
+func TestListen(t *testing.T) {
+	t.Parallel()
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	port := strconv.Itoa(taken.Addr().(*net.TCPAddr).Port)
+	file := filepath.Join(t.TempDir(), "port")
+	if err := os.WriteFile(file, []byte(port+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct{ variable, value, dotenv string }{{"PORT", port, ""}, {"PORT_FILE", file, ""}, {"", "", "PORT=" + port}, {"", "", "PORT_FILE=" + file}} {
+		cfg, err := loadFrom(map[string]string{row.variable: row.value}, row.dotenv)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if l, err := listen(cfg, true); err == nil || !strings.HasPrefix(err.Error(), "port "+port+" is in use") {
+			t.Errorf("listen with %s=%s and .env %q = %v, %v", row.variable, row.value, row.dotenv, l, err)
+		}
+	}
+	for range 2 { // side by side
+		l, err := listen(&config{Host: "127.0.0.1"}, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+	}
+}
+
 // TestDrainAndSecondSignal: readiness fails first while all else is served; a second signal waits for nothing.
 func TestDrainAndSecondSignal(t *testing.T) {
 	t.Parallel()
