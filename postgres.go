@@ -7,12 +7,14 @@ package main
 // row.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -98,13 +100,9 @@ func setUp(conf *pgx.ConnConfig, echo *slog.Logger) {
 	conf.OnPgError = func(_ *pgconn.PgConn, err *pgconn.PgError) bool {
 		return err.SeverityUnlocalized != "FATAL" && err.Severity != "FATAL" && err.Code != "25006" // read only: no primary any more
 	}
-	if conf.RuntimeParams["application_name"] == "" {
-		conf.RuntimeParams["application_name"] = "latch"
-	}
+	conf.RuntimeParams["application_name"] = cmp.Or(conf.RuntimeParams["application_name"], "latch")
 	for name, value := range serverSettings {
-		if conf.RuntimeParams[name] == "" {
-			conf.RuntimeParams[name] = value
-		}
+		conf.RuntimeParams[name] = cmp.Or(conf.RuntimeParams[name], value)
 	}
 	if echo != nil {
 		conf.Tracer = &echoTracer{echo}
@@ -260,12 +258,10 @@ func inTx(f work, settings ...string) work {
 
 // take waits for a place for a heavy statement: errBusy after patience.
 func (st *store) take(patience time.Duration) (leave func(), err error) {
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
 	select {
 	case st.heavy <- struct{}{}:
 		return func() { <-st.heavy }, nil
-	case <-timer.C:
+	case <-time.After(patience):
 		return nil, errBusy.because("Too many searches or batches are under way; try again.")
 	}
 }
@@ -329,12 +325,7 @@ func translate(err error) error {
 // sqlState tells whether err is a PostgreSQL error of one of these codes or classes.
 func sqlState(err error, prefixes ...string) bool {
 	pg, ok := errors.AsType[*pgconn.PgError](err)
-	for _, prefix := range prefixes {
-		if ok && strings.HasPrefix(pg.Code, prefix) {
-			return true
-		}
-	}
-	return false
+	return ok && slices.ContainsFunc(prefixes, func(prefix string) bool { return strings.HasPrefix(pg.Code, prefix) })
 }
 
 // isNetwork tells whether the connection failed, as far as pgx lets one know.

@@ -63,7 +63,7 @@ func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
 	for _, rt := range s.table { // PUT /documents/search is not for the document called search
 		for _, method := range methods {
 			pattern := method + " " + cfg.APIPrefix + rt.path
-			if _, taker := s.mux.Handler(&http.Request{Method: method, URL: &url.URL{Path: cfg.APIPrefix + rt.path}}); taker != pattern && strings.Contains(taker, "{") && !strings.Contains(rt.path, "{") {
+			if _, taker := s.mux.Handler(&http.Request{Method: method, URL: &url.URL{Path: cfg.APIPrefix + rt.path}}); strings.Contains(taker, "{") && !strings.Contains(rt.path, "{") {
 				s.mux.HandleFunc(pattern, s.noRoute)
 				s.closed[pattern] = true
 			}
