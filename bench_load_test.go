@@ -82,6 +82,14 @@ func (p *process) memory(t *testing.T, name string) float64 {
 	return kb * 1024 / 1e6
 }
 
+// forgetPeak begins anew with the highest memory: clear_refs of proc(5).
+func (p *process) forgetPeak(t *testing.T) {
+	t.Helper()
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", p.cmd.Process.Pid), []byte("5"), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // line is a request in wrk's file: see testdata/wrk.lua.
 func line(method, path, token, body string) string {
 	return method + "\t/api/v1" + path + "\t" + token + "\t" + body
