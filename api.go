@@ -313,7 +313,8 @@ func readAll(x *exchange, r *http.Request, limit int64) ([]byte, error) {
 	if length < 0 {
 		length = limit
 	}
-	all.Grow(int(length) - all.Len() + bytes.MinRead)
+	x.held = int(length)
+	all.Grow(x.held - all.Len() + bytes.MinRead)
 	_, err := all.ReadFrom(body)
 	return all.Bytes(), err
 }

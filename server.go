@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -22,6 +23,7 @@ const (
 	maxLargeBody   = 16 << 20  // bytes, where there are vectors: 500 documents of 1,536 numbers of 20 digits
 	bulkyBody      = 256 << 10 // bytes; what is longer takes one of maxBulky places, so that memory is bounded
 	maxBulky       = 4         // 64 MiB of bodies, and their documents
+	hugeBody       = 4 << 20   // bytes; the memory of a longer one is collected before the next may come, which takes some ms
 	maxBody        = 16 << 10  // bytes; the longest valid registration has about 3 KiB, escaped six-fold 13 KiB
 	maxHeader      = 12 << 10  // bytes; net/http adds 4 KiB; a token has some 350 bytes
 	maxRequestID   = 64        // characters of a caller's X-Request-Id; a UUID has 36
@@ -135,6 +137,7 @@ type exchange struct {
 	bytes  int
 	server *server
 	placed bool // one of the server's places for long bodies is this one's
+	held   int  // the bytes of memory that such a body has taken
 }
 
 func (x *exchange) WriteHeader(status int) {
@@ -173,6 +176,9 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *server) finish(x *exchange, r *http.Request) {
 	cause := recover()
 	if x.placed {
+		if x.held > hugeBody {
+			runtime.GC()
+		}
 		<-s.bulky
 	}
 	if cause != nil && cause != http.ErrAbortHandler {
