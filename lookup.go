@@ -1,9 +1,10 @@
 package main
 
-// lookup.go is the one query that every request with a token makes. Look-ups gather by themselves: one that finds
-// fewer than maxFlying queries in flight makes one, with all that have come at the same moment; those that arrive
-// meanwhile go together in the next. So nobody waits for company, a busy server makes fewer and larger queries, and
-// nothing is stale, because each query starts after the requests that it serves have come.
+// lookup.go is the query that a request with a token makes, unless its own statement asks for the session (alive in
+// store.go). Look-ups gather by themselves: one that finds fewer than maxFlying queries in flight makes one, with all
+// that have come at the same moment; those that arrive meanwhile go together in the next. So nobody waits for company,
+// a busy server makes fewer and larger queries, and nothing is stale, because each query starts after the requests that
+// it serves have come.
 
 import (
 	"context"
