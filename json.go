@@ -16,8 +16,8 @@ import (
 	"unicode/utf8"
 )
 
-// scanner reads JSON, which must be valid UTF-8. Where the syntax is broken it notes the place and goes to the end, so
-// that whoever reads on finds nothing more.
+// scanner reads JSON. Where the syntax is broken it notes the place and goes to the end, so that whoever reads on finds
+// nothing more.
 type scanner struct {
 	text  []byte
 	at    int
@@ -35,8 +35,11 @@ func (s *scanner) fail() {
 	s.at = len(s.text)
 }
 
-// syntax is "" at the end of the text, where all of it was one value, else a sentence that says what is wrong.
+// syntax is "" at the end of the text, where all of it was one value in UTF-8, else a sentence that says what is wrong.
 func (s *scanner) syntax() string {
+	if !utf8.Valid(s.text) {
+		return "The body is not valid UTF-8."
+	}
 	if s.peek(); s.at < len(s.text) {
 		s.fail()
 	}

@@ -31,7 +31,7 @@ func (f *field) setText(dst reflect.Value, text string) *fieldError {
 	case kindObject:
 		s := &scanner{text: []byte(text)}
 		fault := f.setJSON(dst, s)
-		if s.syntax() != "" || !utf8.ValidString(text) {
+		if s.syntax() != "" {
 			return f.fault("json_invalid", "must be a JSON object")
 		}
 		return fault
@@ -246,9 +246,6 @@ func (rd *reading) readPairs(place, text string) (ok bool) {
 
 // readJSON reads body as one JSON object. A syntax error is returned as a sentence; then nothing else counts.
 func (rd *reading) readJSON(body []byte) (syntax string) {
-	if !utf8.Valid(body) {
-		return "The body is not valid UTF-8."
-	}
 	s := &scanner{text: body}
 	if s.peek() == '{' {
 		rd.readObject(s)
