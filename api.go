@@ -304,16 +304,15 @@ func readAll(x *exchange, r *http.Request, limit int64) ([]byte, error) {
 	}
 	patience, cancel := context.WithTimeout(r.Context(), largeTimeout)
 	defer cancel()
-	select {
-	case x.server.bulky <- struct{}{}:
-		x.placed = true
-	case <-patience.Done():
-		return nil, cmp.Or(r.Context().Err(), error(errBusy))
-	}
 	if length < 0 {
 		length = limit
 	}
-	x.held = int(length)
+	select {
+	case x.server.bulky <- struct{}{}:
+		x.held = int(length)
+	case <-patience.Done():
+		return nil, cmp.Or(r.Context().Err(), error(errBusy))
+	}
 	all.Grow(x.held - all.Len() + bytes.MinRead)
 	_, err := all.ReadFrom(body)
 	return all.Bytes(), err

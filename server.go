@@ -136,8 +136,7 @@ type exchange struct {
 	status int
 	bytes  int
 	server *server
-	placed bool // one of the server's places for long bodies is this one's
-	held   int  // the bytes of memory that such a body has taken
+	held   int // the bytes of memory of a long body, which has one of the server's places; 0: there is none
 }
 
 func (x *exchange) WriteHeader(status int) {
@@ -175,7 +174,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // end, so a panic comes before the first byte; where not, the connection is cut.
 func (s *server) finish(x *exchange, r *http.Request) {
 	cause := recover()
-	if x.placed {
+	if x.held > 0 {
 		if x.held > hugeBody {
 			runtime.GC()
 		}
