@@ -98,10 +98,10 @@ func (ls *lookups) wait(t ticket) *lookup {
 func (ls *lookups) takeWaiting(l *lookup) (batch []*lookup) {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
-	if l != nil && !slices.Contains(ls.waiting, l) {
-		return nil
-	}
 	if l != nil {
+		if !slices.Contains(ls.waiting, l) {
+			return nil
+		}
 		ls.flying++
 	}
 	batch, ls.waiting = ls.waiting, nil
