@@ -139,6 +139,22 @@ func watchHealth(r *replica) (stop func() (notAlive int, slowest, first503 time.
 	}
 }
 
+// judgeHealth ends a watch of watchHealth, during which the database was away.
+func (c *site) judgeHealth(stop func() (notAlive int, slowest, first503 time.Duration)) {
+	notAlive, slowest, first503 := stop()
+	c.atMost("health_not_200", float64(notAlive), 0)
+	c.atMost("health_db_slowest_ms", ms(slowest), 1000)
+	c.atMost("health_db_503_after_ms", ms(first503), 1100)
+	if first503 == 0 {
+		c.fault("/health/db never was 503")
+	}
+}
+
+// fillPools makes each replica open all its connections.
+func (c *site) fillPools() {
+	parallel(100, func(int) { c.call("list", "GET", "/users?limit=100", c.accounts[0].tokens.Load().AccessToken, nil) })
+}
+
 func TestFaultCrash(t *testing.T) {
 	c := startSite(t, "postgres-crash")
 	c.db.halt("immediate")
@@ -186,19 +202,13 @@ func TestFaultBlackhole(t *testing.T) {
 	for _, mode := range pick([]string{"hold", "swallow"}, []string{"swallow"}) {
 		t.Run(mode, func(t *testing.T) {
 			c := startSite(t, "blackhole-"+mode)
-			parallel(100, func(int) { c.call("list", "GET", "/users?limit=100", c.accounts[0].tokens.Load().AccessToken, nil) }) // full pools
+			c.fillPools()
 			stop := watchHealth(c.replicas[0])
 			c.proxy.mode.Store(mode)
 			time.Sleep(pick(4*time.Second, 3500*time.Millisecond)) // shorter than the deadline of a query: that is what ends it
 			c.proxy.mode.Store("pass")
 			healed := time.Now()
-			notAlive, slowest, first503 := stop()
-			c.atMost("health_not_200", float64(notAlive), 0)
-			c.atMost("health_db_slowest_ms", ms(slowest), 1000)
-			c.atMost("health_db_503_after_ms", ms(first503), 1100)
-			if first503 == 0 {
-				c.fault("/health/db never was 503")
-			}
+			c.judgeHealth(stop)
 			c.end(healed, 3*time.Second, false)
 		})
 	}
