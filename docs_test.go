@@ -293,8 +293,6 @@ func (b *browser) quiet(origin string) (requests []string) {
 	return requests
 }
 
-// TestDocsInBrowser is not parallel: a browser that starts takes all of the machine, and other tests have
-// deadlines to meet.
 func TestDocsInBrowser(t *testing.T) {
 	t.Parallel()
 	b := openBrowser(t)
