@@ -27,7 +27,7 @@ bench-growth: ## measure pages, search and sweep with a million accounts
 lint: ## check form, common mistakes, known vulnerabilities and go.mod
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "gofmt -w is due for:" $$files; exit 1; }
 	go vet ./... && go vet -tags fault . && go vet -tags bench .
-	go run $(STATICCHECK) ./...
+	go run $(STATICCHECK) ./... && go run $(STATICCHECK) -tags fault . && go run $(STATICCHECK) -tags bench .
 	@out=$$(go run $(GOVULNCHECK) ./... 2>&1) && echo "$$out" || case "$$out" in \
 		*'fetching vulnerabilities'*) echo 'govulncheck: its database is out of reach; not checked' ;; \
 		*) echo "$$out"; exit 1 ;; esac

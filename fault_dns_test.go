@@ -9,8 +9,8 @@ import (
 	"encoding/json"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -65,7 +65,11 @@ func (r *resolver) answer(q []byte) []byte {
 // are those of all programs.
 func rebuild(t testing.TB, name, file string, edit func(text string) string) (binary string) {
 	t.Helper()
-	source := filepath.Join(runtime.GOROOT(), "src", file)
+	root, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	source := filepath.Join(strings.TrimSpace(string(root)), "src", file)
 	text, err := os.ReadFile(source)
 	if err != nil {
 		t.Fatal(err)
