@@ -227,6 +227,9 @@ func TestListen(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer l.Close()
+		if port := l.Addr().(*net.TCPAddr).Port; port < 8000 || port > 8009 {
+			t.Errorf("listen without PORT takes %d, want 8000, or one of the next nine", port)
+		}
 	}
 }
 

@@ -289,6 +289,11 @@ func TestHSTS(t *testing.T) {
 			t.Errorf("X-Forwarded-Proto %s: HSTS %v", proto, got)
 		}
 	}
+	w := httptest.NewRecorder()
+	a.server.ServeHTTP(w, httptest.NewRequest("GET", "https://latch.example/api/v1/health", nil)) // by TLS of its own
+	if w.Code != 200 || w.Header().Get("Strict-Transport-Security") == "" {
+		t.Errorf("by TLS: %d, without HSTS", w.Code)
+	}
 }
 
 // TestPanic puts a route into the table that fails in ways that no real one may.
