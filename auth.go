@@ -128,8 +128,9 @@ func (s *server) refresh(_ context.Context, c *caller, in refreshTokenInput) (to
 	if !ok {
 		return tokens{}, errInvalidRefresh
 	}
+	var now session
 	grace := time.Duration(s.cfg.RefreshGrace) * time.Second
-	session, err := s.store.rotateSession(claims, userID, s.idleLimit(), sessionLifetime, grace)
+	err := s.store.rotateSession(rotation{ticket{claims.Session, userID, claims.Expires}, claims.Generation, s.idleLimit(), sessionLifetime, grace, &now})
 	switch {
 	case errors.Is(err, errNotFound):
 		return tokens{}, errInvalidRefresh
@@ -140,7 +141,7 @@ func (s *server) refresh(_ context.Context, c *caller, in refreshTokenInput) (to
 	case err != nil:
 		return tokens{}, err
 	}
-	return s.keys.issue(session), nil
+	return s.keys.issue(now), nil
 }
 
 func (s *server) idleLimit() time.Duration { return time.Duration(s.cfg.RefreshDays) * 24 * time.Hour }

@@ -480,7 +480,9 @@ func TestIsolation(t *testing.T) {
 			switch random.IntN(5) {
 			case 0, 1:
 				body := map[string]any{"content": fmt.Sprintf("of %d words", me), "metadata": json.RawMessage(filter), "embedding": vector}
-				ids.Store(decode[document](a.want(a.do("POST", docsPath, token, body), 201, "")).ID, me)
+				ans := a.want(a.do("POST", docsPath, token, body), 201, "")
+				mine(ans, decode[document](ans))
+				ids.Store(decode[document](ans).ID, me)
 			case 2:
 				mode := []string{"vector", "text", "hybrid"}[random.IntN(3)]
 				body := map[string]any{"mode": mode, "limit": 100}

@@ -4,7 +4,8 @@
 //
 // Read the files in this order: server.go (the routes), api.go (the gate), input.go, read.go and json.go (strict
 // reading), auth.go, users.go and documents.go (what requests mean), token.go, password.go, embeddings.go,
-// store.go with schema.sql and lookup.go (all SQL), postgres.go, migrate.go, openapi.go, metrics.go, config.go, devdb.go.
+// store.go and store_documents.go with schema.sql (all SQL), gather.go, postgres.go, migrate.go, openapi.go, metrics.go,
+// config.go, devdb.go.
 package main
 
 import (

@@ -47,10 +47,13 @@ var serverSettings = map[string]string{
 
 // store is the database, for concurrent use.
 type store struct {
-	pool    *pgxpool.Pool
-	pooled  atomic.Bool // PgBouncer stands between
-	lookups lookups
-	heavy   chan struct{} // places for statements whose cost clients choose: half of the pool is kept for all others
+	pool   *pgxpool.Pool
+	pooled atomic.Bool   // PgBouncer stands between
+	heavy  chan struct{} // places for statements whose cost clients choose: half of the pool is kept for all others
+
+	lookups    *gathering[lookup]
+	rotations  *gathering[rotation]
+	insertions *gathering[insertion]
 }
 
 // openStore opens a pool for a database that has been migrated. It reports only faults of the settings.
@@ -61,7 +64,10 @@ func openStore(ctx context.Context, url string, maxConns int64, echo *slog.Logge
 	}
 	setUp(conf.ConnConfig, echo)
 	conf.MaxConns = int32(maxConns)
-	st := &store{lookups: lookups{overtime: overtime}, heavy: make(chan struct{}, max(1, conf.MaxConns/2))}
+	st := &store{heavy: make(chan struct{}, max(1, conf.MaxConns/2))}
+	st.lookups = newGathering(maxLookups, st.lookUp, st.lookUpTogether)
+	st.rotations = newGathering(maxRotations, nil, st.rotateTogether)
+	st.insertions = newGathering(maxInsertions, nil, st.insertTogether)
 	conf.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error {
 		if st.pooled.Load() {
 			for name := range serverSettings {

@@ -1,19 +1,15 @@
 package main
 
-// store.go holds every statement of the program, in the order of schema.sql. What goes in and out are plain
-// types, and pgx is not seen beyond this file and postgres.go.
+// store.go holds every statement about accounts and sessions, in the order of schema.sql, and store_documents.go those
+// about documents. What goes in and out are plain types, and pgx is not seen beyond these files and postgres.go.
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"fmt"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/pgvector/pgvector-go"
 )
 
 const (
@@ -149,6 +145,62 @@ func (st *store) rehash(id int64, oldHash, newHash string) error {
 
 // ---- sessions ----
 
+// living is the condition of a session s that may be used, with its user u.
+const living = `s.expires_at > now() AND u.is_active`
+
+// lookup is the arguments of authenticate.
+type lookup struct {
+	ticket
+	account *user
+}
+
+// authenticate reads the account of a living session into u: errNotFound where the session has ended, the account
+// is inactive, or the token has expired. It is the one query of most requests, unless their own statement asks for the
+// session (alive in store_documents.go), and those that come together share it.
+func (st *store) authenticate(t ticket, u *user) error { return st.lookups.do(lookup{t, u}) }
+
+// lookUp is authenticate without company.
+func (st *store) lookUp(l lookup) error {
+	return st.again(func(ctx context.Context, q querier) error {
+		return q.QueryRow(ctx, `
+			SELECT `+userColumns+` FROM sessions s JOIN users u ON u.id = s.user_id
+			WHERE s.id = $1 AND s.user_id = $2 AND $3::bigint > extract(epoch FROM now()) AND `+living,
+			l.session, l.user, l.expires).Scan(l.account.targets()...)
+	})
+}
+
+// lookUpTogether is lookUp for several. The arguments are numbers, so none can spoil it for the others.
+func (st *store) lookUpTogether(calls []*call[lookup]) error {
+	var list tickets
+	for _, c := range calls {
+		list.add(c.args.ticket)
+	}
+	return st.again(func(ctx context.Context, q querier) error {
+		for _, c := range calls {
+			c.err = errNotFound
+		}
+		rows, _ := q.Query(ctx, `
+			SELECT `+userColumns+`, t.place
+			FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) WITH ORDINALITY AS t (session, account, expires, place)
+			JOIN sessions s ON s.id = t.session AND s.user_id = t.account JOIN users u ON u.id = s.user_id
+			WHERE t.expires > extract(epoch FROM now()) AND `+living, list.sessions, list.users, list.expires)
+		var u user
+		var place int
+		_, err := pgx.ForEachRow(rows, u.targets(&place), func() error {
+			*calls[place-1].args.account, calls[place-1].err = u, nil
+			return nil
+		})
+		return err
+	})
+}
+
+// tickets are a list of them as PostgreSQL takes it.
+type tickets struct{ sessions, users, expires []int64 }
+
+func (list *tickets) add(t ticket) {
+	list.sessions, list.users, list.expires = append(list.sessions, t.session), append(list.users, t.user), append(list.expires, t.expires)
+}
+
 // createSession starts a session, provided that the account is still active and its password is still the
 // one with this hash: errNotFound otherwise. The lock on the account makes it wait for a change
 // under way, and the delete, a statement of its own, sees what that change left.
@@ -164,50 +216,103 @@ func (st *store) createSession(userID int64, hash string, c *caller, idle time.D
 			return err
 		}
 		return q.QueryRow(ctx, `
-			INSERT INTO sessions (user_id, expires_at, user_agent, ip) VALUES ($1, now() + $2, $3, $4)
-			RETURNING id, user_id, generation, rotated_at, expires_at`,
+			INSERT INTO sessions AS s (user_id, expires_at, user_agent, ip) VALUES ($1, now() + $2, $3, $4)
+			RETURNING `+sessionColumns,
 			userID, idle, c.agent, c.client).Scan(s.targets()...)
 	}))
 	return s, err
 }
 
-func (s *session) targets() []any {
-	return []any{&s.ID, &s.UserID, &s.Generation, &s.RotatedAt, &s.ExpiresAt}
+const sessionColumns = `s.id, s.user_id, s.generation, s.rotated_at, s.expires_at`
+
+func (s *session) targets(more ...any) []any {
+	return append([]any{&s.ID, &s.UserID, &s.Generation, &s.RotatedAt, &s.ExpiresAt}, more...)
 }
 
-// rotateSession moves a session to the generation after g, in one compare-and-set. g may be ahead of the
-// row: then the database lost a rotation in a fail-over, and the token is the truth. The loser of a
+// rotation is the arguments of rotateSession. Its ticket is the refresh token's.
+type rotation struct {
+	ticket
+	generation            int64
+	idle, absolute, grace time.Duration
+	session               *session
+}
+
+// rotateSession moves a session to the generation after r's, in one compare-and-set, and reads it. r's may be ahead of
+// the row's: then the database lost a rotation in a fail-over, and the token is the truth. The loser of a
 // race, and a client that lost the answer, get the state that the winner made, within grace after it.
-// errNotFound where the session has ended or the token has expired; errRefreshReused where g was
-// replaced earlier: then somebody else has the token, and the session is ended.
-func (st *store) rotateSession(c refreshClaims, userID int64, idle, absolute, grace time.Duration) (s session, err error) {
-	err = st.again(func(ctx context.Context, q querier) error {
+// errNotFound where the session has ended or the token has expired; errRefreshReused where its generation was
+// replaced earlier: then somebody else has the token, and the session is ended. Rotations that come together share
+// a statement and a commit.
+func (st *store) rotateSession(r rotation) error {
+	if err := st.rotations.do(r); err != errAlone {
+		return err
+	}
+	return st.rotateAlone(r)
+}
+
+// rotateAlone is rotateSession for one that rotateTogether has passed over: it waits for a lock, and finds out the rest.
+func (st *store) rotateAlone(r rotation) error {
+	s := r.session
+	return st.again(func(ctx context.Context, q querier) error {
 		err := q.QueryRow(ctx, `
 			UPDATE sessions s SET generation = $3 + 1, rotated_at = now(), expires_at = least(now() + $5, s.created_at + $6)
 			FROM users u
-			WHERE s.id = $1 AND s.user_id = $2 AND s.generation <= $3 AND s.expires_at > now() AND $4 > extract(epoch FROM now())
-			  AND u.id = s.user_id AND u.is_active
-			RETURNING s.id, s.user_id, s.generation, s.rotated_at, s.expires_at`,
-			c.Session, userID, c.Generation, c.Expires, idle, absolute).Scan(s.targets()...)
+			WHERE s.id = $1 AND s.user_id = $2 AND s.generation <= $3 AND $4 > extract(epoch FROM now())
+			  AND u.id = s.user_id AND `+living+`
+			RETURNING `+sessionColumns,
+			r.ticket.session, r.user, r.generation, r.expires, r.idle, r.absolute).Scan(s.targets()...)
 		if !errors.Is(err, pgx.ErrNoRows) {
 			return err
 		}
 		var recent bool
 		err = q.QueryRow(ctx, `
-			SELECT s.id, s.user_id, s.generation, s.rotated_at, s.expires_at, s.rotated_at > now() - $5::interval
+			SELECT `+sessionColumns+`, s.rotated_at > now() - $5::interval
 			FROM sessions s JOIN users u ON u.id = s.user_id
-			WHERE s.id = $1 AND s.user_id = $2 AND s.generation > $3 AND s.expires_at > now() AND $4 > extract(epoch FROM now())
-			  AND u.is_active`,
-			c.Session, userID, c.Generation, c.Expires, grace).Scan(append(s.targets(), &recent)...)
-		if err != nil || recent && s.Generation == c.Generation+1 {
+			WHERE s.id = $1 AND s.user_id = $2 AND s.generation > $3 AND $4 > extract(epoch FROM now()) AND `+living,
+			r.ticket.session, r.user, r.generation, r.expires, r.grace).Scan(s.targets(&recent)...)
+		if err != nil || recent && s.Generation == r.generation+1 {
 			return err
 		}
-		if _, err := q.Exec(ctx, `DELETE FROM sessions WHERE id = $1`, c.Session); err != nil {
+		if _, err := q.Exec(ctx, `DELETE FROM sessions WHERE id = $1`, r.ticket.session); err != nil {
 			return err
 		}
 		return errRefreshReused
 	})
-	return s, err
+}
+
+// rotateTogether is the first step of rotateAlone for several. For most it is all there is to do.
+func (st *store) rotateTogether(calls []*call[rotation]) error {
+	var list tickets
+	var generations []int64
+	var idle, absolute []time.Duration
+	for _, c := range calls {
+		r := c.args
+		list.add(r.ticket)
+		generations, idle, absolute = append(generations, r.generation), append(idle, r.idle), append(absolute, r.absolute)
+	}
+	return st.again(func(ctx context.Context, q querier) error {
+		for _, c := range calls {
+			c.err = errAlone
+		}
+		rows, _ := q.Query(ctx, `
+			WITH t AS MATERIALIZED (
+			    SELECT t.* FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::interval[], $6::interval[])
+			        WITH ORDINALITY AS t (session, account, expires, generation, idle, absolute, place)
+			    JOIN sessions s ON s.id = t.session AND s.user_id = t.account JOIN users u ON u.id = s.user_id
+			    WHERE s.generation <= t.generation AND t.expires > extract(epoch FROM now()) AND `+living+`
+			    FOR NO KEY UPDATE OF s SKIP LOCKED)
+			UPDATE sessions s SET generation = t.generation + 1, rotated_at = now(), expires_at = least(now() + t.idle, s.created_at + t.absolute)
+			FROM t WHERE s.id = t.session AND s.generation <= t.generation
+			RETURNING `+sessionColumns+`, t.place`,
+			list.sessions, list.users, list.expires, generations, idle, absolute)
+		var s session
+		var place int
+		_, err := pgx.ForEachRow(rows, s.targets(&place), func() error {
+			*calls[place-1].args.session, calls[place-1].err = s, nil
+			return nil
+		})
+		return err
+	})
 }
 
 // listSessions returns a user's living sessions, the newest first.
@@ -239,142 +344,4 @@ func (st *store) sweepSessions() (total int64, err error) {
 			return total, err
 		}
 	}
-}
-
-// ---- documents ----
-
-// alive is true while the session $3 of the user $1 lives, whose token expires at $4: with it, the statement needs no
-// look-up before. It is found out once a statement.
-const alive = `EXISTS (SELECT FROM sessions s JOIN users u ON u.id = s.user_id
-	WHERE s.id = $3 AND s.user_id = $1 AND $4::bigint > extract(epoch FROM now()) AND ` + living + `)`
-
-// documentColumns end with the embedding, which is null unless the parameter $2 asks for it.
-const documentColumns = `d.id, d.content, d.metadata, d.created_at, d.updated_at, CASE WHEN $2::boolean THEN d.embedding END`
-
-// toDocument makes a reader of the rows of one statement: of documentColumns, and of what follows them into more.
-func toDocument(more ...any) pgx.RowToFunc[document] {
-	var d document
-	var embedding *pgvector.HalfVector
-	columns := append([]any{&d.ID, &d.Content, (*[]byte)(&d.Metadata), &d.CreatedAt, &d.UpdatedAt, &embedding}, more...)
-	return func(row pgx.CollectableRow) (document, error) {
-		err := row.Scan(columns...)
-		if embedding != nil {
-			d.Embedding = embedding.Slice()
-		}
-		return d, err
-	}
-}
-
-// createDocuments inserts documents of t's user and returns them in the same order: all or none. Each has an embedding.
-// errNotFound where the session has ended.
-func (st *store) createDocuments(t ticket, list []documentInput, embeddings bool) ([]document, error) {
-	contents, metadata, vectors := make([]string, len(list)), make([][]byte, len(list)), make([]pgvector.HalfVector, len(list))
-	for i, in := range list {
-		contents[i], metadata[i], vectors[i] = in.Content, in.Metadata, pgvector.NewHalfVector(in.Embedding)
-		if in.Metadata == nil {
-			metadata[i] = []byte("{}")
-		}
-	}
-	insert := st.once
-	if len(list) > 1 {
-		insert = st.slowly
-	}
-	docs, err := all(insert, toDocument(), int64(len(list)), `
-		INSERT INTO documents AS d (owner_id, content, metadata, embedding)
-		SELECT $1, content, metadata, embedding
-		FROM unnest($5::text[], $6::jsonb[], $7::halfvec[]) WITH ORDINALITY AS item (content, metadata, embedding, place)
-		WHERE `+alive+` ORDER BY place
-		RETURNING `+documentColumns,
-		t.user, embeddings, t.session, t.expires, contents, metadata, vectors)
-	slices.SortFunc(docs, func(a, b document) int { return cmp.Compare(a.ID, b.ID) }) // they were numbered in the order of list
-	return docs, some(int64(len(docs)), err)
-}
-
-// getDocument returns a document of owner, or errNotFound.
-func (st *store) getDocument(owner, id int64, embedding bool) (document, error) {
-	return first(st.again, toDocument(), `SELECT `+documentColumns+` FROM documents d WHERE d.owner_id = $1 AND d.id = $3`, owner, embedding, id)
-}
-
-// listDocuments returns up to in.Limit documents of owner in the order of ids, and one more where there is one.
-func (st *store) listDocuments(owner int64, in listDocumentsInput) ([]document, error) {
-	run, args := st.again, []any{owner, in.Include != nil, in.After, in.Limit + 1}
-	if in.Filter != nil {
-		run = st.heavily(true)
-	}
-	where := filterBy(in.Filter, &args)
-	return all(run, toDocument(), in.Limit+1, `
-		SELECT `+documentColumns+` FROM documents d
-		WHERE d.owner_id = $1 AND d.id > coalesce($3::bigint, 0)`+where+`
-		ORDER BY d.id LIMIT $4`, args...)
-}
-
-// filterBy is the condition for a filter, whose value it adds to args. A statement without it has another
-// text, and so a plan of its own.
-func filterBy(filter jsonObject, args *[]any) string {
-	if filter == nil {
-		return ""
-	}
-	*args = append(*args, []byte(filter))
-	return fmt.Sprintf(" AND metadata @> $%d::jsonb", len(*args))
-}
-
-// updateDocument changes what in names and returns the document of owner, or errNotFound.
-func (st *store) updateDocument(owner int64, in updateDocumentInput) (document, error) {
-	var embedding any
-	if in.Embedding != nil {
-		embedding = pgvector.NewHalfVector(in.Embedding)
-	}
-	return first(st.once, toDocument(), `
-		UPDATE documents d SET content = coalesce($4, d.content), metadata = coalesce($5, d.metadata),
-		    embedding = coalesce($6, d.embedding), updated_at = now()
-		WHERE d.owner_id = $1 AND d.id = $3 RETURNING `+documentColumns,
-		owner, in.Include != nil, in.ID, in.Content, []byte(in.Metadata), embedding)
-}
-
-// deleteDocument removes a document of owner, or returns errNotFound.
-func (st *store) deleteDocument(owner, id int64) error {
-	return some(alter(st.once, `DELETE FROM documents WHERE owner_id = $1 AND id = $2`, owner, id))
-}
-
-// fuseDepth is how many of each ranking mode hybrid fuses: more than the largest limit, so that a document at
-// the end of one list has had its chance in the other.
-const fuseDepth = "200"
-
-// search returns the in.Limit documents of t's user that fit best, and none where the session has ended. The ids and
-// scores are found in a step of their own, so that only the few that are found are read whole. Equals go by id.
-// textSearch is the configuration that the words were made with.
-func (st *store) search(t ticket, in searchInput, textSearch string) ([]found, error) {
-	args := []any{t.user, in.Include != nil, t.session, t.expires, in.Limit}
-	arg := func(v any) string { args = append(args, v); return fmt.Sprintf("$%d", len(args)) }
-	where := "owner_id = $1 AND " + alive + filterBy(in.Filter, &args)
-	var nearest, matching, sql string
-	if in.Mode != "text" {
-		distance := "embedding <=> " + arg(pgvector.NewHalfVector(in.Embedding))
-		nearest = "AS MATERIALIZED (SELECT id, " + distance + " AS distance, 1 - (" + distance + ") AS score FROM documents WHERE " + where + " ORDER BY distance, id LIMIT "
-	}
-	if in.Mode != "vector" {
-		query := "websearch_to_tsquery(" + arg(textSearch) + "::text::regconfig, " + arg(wordsOf(*in.Query)) + ")"
-		matching = "AS MATERIALIZED (SELECT id, NULL::float8 AS distance, ts_rank(words, " + query + ")::float8 AS score FROM documents WHERE " + where + " AND words @@ " + query + " ORDER BY score DESC, id LIMIT "
-	}
-	switch in.Mode {
-	case "vector":
-		sql = "WITH found " + nearest + "$5)"
-	case "text":
-		sql = "WITH found " + matching + "$5)"
-	case "hybrid":
-		sql = "WITH nearest " + nearest + fuseDepth + "), matching " + matching + fuseDepth + `), found AS MATERIALIZED (
-			SELECT id, NULL::float8 AS distance, sum(1.0::float8 / (60 + place)) AS score FROM (
-			    SELECT id, row_number() OVER (ORDER BY distance, id) AS place FROM nearest UNION ALL
-			    SELECT id, row_number() OVER (ORDER BY score DESC, id) FROM matching) AS places
-			GROUP BY id ORDER BY score DESC, id LIMIT $5)`
-	}
-	var f found
-	read := toDocument(&f.Score, &f.Distance)
-	toFound := func(row pgx.CollectableRow) (_ found, err error) {
-		f.Document, err = read(row)
-		return f, err
-	}
-	return all(st.heavily(in.Mode != "vector" || in.Filter != nil), toFound, in.Limit, sql+`
-		SELECT `+documentColumns+`, f.score, f.distance FROM found f JOIN documents d ON d.owner_id = $1 AND d.id = f.id
-		ORDER BY f.distance, f.score DESC, f.id`, args...)
 }
