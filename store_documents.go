@@ -173,7 +173,7 @@ func (st *store) search(t ticket, in searchInput, textSearch string) ([]found, e
 	var nearest, matching, sql string
 	if in.Mode != "text" {
 		distance := "embedding <=> " + arg(pgvector.NewHalfVector(in.Embedding))
-		nearest = "AS MATERIALIZED (SELECT id, " + distance + " AS distance, 1 - (" + distance + ") AS score FROM documents WHERE " + where + " ORDER BY distance, id LIMIT "
+		nearest = "WITH nearest AS MATERIALIZED (SELECT id, " + distance + " AS distance FROM documents WHERE " + where + " ORDER BY distance, id LIMIT "
 	}
 	if in.Mode != "vector" {
 		query := "websearch_to_tsquery(" + arg(textSearch) + "::text::regconfig, " + arg(wordsOf(*in.Query)) + ")"
@@ -181,11 +181,11 @@ func (st *store) search(t ticket, in searchInput, textSearch string) ([]found, e
 	}
 	switch in.Mode {
 	case "vector":
-		sql = "WITH found " + nearest + "$5)"
+		sql = nearest + "$5), found AS (SELECT id, distance, 1 - distance AS score FROM nearest)"
 	case "text":
 		sql = "WITH found " + matching + "$5)"
 	case "hybrid":
-		sql = "WITH nearest " + nearest + fuseDepth + "), matching " + matching + fuseDepth + `), found AS MATERIALIZED (
+		sql = nearest + fuseDepth + "), matching " + matching + fuseDepth + `), found AS MATERIALIZED (
 			SELECT id, NULL::float8 AS distance, sum(1.0::float8 / (60 + place)) AS score FROM (
 			    SELECT id, row_number() OVER (ORDER BY distance, id) AS place FROM nearest UNION ALL
 			    SELECT id, row_number() OVER (ORDER BY score DESC, id) FROM matching) AS places
