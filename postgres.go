@@ -264,9 +264,15 @@ func inTx(f work, settings ...string) work {
 
 // take waits for a place for a heavy statement: errBusy after patience.
 func (st *store) take(patience time.Duration) (leave func(), err error) {
+	leave = func() { <-st.heavy }
 	select {
 	case st.heavy <- struct{}{}:
-		return func() { <-st.heavy }, nil
+		return leave, nil
+	default: // the timer below costs more
+	}
+	select {
+	case st.heavy <- struct{}{}:
+		return leave, nil
 	case <-time.After(patience):
 		return nil, errBusy.because("Too many searches or batches are under way; try again.")
 	}
