@@ -128,9 +128,10 @@ func (s *server) refresh(_ context.Context, c *caller, in refreshTokenInput) (to
 	if !ok {
 		return tokens{}, errInvalidRefresh
 	}
-	var now session
-	grace := time.Duration(s.cfg.RefreshGrace) * time.Second
-	err := s.store.rotateSession(rotation{ticket{claims.Session, userID, claims.Expires}, claims.Generation, s.idleLimit(), sessionLifetime, grace, &now})
+	session, err := s.store.rotateSession(rotation{
+		ticket: ticket{claims.Session, userID, claims.Expires}, generation: claims.Generation,
+		idle: s.idleLimit(), absolute: sessionLifetime, grace: time.Duration(s.cfg.RefreshGrace) * time.Second,
+	})
 	switch {
 	case errors.Is(err, errNotFound):
 		return tokens{}, errInvalidRefresh
@@ -141,7 +142,7 @@ func (s *server) refresh(_ context.Context, c *caller, in refreshTokenInput) (to
 	case err != nil:
 		return tokens{}, err
 	}
-	return s.keys.issue(now), nil
+	return s.keys.issue(session), nil
 }
 
 func (s *server) idleLimit() time.Duration { return time.Duration(s.cfg.RefreshDays) * 24 * time.Hour }

@@ -148,7 +148,7 @@ func (b *bench) latency() {
 // refresh rotates each session once a run, on both sides: tokens are of a generation ahead of the row, which is as
 // good as the row's own.
 func (b *bench) refresh() {
-	statement := captured(b.T, b.url, "UPDATE sessions", func(st *store) { st.rotateAlone(rotation{session: &session{}}) })
+	statement := captured(b.T, b.url, "UPDATE sessions", func(st *store) { st.rotateAlone(&rotation{}) })
 	sessions := min(*userCount, 100_000)
 	sql := script(b.T, fmt.Sprintf("\\set n :n + 1\n\\set p1 1 + (:client_id * %d + :n) %% %d\n\\set p2 :p1", sessions/8, sessions), statement)
 	var generation int64

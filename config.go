@@ -19,7 +19,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 )
@@ -55,11 +54,9 @@ type config struct {
 
 // printSettings writes the table of settings.
 func printSettings(w io.Writer) {
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for f := range reflect.TypeFor[config]().Fields() {
-		fmt.Fprintf(table, "  %s\t%s\t%s\n", f.Tag.Get("env"), f.Tag.Get("default"), f.Tag.Get("doc"))
+		fmt.Fprintf(w, "  %-27s  %-7s  %s\n", f.Tag.Get("env"), f.Tag.Get("default"), f.Tag.Get("doc"))
 	}
-	table.Flush()
 }
 
 // loadConfig reads all settings. The error joins every problem, a line each, without values.

@@ -29,7 +29,8 @@ const (
 // errAlone tells that a shared statement has passed over a call, and has done nothing for it.
 var errAlone = errors.New("not to be shared")
 
-// gathering is the calls of one kind, with arguments A.
+// gathering is the calls of one kind. A points to the arguments and to what came of them: pointers, of whatever type,
+// share the code in the file.
 type gathering[A any] struct {
 	maxFlying int
 	overtime  time.Duration
@@ -138,13 +139,14 @@ func (g *gathering[A]) overtake() {
 
 // flyOn makes a statement for batch, then one for those who wait by then, and so on, beside the caller.
 func (g *gathering[A]) flyOn(batch []*call[A]) {
-	if batch != nil {
-		go func() {
-			for batch != nil {
-				batch = g.fly(batch)
-			}
-		}()
+	if batch == nil {
+		return
 	}
+	go func(batch []*call[A]) {
+		for batch != nil {
+			batch = g.fly(batch)
+		}
+	}(batch)
 }
 
 // fly makes one statement for all of batch, and returns those that are to have the next, so that it starts before

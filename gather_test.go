@@ -18,12 +18,9 @@ import (
 // TestGathering makes many calls at once, some of which panic, and sees each served once, in company.
 func TestGathering(t *testing.T) {
 	t.Parallel()
-	type args struct {
-		n      int
-		result *int
-	}
+	type args struct{ n, result int }
 	var flying, statements, most atomic.Int32
-	g := newGathering(2, nil, func(calls []*call[args]) error {
+	g := newGathering(2, nil, func(calls []*call[*args]) error {
 		if now := flying.Add(1); now > 2 || len(calls) > maxTogether {
 			t.Errorf("%d statements at once, one of %d calls", now, len(calls))
 		}
@@ -35,20 +32,21 @@ func TestGathering(t *testing.T) {
 			if c.args.n%500 == 0 {
 				panic("canary of a call")
 			}
-			*c.args.result += c.args.n
+			c.args.result += c.args.n
 			c.err = errNotFound
 		}
 		return nil
 	})
 	g.overtime = time.Minute
 	const n = 1000
-	results, panics := make([]int, n), atomic.Int32{}
+	var panics atomic.Int32
 	parallel(n, func(i int) {
-		err := g.do(args{i, &results[i]})
+		a := args{n: i}
+		err := g.do(&a)
 		if err != errNotFound && strings.Contains(err.Error(), "panic in a shared statement") {
 			panics.Add(1)
-		} else if err != errNotFound || results[i] != i {
-			t.Errorf("call %d = %d, %v", i, results[i], err)
+		} else if err != errNotFound || a.result != i {
+			t.Errorf("call %d = %d, %v", i, a.result, err)
 		}
 	})
 	if p, s, m := panics.Load(), statements.Load(), most.Load(); p < n/500 || p == n || s > n/2 || m != maxTogether {
@@ -181,6 +179,10 @@ func TestLookupsOvertake(t *testing.T) {
 	})
 }
 
+func rotationOf(id int64) rotation {
+	return rotation{ticket: ticket{id, id, never}, idle: time.Hour, absolute: 24 * time.Hour, grace: time.Minute}
+}
+
 // TestRotationsGather proves that refreshes which share a statement each get their own session, that one which comes
 // twice is one, and that the ended and the stolen are told from the others.
 func TestRotationsGather(t *testing.T) {
@@ -190,8 +192,9 @@ func TestRotationsGather(t *testing.T) {
 	const n = 40
 	id := func(i int) int64 { return int64(1 + i/2*100) } // each twice
 	sessions := make([]session, n)
-	errs := gather(t, a, st, st.rotations, "sessions", n, func(i int) error {
-		return st.rotateSession(rotation{ticket{id(i), id(i), never}, 0, time.Hour, 24 * time.Hour, time.Minute, &sessions[i]})
+	errs := gather(t, a, st, st.rotations, "sessions", n, func(i int) (err error) {
+		sessions[i], err = st.rotateSession(rotationOf(id(i)))
+		return err
 	}, `UPDATE sessions SET expires_at = now() WHERE id = 201; UPDATE users SET is_active = false WHERE id = 301; DELETE FROM users WHERE id = 401`)
 	for i, s := range sessions {
 		switch dead := id(i) == 201 || id(i) == 301 || id(i) == 401; {
@@ -266,7 +269,8 @@ func TestLocksHoldUpTheirOwnOnly(t *testing.T) {
 	a, st, _ := gatherApp(t)
 	for name, call := range map[string]func(id int64) error{
 		"rotation": func(id int64) error {
-			return st.rotateSession(rotation{ticket{id, id, never}, 0, time.Hour, time.Hour, time.Minute, &session{}})
+			_, err := st.rotateSession(rotationOf(id))
+			return err
 		},
 		"insert": func(id int64) error {
 			_, err := st.createDocuments(ticket{id, id, never}, []documentInput{{Content: "a", Embedding: vector{1, 1, 1}}}, false)
@@ -307,7 +311,7 @@ func TestSharedStatementsUseIndexes(t *testing.T) {
 	t.Parallel()
 	a, st, log := gatherApp(t)
 	gatherLookups(t, a, st, 10, func(i int) int64 { return int64(i + 1) }, `SELECT 1`)
-	st.rotateSession(rotation{ticket{1, 1, never}, 0, time.Hour, time.Hour, time.Hour, &session{}})
+	st.rotateSession(rotationOf(1))
 	st.createDocuments(ticket{1, 1, never}, []documentInput{{Content: "a", Embedding: vector{1, 1, 1}}}, false)
 	plans := map[string]bool{}
 	for entry := range strings.Lines(log.text()) {

@@ -51,9 +51,9 @@ type store struct {
 	pooled atomic.Bool   // PgBouncer stands between
 	heavy  chan struct{} // places for statements whose cost clients choose: half of the pool is kept for all others
 
-	lookups    *gathering[lookup]
-	rotations  *gathering[rotation]
-	insertions *gathering[insertion]
+	lookups    *gathering[*lookup]
+	rotations  *gathering[*rotation]
+	insertions *gathering[*insertion]
 }
 
 // openStore opens a pool for a database that has been migrated. It reports only faults of the settings.

@@ -157,10 +157,10 @@ type lookup struct {
 // authenticate reads the account of a living session into u: errNotFound where the session has ended, the account
 // is inactive, or the token has expired. It is the one query of most requests, unless their own statement asks for the
 // session (alive in store_documents.go), and those that come together share it.
-func (st *store) authenticate(t ticket, u *user) error { return st.lookups.do(lookup{t, u}) }
+func (st *store) authenticate(t ticket, u *user) error { return st.lookups.do(&lookup{t, u}) }
 
 // lookUp is authenticate without company.
-func (st *store) lookUp(l lookup) error {
+func (st *store) lookUp(l *lookup) error {
 	return st.again(func(ctx context.Context, q querier) error {
 		return q.QueryRow(ctx, `
 			SELECT `+userColumns+` FROM sessions s JOIN users u ON u.id = s.user_id
@@ -170,7 +170,7 @@ func (st *store) lookUp(l lookup) error {
 }
 
 // lookUpTogether is lookUp for several. The arguments are numbers, so none can spoil it for the others.
-func (st *store) lookUpTogether(calls []*call[lookup]) error {
+func (st *store) lookUpTogether(calls []*call[*lookup]) error {
 	var list tickets
 	for _, c := range calls {
 		list.add(c.args.ticket)
@@ -234,25 +234,26 @@ type rotation struct {
 	ticket
 	generation            int64
 	idle, absolute, grace time.Duration
-	session               *session
+	rotated               session // what came of it
 }
 
-// rotateSession moves a session to the generation after r's, in one compare-and-set, and reads it. r's may be ahead of
+// rotateSession moves a session to the generation after r's, in one compare-and-set, and returns it. r's may be ahead of
 // the row's: then the database lost a rotation in a fail-over, and the token is the truth. The loser of a
 // race, and a client that lost the answer, get the state that the winner made, within grace after it.
 // errNotFound where the session has ended or the token has expired; errRefreshReused where its generation was
 // replaced earlier: then somebody else has the token, and the session is ended. Rotations that come together share
 // a statement and a commit.
-func (st *store) rotateSession(r rotation) error {
-	if err := st.rotations.do(r); err != errAlone {
-		return err
+func (st *store) rotateSession(r rotation) (session, error) {
+	err := st.rotations.do(&r)
+	if err == errAlone {
+		err = st.rotateAlone(&r)
 	}
-	return st.rotateAlone(r)
+	return r.rotated, err
 }
 
 // rotateAlone is rotateSession for one that rotateTogether has passed over: it waits for a lock, and finds out the rest.
-func (st *store) rotateAlone(r rotation) error {
-	s := r.session
+func (st *store) rotateAlone(r *rotation) error {
+	s := &r.rotated
 	return st.again(func(ctx context.Context, q querier) error {
 		err := q.QueryRow(ctx, `
 			UPDATE sessions s SET generation = $3 + 1, rotated_at = now(), expires_at = least(now() + $5, s.created_at + $6)
@@ -260,7 +261,7 @@ func (st *store) rotateAlone(r rotation) error {
 			WHERE s.id = $1 AND s.user_id = $2 AND s.generation <= $3 AND $4 > extract(epoch FROM now())
 			  AND u.id = s.user_id AND `+living+`
 			RETURNING `+sessionColumns,
-			r.ticket.session, r.user, r.generation, r.expires, r.idle, r.absolute).Scan(s.targets()...)
+			r.session, r.user, r.generation, r.expires, r.idle, r.absolute).Scan(s.targets()...)
 		if !errors.Is(err, pgx.ErrNoRows) {
 			return err
 		}
@@ -269,11 +270,11 @@ func (st *store) rotateAlone(r rotation) error {
 			SELECT `+sessionColumns+`, s.rotated_at > now() - $5::interval
 			FROM sessions s JOIN users u ON u.id = s.user_id
 			WHERE s.id = $1 AND s.user_id = $2 AND s.generation > $3 AND $4 > extract(epoch FROM now()) AND `+living,
-			r.ticket.session, r.user, r.generation, r.expires, r.grace).Scan(s.targets(&recent)...)
+			r.session, r.user, r.generation, r.expires, r.grace).Scan(s.targets(&recent)...)
 		if err != nil || recent && s.Generation == r.generation+1 {
 			return err
 		}
-		if _, err := q.Exec(ctx, `DELETE FROM sessions WHERE id = $1`, r.ticket.session); err != nil {
+		if _, err := q.Exec(ctx, `DELETE FROM sessions WHERE id = $1`, r.session); err != nil {
 			return err
 		}
 		return errRefreshReused
@@ -281,7 +282,7 @@ func (st *store) rotateAlone(r rotation) error {
 }
 
 // rotateTogether is the first step of rotateAlone for several. For most it is all there is to do.
-func (st *store) rotateTogether(calls []*call[rotation]) error {
+func (st *store) rotateTogether(calls []*call[*rotation]) error {
 	var list tickets
 	var generations []int64
 	var idle, absolute []time.Duration
@@ -308,7 +309,7 @@ func (st *store) rotateTogether(calls []*call[rotation]) error {
 		var s session
 		var place int
 		_, err := pgx.ForEachRow(rows, s.targets(&place), func() error {
-			*calls[place-1].args.session, calls[place-1].err = s, nil
+			calls[place-1].args.rotated, calls[place-1].err = s, nil
 			return nil
 		})
 		return err

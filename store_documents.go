@@ -45,24 +45,24 @@ func (st *store) createDocuments(t ticket, list []documentInput, embeddings bool
 		return insertDocuments(st.slowly, []ticket{t}, list, embeddings, "")
 	}
 	if len(list[0].Content)+len(list[0].Metadata) <= shareable && !embeddings {
-		docs := make([]document, 1)
-		if err := st.insertions.do(insertion{t, list[0], &docs[0]}); err != errAlone {
-			return docs, err
+		in := insertion{ticket: t, input: list[0]}
+		if err := st.insertions.do(&in); err != errAlone {
+			return []document{in.stored}, err
 		}
 	}
 	return insertDocuments(st.once, []ticket{t}, list, embeddings, "")
 }
 
-// insertion is the arguments of an insert that may be shared.
+// insertion is a document that may share a statement.
 type insertion struct {
 	ticket
 	input  documentInput
-	result *document
+	stored document // what came of it
 }
 
 // insertTogether stores one document of each call. Where one cannot be stored, by its own fault or for a lock on its
 // account, none is, and each is tried alone.
-func (st *store) insertTogether(calls []*call[insertion]) error {
+func (st *store) insertTogether(calls []*call[*insertion]) error {
 	var holders []ticket
 	var list []documentInput
 	for _, c := range calls {
@@ -73,7 +73,7 @@ func (st *store) insertTogether(calls []*call[insertion]) error {
 		if err != nil {
 			c.err = errAlone
 		} else {
-			*c.args.result = docs[i]
+			c.args.stored = docs[i]
 		}
 	}
 	if errors.Is(err, errUnavailable) {
