@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime/pprof"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -48,8 +49,26 @@ func (b *bench) sizes() {
 	}
 	mb := float64(info.Size()) / 1e6
 	b.add(row{"binary", "", fmt.Sprintf("%.1f MB", mb), "", math.NaN(), "≤ 12 MB", mb <= 12})
+	if size, err := imageSize(); err == nil {
+		b.add(row{"image", "its base", fmt.Sprintf("%.1f MB", size/1e6), fmt.Sprintf("%.1f MB", size/1e6-mb), math.NaN(), "≤ 15 MB", size <= 15e6})
+	} else {
+		b.add(row{"image", "", "not measured: docker says " + err.Error(), "", math.NaN(), "≤ 15 MB", false})
+	}
 	idle := b.app.memory(b.T, "VmRSS:")
 	b.add(row{"RSS idle", "", fmt.Sprintf("%.1f MB", idle), "", math.NaN(), "≤ 20 MB", idle <= 20})
+}
+
+// imageSize is the size in bytes of the image that docker makes here.
+func imageSize() (float64, error) {
+	id, err := exec.Command("docker", "build", "-q", ".").Output()
+	if err != nil {
+		return 0, err
+	}
+	size, err := exec.Command("docker", "image", "inspect", "-f", "{{.Size}}", strings.TrimSpace(string(id))).Output()
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseFloat(strings.TrimSpace(string(size)), 64)
 }
 
 // counts are the rows that do not depend on the machine.

@@ -29,8 +29,8 @@ const (
 // errAlone tells that a shared statement has passed over a call, and has done nothing for it.
 var errAlone = errors.New("not to be shared")
 
-// gathering is the calls of one kind. A points to the arguments and to what came of them: pointers, of whatever type,
-// share the code in the file.
+// gathering is the calls of one kind. A is a pointer to the arguments and to what came of them; all pointers share one
+// copy of this code in the program.
 type gathering[A any] struct {
 	maxFlying int
 	overtime  time.Duration
