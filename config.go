@@ -52,7 +52,7 @@ type config struct {
 	ShutdownDelay       int64          `env:"SHUTDOWN_DELAY" default:"0" min:"0" max:"300" doc:"seconds between failing /health/db and closing, for load balancers to notice"`
 }
 
-// printSettings writes the table of settings.
+// printSettings writes the table of settings, in columns as wide as the longest name and the longest default.
 func printSettings(w io.Writer) {
 	for f := range reflect.TypeFor[config]().Fields() {
 		fmt.Fprintf(w, "  %-27s  %-7s  %s\n", f.Tag.Get("env"), f.Tag.Get("default"), f.Tag.Get("doc"))

@@ -148,6 +148,10 @@ func (st *store) rehash(id int64, oldHash, newHash string) error {
 // living is the condition of a session s that may be used, with its user u.
 const living = `s.expires_at > now() AND u.is_active`
 
+// ofLiving joins tickets t (session, account, expires) with the sessions and users of those that may be used.
+const ofLiving = `JOIN sessions s ON s.id = t.session AND s.user_id = t.account JOIN users u ON u.id = s.user_id
+	WHERE t.expires > extract(epoch FROM now()) AND ` + living
+
 // lookup is the arguments of authenticate.
 type lookup struct {
 	ticket
@@ -181,9 +185,8 @@ func (st *store) lookUpTogether(calls []*call[*lookup]) error {
 		}
 		rows, _ := q.Query(ctx, `
 			SELECT `+userColumns+`, t.place
-			FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) WITH ORDINALITY AS t (session, account, expires, place)
-			JOIN sessions s ON s.id = t.session AND s.user_id = t.account JOIN users u ON u.id = s.user_id
-			WHERE t.expires > extract(epoch FROM now()) AND `+living, list.sessions, list.users, list.expires)
+			FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) WITH ORDINALITY AS t (session, account, expires, place) `+ofLiving,
+			list.sessions, list.users, list.expires)
 		var u user
 		var place int
 		_, err := pgx.ForEachRow(rows, u.targets(&place), func() error {
@@ -299,9 +302,7 @@ func (st *store) rotateTogether(calls []*call[*rotation]) error {
 			WITH t AS MATERIALIZED (
 			    SELECT t.* FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::interval[], $6::interval[])
 			        WITH ORDINALITY AS t (session, account, expires, generation, idle, absolute, place)
-			    JOIN sessions s ON s.id = t.session AND s.user_id = t.account JOIN users u ON u.id = s.user_id
-			    WHERE s.generation <= t.generation AND t.expires > extract(epoch FROM now()) AND `+living+`
-			    FOR NO KEY UPDATE OF s SKIP LOCKED)
+			    `+ofLiving+` AND s.generation <= t.generation FOR NO KEY UPDATE OF s SKIP LOCKED)
 			UPDATE sessions s SET generation = t.generation + 1, rotated_at = now(), expires_at = least(now() + t.idle, s.created_at + t.absolute)
 			FROM t WHERE s.id = t.session AND s.generation <= t.generation
 			RETURNING `+sessionColumns+`, t.place`,

@@ -41,16 +41,18 @@ const shareable = 4 << 10
 // createDocuments inserts documents of t's user and returns them in the same order: all or none. Each has an embedding.
 // errNotFound where the session has ended. Short ones that come together, one each, share a statement and a commit.
 func (st *store) createDocuments(t ticket, list []documentInput, embeddings bool) ([]document, error) {
+	run := st.once
 	if len(list) > 1 {
-		return insertDocuments(st.slowly, []ticket{t}, list, embeddings, "")
-	}
-	if len(list[0].Content)+len(list[0].Metadata) <= shareable && !embeddings {
+		run = st.slowly
+	} else if len(list[0].Content)+len(list[0].Metadata) <= shareable && !embeddings {
 		in := insertion{ticket: t, input: list[0]}
 		if err := st.insertions.do(&in); err != errAlone {
 			return []document{in.stored}, err
 		}
 	}
-	return insertDocuments(st.once, []ticket{t}, list, embeddings, "")
+	var holder tickets
+	holder.add(t)
+	return insertDocuments(run, holder, list, embeddings, "")
 }
 
 // insertion is a document that may share a statement.
@@ -63,10 +65,11 @@ type insertion struct {
 // insertTogether stores one document of each call. Where one cannot be stored, by its own fault or for a lock on its
 // account, none is, and each is tried alone.
 func (st *store) insertTogether(calls []*call[*insertion]) error {
-	var holders []ticket
+	var holders tickets
 	var list []documentInput
 	for _, c := range calls {
-		holders, list = append(holders, c.args.ticket), append(list, c.args.input)
+		holders.add(c.args.ticket)
+		list = append(list, c.args.input)
 	}
 	docs, err := insertDocuments(st.once, holders, list, false, " SKIP LOCKED")
 	for i, c := range calls {
@@ -85,18 +88,14 @@ func (st *store) insertTogether(calls []*call[*insertion]) error {
 // insertDocuments inserts documents of the holder of the one ticket, or each of the holder of its own, and returns them
 // in the same order: all or none. errNotFound where a session has ended. An account that is about to be deleted is
 // waited for, or, with " SKIP LOCKED", taken for one that is.
-func insertDocuments(run runner, holders []ticket, list []documentInput, embeddings bool, locked string) ([]document, error) {
+func insertDocuments(run runner, holders tickets, list []documentInput, embeddings bool, locked string) ([]document, error) {
 	n := len(list)
 	owners, contents, metadata, vectors := make([]int64, n), make([]string, n), make([][]byte, n), make([]pgvector.HalfVector, n)
 	for i, in := range list {
-		owners[i], contents[i], metadata[i], vectors[i] = holders[min(i, len(holders)-1)].user, in.Content, in.Metadata, pgvector.NewHalfVector(in.Embedding)
+		owners[i], contents[i], metadata[i], vectors[i] = holders.users[min(i, len(holders.users)-1)], in.Content, in.Metadata, pgvector.NewHalfVector(in.Embedding)
 		if in.Metadata == nil {
 			metadata[i] = []byte("{}")
 		}
-	}
-	var t tickets
-	for _, h := range holders {
-		t.add(h)
 	}
 	docs, err := all(run, toDocument(), int64(n), `
 		INSERT INTO documents AS d (owner_id, content, metadata, embedding)
@@ -104,11 +103,10 @@ func insertDocuments(run runner, holders []ticket, list []documentInput, embeddi
 		FROM unnest($5::bigint[], $6::text[], $7::jsonb[], $8::halfvec[]) WITH ORDINALITY AS item (owner, content, metadata, embedding, place)
 		WHERE cardinality($1::bigint[]) = (SELECT count(*) FROM (
 		    SELECT FROM unnest($1::bigint[], $3::bigint[], $4::bigint[]) AS t (session, account, expires)
-		    JOIN sessions s ON s.id = t.session AND s.user_id = t.account JOIN users u ON u.id = s.user_id
-		    WHERE t.expires > extract(epoch FROM now()) AND `+living+` FOR KEY SHARE OF u`+locked+`) AS alive)
+		    `+ofLiving+` FOR KEY SHARE OF u`+locked+`) AS alive)
 		ORDER BY place
 		RETURNING `+documentColumns,
-		t.sessions, embeddings, t.users, t.expires, owners, contents, metadata, vectors)
+		holders.sessions, embeddings, holders.users, holders.expires, owners, contents, metadata, vectors)
 	slices.SortFunc(docs, func(a, b document) int { return cmp.Compare(a.ID, b.ID) }) // they were numbered in the order of list
 	return docs, some(int64(len(docs)), err)
 }
