@@ -140,17 +140,6 @@ func (p program) withDatabase(ctx context.Context, cfg *config, args []string) (
 	return p.serve(ctx, s, dev)
 }
 
-// newLogger logs in the form and from the level that the settings say.
-func newLogger(cfg *config, w io.Writer) *slog.Logger {
-	var level slog.Level
-	level.UnmarshalText([]byte(cfg.LogLevel)) // config has only the names that slog knows
-	options := &slog.HandlerOptions{Level: level}
-	if cfg.LogFormat == "text" {
-		return slog.New(slog.NewTextHandler(w, options))
-	}
-	return slog.New(slog.NewJSONHandler(w, options))
-}
-
 // serve answers requests until ctx ends, then drains: /health/db fails, so that load balancers turn
 // away, SHUTDOWN_DELAY passes, and the requests under way are finished. A second signal ends at once.
 func (p program) serve(ctx context.Context, s *server, dev *devDB) error {

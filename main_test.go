@@ -225,7 +225,7 @@ func newAppOn(t testing.TB, url string, params argonParams, configure ...func(*c
 	}
 	st.ping() // it learns whether there is a PgBouncer
 	a := &app{t: t, url: url}
-	a.server = newServer(cfg, st, newHasher(params), slog.New(slog.NewJSONHandler(&suiteLog, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	a.server = newServer(cfg, st, newHasher(params), newLogger(&config{LogLevel: "debug"}, &suiteLog))
 	a.web = httptest.NewUnstartedServer(a.server)
 	a.web.Config = a.server.httpServer()
 	a.web.Start()

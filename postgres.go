@@ -125,7 +125,7 @@ type echoKey struct{}
 func (t *echoTracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, q pgx.TraceQueryStartData) context.Context {
 	sql, start := strings.Join(strings.Fields(q.SQL), " "), time.Now()
 	return context.WithValue(ctx, echoKey{}, func() {
-		t.log.Info("sql", "statement", sql, "duration_ms", float64(time.Since(start).Microseconds())/1000)
+		t.log.Info("sql", "statement", sql, "duration_ms", milliseconds(time.Since(start)))
 	})
 }
 

@@ -131,6 +131,8 @@ type exchange struct {
 	length [1]string // Content-Length, likewise
 	caller caller
 	start  time.Time
+	took   time.Duration // set at the end
+	method string
 	route  string // the pattern, never the path
 	stats  *routeStats
 	status int
@@ -156,9 +158,9 @@ func (x *exchange) Write(b []byte) (int, error) {
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	client, https := s.origin(r)
 	id := requestID(r)
-	x := &exchange{ResponseWriter: w, id: [1]string{id}, caller: caller{client: client, requestID: id}, start: time.Now(), stats: &s.stats.other, server: s}
+	x := &exchange{ResponseWriter: w, id: [1]string{id}, caller: caller{client: client, requestID: id}, start: time.Now(), method: knownMethod(r.Method), stats: &s.stats.other, server: s}
 	s.stats.inFlight.Add(1)
-	defer s.finish(x, r)
+	defer s.finish(x)
 	setHeaders(x, https)
 	if s.cors(x, r) {
 		return
@@ -172,7 +174,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // finish turns a panic into a 500 and writes the access line. Answers are written in one go at the
 // end, so a panic comes before the first byte; where not, the connection is cut.
-func (s *server) finish(x *exchange, r *http.Request) {
+func (s *server) finish(x *exchange) {
 	cause := recover()
 	if x.held > 0 {
 		if x.held > hugeBody {
@@ -187,19 +189,10 @@ func (s *server) finish(x *exchange, r *http.Request) {
 			cause = nil
 		}
 	}
-	took := time.Since(x.start)
+	x.took = time.Since(x.start)
 	s.stats.inFlight.Add(-1)
-	x.stats.observe(x.status, took)
-	level := slog.LevelInfo
-	if x.status >= 500 {
-		level = slog.LevelError
-	}
-	if s.log.Enabled(context.Background(), level) {
-		line := slog.NewRecord(x.start.Add(took), level, "request", 0) // the logger would look up the place in the source
-		line.AddAttrs(slog.String("request_id", x.caller.requestID), slog.String("method", knownMethod(r.Method)), slog.String("route", x.route), slog.Int("status", x.status),
-			slog.Float64("duration_ms", float64(took.Microseconds())/1000), slog.Int("bytes", x.bytes), slog.Int64("user_id", x.caller.ID), slog.String("client", x.caller.client.String()))
-		s.log.Handler().Handle(context.Background(), line)
-	}
+	x.stats.observe(x.status, x.took)
+	x.logAccess(s.log.Handler())
 	if cause != nil {
 		panic(http.ErrAbortHandler)
 	}

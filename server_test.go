@@ -4,16 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
-	"log/slog"
-	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -352,30 +348,6 @@ func TestDatabaseAway(t *testing.T) {
 	a.want(a.refresh(m.RefreshToken), 503, "database_unavailable")
 	a.want(a.do("POST", "/api/v1/auth/register", "", map[string]string{"email": "b@example.com", "password": goodPass}), 503, "database_unavailable")
 	a.want(a.do("GET", "/api/v1/users/me", "nonsense", nil), 401, "invalid_token")
-}
-
-// TestAccessLine checks the one line that each request leaves.
-func TestAccessLine(t *testing.T) {
-	t.Parallel()
-	a := newApp(t)
-	var log logBuffer
-	m := a.signUp("ada")
-	a.server.log = slog.New(slog.NewJSONHandler(&log, nil))
-	ans := a.send("GET", "/api/v1/users/1?", http.Header{"Authorization": {"Bearer " + m.AccessToken}, "X-Request-Id": {"line-1"}}, nil)
-	eventually(t, "the line", func() bool { return strings.Count(log.text(), "\n") == 1 })
-	var line map[string]any
-	if err := json.Unmarshal([]byte(log.text()), &line); err != nil {
-		t.Fatal(err)
-	}
-	want := map[string]any{"level": "INFO", "msg": "request", "request_id": "line-1", "method": "GET", "route": "/users/{id}", "status": 403.0, "bytes": float64(len(ans.body)), "user_id": float64(m.ID), "client": "127.0.0.1"}
-	for name, value := range want {
-		if line[name] != value {
-			t.Errorf("%s is %v, want %v", name, line[name], value)
-		}
-	}
-	if got, want := fmt.Sprint(slices.Sorted(maps.Keys(line))), "[bytes client duration_ms level method msg request_id route status time user_id]"; got != want {
-		t.Errorf("the line has %s, want %s", got, want)
-	}
 }
 
 // TestReadAll reads bodies on both sides of bulkyBody: a longer one takes a place, and none is read into more memory
