@@ -55,7 +55,7 @@ type config struct {
 // printSettings writes the table of settings, in columns as wide as the longest name and the longest default.
 func printSettings(w io.Writer) {
 	for f := range reflect.TypeFor[config]().Fields() {
-		fmt.Fprintf(w, "  %-27s  %-7s  %s\n", f.Tag.Get("env"), f.Tag.Get("default"), f.Tag.Get("doc"))
+		fmt.Fprintf(w, "  %-27s  %-9s  %s\n", f.Tag.Get("env"), f.Tag.Get("default"), f.Tag.Get("doc"))
 	}
 }
 

@@ -317,6 +317,24 @@ func TestSettingsNamed(t *testing.T) {
 	}
 }
 
+// TestPrintSettings sees each setting in a line of its own, its meaning in the same column as the others'.
+func TestPrintSettings(t *testing.T) {
+	t.Parallel()
+	var table strings.Builder
+	printSettings(&table)
+	lines, column := strings.Split(strings.TrimSuffix(table.String(), "\n"), "\n"), 0
+	for i, f := range reflect.VisibleFields(reflect.TypeFor[config]()) {
+		name, meaning := f.Tag.Get("env"), f.Tag.Get("doc")
+		at := strings.LastIndex(lines[i], "  "+meaning)
+		if column = cmp.Or(column, at); at < 0 || at != column || !strings.HasPrefix(lines[i], "  "+name+"  ") {
+			t.Errorf("%s is printed as %q", name, lines[i])
+		}
+	}
+	if got := len(lines); got != len(settings()) {
+		t.Errorf("%d lines, want %d", got, len(settings()))
+	}
+}
+
 func TestDotEnv(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{ // the value of A; "!" for a problem
