@@ -55,7 +55,7 @@ func launch(t *testing.T, binary string, env ...string) *process {
 	for ; ; time.Sleep(500 * time.Microsecond) {
 		if res, err := http.Get(p.url + "/api/v1/health"); err == nil {
 			res.Body.Close()
-			p.started = float64(time.Since(begin).Microseconds()) / 1000
+			p.started = milliseconds(time.Since(begin))
 			return p
 		}
 		if time.Since(begin) > 30*time.Second {
@@ -234,7 +234,7 @@ func openLoop(t *testing.T, p *process, path string, tokens []string, rate float
 					return
 				}
 				io.Copy(io.Discard, res.Body)
-				latencies[i] = float64(time.Since(due).Microseconds()) / 1000
+				latencies[i] = milliseconds(time.Since(due))
 			}
 		})
 	}

@@ -38,7 +38,7 @@ func (b *bench) sizes() {
 		latch = append(latch, p.started)
 		begin := time.Now()
 		exec.Command(nothing).Run()
-		none = append(none, float64(time.Since(begin).Microseconds())/1000)
+		none = append(none, milliseconds(time.Since(begin)))
 	}
 	beyond := median(latch) - median(none)
 	b.add(row{"process start to first 200", "an empty Go program, start to end", fmt.Sprintf("%.1f ms", median(latch)), fmt.Sprintf("%.1f ms", median(none)), math.NaN(), "≤ 100 ms beyond", beyond <= 100})

@@ -48,7 +48,7 @@ func TestFaultLock(t *testing.T) {
 			shed = append(shed, s)
 		}
 	}
-	c.atMost("median_refusal_ms", ms(quantile(shed, .5)), ms(acquireTimeout+150*time.Millisecond))
+	c.atMost("median_refusal_ms", milliseconds(quantile(shed, .5)), milliseconds(acquireTimeout+150*time.Millisecond))
 	c.sameGoroutines(idle)
 }
 

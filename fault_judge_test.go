@@ -57,7 +57,7 @@ func perSecond(samples []sample) (out []second) {
 		for j < len(samples) && int(samples[j].start.Sub(zero)/time.Second) == n {
 			j++
 		}
-		out = append(out, second{perStatus(samples[i:j]), ms(quantile(samples[i:j], .5)), ms(quantile(samples[i:j], .99))})
+		out = append(out, second{perStatus(samples[i:j]), milliseconds(quantile(samples[i:j], .5)), milliseconds(quantile(samples[i:j], .99))})
 		i = j
 	}
 	return out
@@ -70,8 +70,6 @@ func perStatus(samples []sample) map[int]int {
 	}
 	return counts
 }
-
-func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // row gathers the verdict on one fault.
 type row struct {
@@ -152,10 +150,10 @@ func (r *row) judge(l *load, broken bool, healed time.Time, limit time.Duration)
 		r.fault("%d× %s", n, strings.TrimSpace(note))
 	}
 	r.Seconds = perSecond(samples)
-	r.atMost("slowest_ms", ms(quantile(samples, 1)), ms(faultDeadline))
-	r.Figures["p50_ms"], r.Figures["p99_ms"] = ms(quantile(samples, .5)), ms(quantile(samples, .99))
+	r.atMost("slowest_ms", milliseconds(quantile(samples, 1)), milliseconds(faultDeadline))
+	r.Figures["p50_ms"], r.Figures["p99_ms"] = milliseconds(quantile(samples, .5)), milliseconds(quantile(samples, .99))
 	if !healed.IsZero() {
-		r.Figures["first_success_ms"] = ms(firstOK)
+		r.Figures["first_success_ms"] = milliseconds(firstOK)
 		r.atMost("recovered_s", max(0, last.Sub(healed).Seconds()), limit.Seconds())
 	}
 }

@@ -116,8 +116,8 @@ func TestFaultLoginStorm(t *testing.T) {
 		})
 	}
 	p99 := c.meP99(storm)
-	c.Figures["idle_p99_ms"], c.Figures["hash_rate"] = ms(idle), rate
-	c.atMost("me_p99_ms", ms(p99), min(10*ms(idle), 100))
+	c.Figures["idle_p99_ms"], c.Figures["hash_rate"] = milliseconds(idle), rate
+	c.atMost("me_p99_ms", milliseconds(p99), min(10*milliseconds(idle), 100))
 	c.atMost("rss_mib", target.rss("VmHWM"), before+3*slots*19+64)
 	if got := float64(counts[200]+counts[401]) / 20; got < .9*slots*rate {
 		c.fault("%.1f logins a second, of %.1f hashes that one thread makes", got, rate)
@@ -187,8 +187,8 @@ func TestFaultSlowloris(t *testing.T) {
 		})
 		wg.Wait()
 	})
-	c.Figures["idle_p99_ms"] = ms(idle)
-	c.atMost("me_p99_ms", ms(p99), 2*ms(idle))
+	c.Figures["idle_p99_ms"] = milliseconds(idle)
+	c.atMost("me_p99_ms", milliseconds(p99), 2*milliseconds(idle))
 	for i, limit := range []time.Duration{headerTimeout, requestTimeout, writeTimeout} {
 		c.atMost([]string{"header_s", "body_s", "reader_s"}[i], lives[i].Seconds(), limit.Seconds()+4)
 	}

@@ -143,8 +143,8 @@ func watchHealth(r *replica) (stop func() (notAlive int, slowest, first503 time.
 func (c *site) judgeHealth(stop func() (notAlive int, slowest, first503 time.Duration)) {
 	notAlive, slowest, first503 := stop()
 	c.atMost("health_not_200", float64(notAlive), 0)
-	c.atMost("health_db_slowest_ms", ms(slowest), 1000)
-	c.atMost("health_db_503_after_ms", ms(first503), 1100)
+	c.atMost("health_db_slowest_ms", milliseconds(slowest), 1000)
+	c.atMost("health_db_503_after_ms", milliseconds(first503), 1100)
 	if first503 == 0 {
 		c.fault("/health/db never was 503")
 	}

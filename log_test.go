@@ -87,7 +87,7 @@ func TestLogger(t *testing.T) {
 		}
 	}
 	var log strings.Builder
-	newLogger(&config{LogFormat: "json"}, &log).With("a", 1).Info("other", "b", fmt.Sprint(2))
+	newLogger(&config{LogFormat: "json"}, &log).With("a", 1).Info("other", "b", "2")
 	if !strings.HasSuffix(log.String(), `,"level":"INFO","msg":"other","a":1,"b":"2"}`+"\n") {
 		t.Errorf("another line is %s", &log)
 	}
