@@ -1,3 +1,6 @@
+# go.mod names the toolchain; a machine may be set to "local".
+export GOTOOLCHAIN = auto
+
 .PHONY: help run test bench bench-growth lint build image
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2

@@ -1,6 +1,8 @@
 module latch
 
-go 1.26.0
+go 1.27.0
+
+toolchain go1.27.3
 
 require (
 	github.com/jackc/pgx/v5 v5.12.0
