@@ -38,14 +38,11 @@ func allocations(t testing.TB, a *app, path, token string) float64 {
 }
 
 func TestAllocations(t *testing.T) { // not parallel: all allocations are counted
-	if suiteBouncer != "" {
-		t.Skip("without prepared statements there is more")
-	}
 	a := newApp(t)
 	m := a.signUp("ada")
 	info, _ := debug.ReadBuildInfo()
 	raced := slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) // the detector's own, and pools that forget
-	for path, most := range map[string]float64{"/api/v1/health": 8, "/api/v1/users/me": 40} {
+	for path, most := range map[string]float64{"/api/v1/health": 25, "/api/v1/users/me": 95} {
 		if got := allocations(t, a, path, m.AccessToken); got > most && !raced || got > most+12 {
 			t.Errorf("GET %s makes %.0f allocations, want at most %.0f", path, got, most)
 		}

@@ -13,11 +13,11 @@ import (
 	"testing"
 )
 
-// settings are the tags of all settings, by name.
-func settings() map[string]reflect.StructTag {
-	all := map[string]reflect.StructTag{}
-	for f := range reflect.TypeFor[config]().Fields() {
-		all[f.Tag.Get("env")] = f.Tag
+// settings are all settings, by name.
+func settings() map[string]setting {
+	all := map[string]setting{}
+	for _, row := range (&config{}).settings() {
+		all[row.name] = row
 	}
 	return all
 }
@@ -52,9 +52,9 @@ func TestDefaults(t *testing.T) {
 func TestSettings(t *testing.T) {
 	t.Parallel()
 	get := func(c *config, name string) any {
-		for f, v := range reflect.ValueOf(c).Elem().Fields() {
-			if f.Tag.Get("env") == name {
-				return v.Interface()
+		for _, row := range c.settings() {
+			if row.name == name {
+				return reflect.ValueOf(row.to).Elem().Interface()
 			}
 		}
 		return nil
@@ -258,8 +258,8 @@ func TestSettingFiles(t *testing.T) {
 	}
 	plainly, _ := loadFrom(base(), "")
 	for name, tags := range settings() {
-		enum := strings.Split(tags.Get("enum"), ",")
-		value := cmp.Or(others[name], tags.Get("max"), enum[len(enum)-1], map[string]string{"true": "false", "false": "true"}[tags.Get("default")])
+		rule := strings.FieldsFunc(tags.rule, func(c rune) bool { return c == ' ' || c == ',' })
+		value := cmp.Or(others[name], append([]string{""}, rule...)[len(rule)], map[string]string{"true": "false", "false": "true"}[tags.def])
 		env := base()
 		env[name] = value
 		want, err := loadFrom(env, "")
@@ -287,7 +287,7 @@ func TestSettingsNamed(t *testing.T) {
 	all := settings()
 	image := served()
 	for _, m := range regexp.MustCompile(`(?m)^ENV (.*)=(.*)$`).FindAllStringSubmatch(read("Dockerfile"), -1) {
-		if image[m[1]] = m[2]; all[m[1]] == "" {
+		if image[m[1]] = m[2]; all[m[1]].name == "" {
 			t.Errorf("the Dockerfile sets %s, which is no setting", m[1])
 		}
 	}
@@ -303,14 +303,14 @@ func TestSettingsNamed(t *testing.T) {
 	}
 	for name, tags := range all {
 		m := regexp.MustCompile(`(?m)^(?:# )?` + name + `=(.*)$`).FindStringSubmatch(example)
-		if m == nil || tags.Get("default") != "" && m[1] != tags.Get("default") {
-			t.Errorf(".env.example has %q for %s, want the default %q", m, name, tags.Get("default"))
+		if m == nil || tags.def != "" && m[1] != tags.def {
+			t.Errorf(".env.example has %q for %s, want the default %q", m, name, tags.def)
 		}
 	}
 	compose := []string{"POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB", "POSTGRES_PORT", "REPLICATION_PASSWORD", "LATCH_IMAGE", "NAME_FILE"}
 	for _, file := range []string{".env.example", "README.md", "OPERATIONS.md", "SECURITY.md", "BENCHMARKS.md", "deploy/README.md"} {
 		for _, name := range regexp.MustCompile(`\b[A-Z][A-Z0-9]*(_[A-Z0-9]+)+\b`).FindAllString(read(file), -1) {
-			if all[name] == "" && !slices.Contains(compose, name) {
+			if all[name].name == "" && !slices.Contains(compose, name) {
 				t.Errorf("%s names %s, which is no setting", file, name)
 			}
 		}
@@ -323,8 +323,8 @@ func TestPrintSettings(t *testing.T) {
 	var table strings.Builder
 	printSettings(&table)
 	lines, column := strings.Split(strings.TrimSuffix(table.String(), "\n"), "\n"), 0
-	for i, f := range reflect.VisibleFields(reflect.TypeFor[config]()) {
-		name, meaning := f.Tag.Get("env"), f.Tag.Get("doc")
+	for i, row := range (&config{}).settings() {
+		name, meaning := row.name, row.doc
 		at := strings.LastIndex(lines[i], "  "+meaning)
 		if column = cmp.Or(column, at); at < 0 || at != column || !strings.HasPrefix(lines[i], "  "+name+"  ") {
 			t.Errorf("%s is printed as %q", name, lines[i])
@@ -432,8 +432,8 @@ func TestUsage(t *testing.T) {
 				t.Errorf("latch %s exits with %d: %s", flag, exit, stderr)
 			}
 			for name, tags := range settings() {
-				line := regexp.MustCompile(`(?m)^  ` + name + ` +` + regexp.QuoteMeta(tags.Get("default")) + ` *` + regexp.QuoteMeta(tags.Get("doc")) + `$`)
-				if !line.MatchString(stdout) || name == "" || tags.Get("doc") == "" {
+				line := regexp.MustCompile(`(?m)^  ` + name + ` +` + regexp.QuoteMeta(tags.def) + ` *` + regexp.QuoteMeta(tags.doc) + `$`)
+				if !line.MatchString(stdout) || name == "" || tags.doc == "" {
 					t.Errorf("latch %s does not explain %s", flag, name)
 				}
 			}
@@ -452,8 +452,8 @@ func TestUsage(t *testing.T) {
 		stderr string
 	}{
 		"version":          {args: "-version"},
-		"unknown flag":     {args: "-canary", exit: 2, stderr: `^latch: unknown command or flag; latch -h lists them\n$`},
-		"unknown command":  {args: "canary", exit: 2, stderr: `^latch: unknown command or flag; latch -h lists them\n$`},
+		"unknown flag":     {args: "-canary", exit: 2, stderr: `^latch: unknown command or flag; see latch -h\n$`},
+		"unknown command":  {args: "canary", exit: 2, stderr: `^latch: unknown command or flag; see latch -h\n$`},
 		"admin of nobody":  {args: "admin", exit: 2, stderr: `^latch: unknown`},
 		"admin of two":     {args: "admin canary canary", exit: 2, stderr: `^latch: unknown`},
 		"migrate too much": {args: "migrate -check canary", exit: 2, stderr: `^latch: unknown`},

@@ -13,7 +13,7 @@ import (
 	"maps"
 	"net/http"
 	"os"
-	"os/exec"
+	osexec "os/exec"
 	"regexp"
 	"slices"
 	"strings"
@@ -88,10 +88,10 @@ type browser struct {
 // openBrowser starts a browser, or skips the test where there is none. CI must have one.
 func openBrowser(t *testing.T) *browser {
 	t.Helper()
-	driver, err := exec.LookPath("chromedriver")
+	driver, err := osexec.LookPath("chromedriver")
 	found := false
 	for _, name := range []string{"chromium", "chromium-browser", "google-chrome", "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"} {
-		_, err := exec.LookPath(name)
+		_, err := osexec.LookPath(name)
 		found = found || err == nil // chromedriver looks for its own
 	}
 	if err != nil || !found {
@@ -106,7 +106,7 @@ func openBrowser(t *testing.T) *browser {
 		t.Fatal(err)
 	}
 	// When the pipe ends, with the test or with a killed process, all of the group goes: the driver and its browsers.
-	cmd := exec.Command("sh", "-c", `"$1" --port=0 & cat >/dev/null; trap "" TERM; kill 0; wait; until rm -rf "$0" 2>/dev/null; do sleep .1; done`, profile, driver)
+	cmd := osexec.Command("sh", "-c", `"$1" --port=0 & cat >/dev/null; trap "" TERM; kill 0; wait; until rm -rf "$0" 2>/dev/null; do sleep .1; done`, profile, driver)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
@@ -130,11 +130,11 @@ func openBrowser(t *testing.T) *browser {
 	args := []string{"--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
 		"--disable-sync", "--disable-dev-shm-usage", "--force-prefers-reduced-motion", "--window-size=1280,900", "--user-data-dir=" + profile}
 	var made struct{ SessionID string }
-	b.call("POST", "", object{"capabilities", object{"alwaysMatch", object{
-		"goog:chromeOptions", object{"args", args},
-		"goog:loggingPrefs", object{"browser", "ALL", "performance", "ALL"}}}}, &made)
+	b.call("POST", "", pairs{"capabilities", pairs{"alwaysMatch", pairs{
+		"goog:chromeOptions", pairs{"args", args},
+		"goog:loggingPrefs", pairs{"browser", "ALL", "performance", "ALL"}}}}, &made)
 	b.session += "/" + made.SessionID
-	t.Cleanup(func() { b.call("DELETE", "", object{}, nil) })
+	t.Cleanup(func() { b.call("DELETE", "", pairs{}, nil) })
 	return b
 }
 
@@ -167,7 +167,7 @@ func (b *browser) call(method, path string, body, result any) {
 // run runs a script in the page; its result goes to result.
 func (b *browser) run(result any, script string, args ...any) {
 	b.t.Helper()
-	b.call("POST", "/execute/sync", object{"script", script, "args", append([]any{}, args...)}, result)
+	b.call("POST", "/execute/sync", pairs{"script", script, "args", append([]any{}, args...)}, result)
 }
 
 // text is that of the first element that is on show and fits, "" without one.
@@ -197,21 +197,21 @@ func (b *browser) element(css string) string {
 
 func (b *browser) click(css string) {
 	b.t.Helper()
-	b.call("POST", b.element(css)+"/click", object{}, nil)
+	b.call("POST", b.element(css)+"/click", pairs{}, nil)
 }
 
 // write puts text in the place of what a field holds, with the keyboard.
 func (b *browser) write(css, text string) {
 	b.t.Helper()
 	field := b.element(css)
-	b.call("POST", field+"/clear", object{}, nil)
-	b.call("POST", field+"/value", object{"text", text}, nil)
+	b.call("POST", field+"/clear", pairs{}, nil)
+	b.call("POST", field+"/value", pairs{"text", text}, nil)
 }
 
 func (b *browser) open(u string) {
 	b.t.Helper()
-	b.call("POST", "/url", object{"url", "about:blank"}, nil) // so that another fragment is a new page
-	b.call("POST", "/url", object{"url", u}, nil)
+	b.call("POST", "/url", pairs{"url", "about:blank"}, nil) // so that another fragment is a new page
+	b.call("POST", "/url", pairs{"url", u}, nil)
 	b.see("#main .op h3", "")
 }
 
@@ -254,7 +254,7 @@ func (b *browser) logIn(email, password string) {
 func (b *browser) quiet(origin string) (requests []string) {
 	b.t.Helper()
 	var entries []struct{ Message string }
-	b.call("POST", "/se/log", object{"type", "browser"}, &entries)
+	b.call("POST", "/se/log", pairs{"type", "browser"}, &entries)
 	refusal := regexp.MustCompile(`^(\S+) - Failed to load resource: the server responded with a status of (\d+) `)
 	for _, e := range entries {
 		m := refusal.FindStringSubmatch(e.Message)
@@ -270,7 +270,7 @@ func (b *browser) quiet(origin string) (requests []string) {
 		}
 	}
 	clear(b.provoked)
-	b.call("POST", "/se/log", object{"type", "performance"}, &entries)
+	b.call("POST", "/se/log", pairs{"type", "performance"}, &entries)
 	for _, e := range entries {
 		var event struct {
 			Message struct {
@@ -318,7 +318,7 @@ func (b *browser) visit(t *testing.T) {
 		t.Errorf("the page %q shows %d operations of %d", title, n, len(a.table))
 	}
 
-	b.call("POST", b.element("#main")+"/value", object{"text", "/"}, nil)
+	b.call("POST", b.element("#main")+"/value", pairs{"text", "/"}, nil)
 	var focused string
 	if b.run(&focused, `return document.activeElement.id`); focused != "filter" {
 		t.Errorf("the key / focuses %q", focused)
@@ -384,7 +384,7 @@ func (b *browser) visit(t *testing.T) {
 	b.see(list+" .answer pre", "ada@example.com")
 
 	for _, width := range []int{360, 768, 1600} {
-		b.call("POST", "/goog/cdp/execute", object{"cmd", "Emulation.setDeviceMetricsOverride", "params", object{"width", width, "height", 800, "deviceScaleFactor", 1, "mobile", false}}, nil)
+		b.call("POST", "/goog/cdp/execute", pairs{"cmd", "Emulation.setDeviceMetricsOverride", "params", pairs{"width", width, "height", 800, "deviceScaleFactor", 1, "mobile", false}}, nil)
 		var wide int
 		b.run(&wide, `return document.documentElement.scrollWidth`)
 		if wide > width {

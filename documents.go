@@ -1,72 +1,56 @@
 package main
 
-// documents.go is vector search: texts with metadata and an embedding, each seen by its owner alone, and
-// the true nearest of them. Where a provider of embeddings is configured, a text does instead of a vector.
+// documents.go is vector search: texts with metadata and an embedding, each seen by its owner
+// alone, and the exact nearest neighbours among them. Where a provider of embeddings is
+// configured, a text can be sent instead of a vector.
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 	"unicode"
+
+	"encoding/json/jsontext"
+	json "encoding/json/v2"
 )
 
 // document is a document as its owner sees it.
 type document struct {
-	ID        int64           `json:"id" example:"42"`
-	Content   string          `json:"content" example:"Ada wrote the first program."`
-	Metadata  json.RawMessage `json:"metadata" example:"{\"lang\":\"en\"}"`
-	Embedding vector          `json:"embedding,omitempty" doc:"Only with include=embedding; as stored, in half precision."`
-	CreatedAt time.Time       `json:"created_at"`
-	UpdatedAt time.Time       `json:"updated_at"`
+	ID        int64          `json:"id" example:"42"`
+	Content   string         `json:"content" example:"Ada wrote the first program."`
+	Metadata  jsontext.Value `json:"metadata" example:"{\"lang\":\"en\"}"`
+	Embedding vector         `json:"embedding,omitempty"`
+	CreatedAt time.Time      `json:"created_at"`
+	UpdatedAt time.Time      `json:"updated_at"`
 }
 
 func (d document) location() string { return fmt.Sprintf("/documents/%d", d.ID) }
 
-// appendJSON appends d to b as encoding/json would write it, but for white space: at a third of the cost, as what
-// PostgreSQL has written as JSON is not read again, and vectors and times make no garbage.
-func (d document) appendJSON(b []byte) []byte {
-	b = strconv.AppendInt(append(b, `{"id":`...), d.ID, 10)
-	b = appendText(append(b, `,"content":`...), d.Content)
-	b = append(append(b, `,"metadata":`...), d.Metadata...)
-	if d.Embedding != nil {
-		b = append(b, `,"embedding":`...)
-		for i, x := range d.Embedding {
-			b = strconv.AppendFloat(append(b, "[,"[min(i, 1)]), float64(x), 'g', -1, 32)
-		}
-		b = append(b, ']')
-	}
-	b = d.CreatedAt.AppendFormat(append(b, `,"created_at":"`...), time.RFC3339Nano)
-	b = d.UpdatedAt.AppendFormat(append(b, `","updated_at":"`...), time.RFC3339Nano)
-	return append(b, `"}`...)
-}
-
-// appendText appends a JSON string.
-func appendText(b []byte, text string) []byte {
-	for i := range len(text) {
-		if c := text[i]; c < ' ' || c == '"' || c == '\\' {
-			literal, _ := json.Marshal(text) // a string always encodes
-			return append(b, literal...)
+// size returns how many bytes the document has as JSON, or somewhat more: control characters take
+// six, others at most what they have in UTF-8, quotes and backslashes twice that.
+func (d document) size() int {
+	n := 256 + len(d.Content) + len(d.Metadata) + 16*len(d.Embedding)
+	for i := range len(d.Content) {
+		switch c := d.Content[i]; {
+		case c < ' ':
+			n += 5
+		case c == '"' || c == '\\':
+			n++
 		}
 	}
-	return append(append(append(b, '"'), text...), '"')
+	return n
 }
 
 // documents is a list of documents.
 type documents []document
 
-func (list documents) appendJSON(b []byte) []byte {
-	b = append(b, '[')
-	for i := range list {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = list[i].appendJSON(b)
+func (list documents) size() (n int) {
+	for _, d := range list {
+		n += d.size()
 	}
-	return append(b, ']')
+	return n
 }
 
 // batch is several documents.
@@ -74,75 +58,104 @@ type batch struct {
 	Documents documents `json:"documents"`
 }
 
-// created is the answer to POST /documents: a document for one, a batch for several.
-type created struct {
-	*document
-	*batch
+func (b batch) size() int { return b.Documents.size() }
+
+type documentInput struct {
+	Content   string     `json:"content" min:"1" max:"65536" example:"Ada wrote the first program."`
+	Metadata  jsonObject `json:"metadata" max:"16384" example:"{\"lang\":\"en\"}"`
+	Embedding vector     `json:"embedding"`
 }
 
-func (c created) appendJSON(b []byte) []byte {
-	if c.document != nil {
-		return c.document.appendJSON(b)
+// createDocumentInput is one document, or, as createDocumentsInput has it, several.
+type createDocumentInput struct {
+	documentInput
+	Documents []documentInput `json:"documents" min:"1" max:"500" exclusive:"true" doc:"-"`
+	Include   *string         `query:"include" enum:"embedding"`
+}
+
+// createDocument stores one document. The older form with several is answered as createDocuments
+// is.
+func (s *server) createDocument(
+	ctx context.Context, c *caller, in createDocumentInput,
+) (created, error) {
+	if in.Documents != nil {
+		several, err := s.createDocuments(ctx, c, createDocumentsInput{in.Documents, in.Include})
+		return created{batch: &several}, err
 	}
-	return append(c.Documents.appendJSON(append(b, `{"documents":`...)), '}')
+	loc := func(int) []any { return []any{"body", "embedding"} }
+	docs, err := s.embedAndStore(ctx, c, []documentInput{in.documentInput}, in.Include != nil, loc)
+	if err != nil {
+		return created{}, err
+	}
+	return created{document: &docs[0]}, nil
+}
+
+// created is the answer to createDocument: a document or, for the older form, a batch.
+type created struct {
+	document *document
+	batch    *batch
+}
+
+// documented is what the OpenAPI document says of it.
+func (created) documented() any { return document{} }
+
+func (c created) MarshalJSONTo(enc *jsontext.Encoder) error {
+	if c.document == nil {
+		return json.MarshalEncode(enc, c.batch)
+	}
+	return json.MarshalEncode(enc, c.document)
 }
 
 func (c created) location() string {
 	if c.document == nil {
-		return ""
+		return "/documents"
 	}
 	return c.document.location()
 }
 
-type documentInput struct {
-	Content   string     `json:"content" min:"1" max:"65536" example:"Ada wrote the first program."`
-	Metadata  jsonObject `json:"metadata" max:"16384" doc:"Any object, of at most 16 KiB; {} unless told." example:"{\"lang\":\"en\"}"`
-	Embedding vector     `json:"embedding" doc:"Required unless the service has a provider of embeddings."`
-}
-
-// createDocumentsInput has one document or a batch, which one call of a provider embeds.
 type createDocumentsInput struct {
-	documentInput
-	Documents []documentInput `json:"documents" min:"1" max:"500" alone:"true" doc:"Several, all or nothing."`
-	Include   *string         `query:"include" enum:"embedding" doc:"Show the embeddings too."`
+	Documents []documentInput `json:"documents" min:"1" max:"500"`
+	Include   *string         `query:"include" enum:"embedding"`
 }
 
-// createDocuments stores one document or a batch, all or nothing.
-func (s *server) createDocuments(ctx context.Context, c *caller, in createDocumentsInput) (created, error) {
-	list, path := in.Documents, func(i int) []any { return []any{"body", "documents", i, "embedding"} }
-	if list == nil {
-		list, path = []documentInput{in.documentInput}, func(int) []any { return []any{"body", "embedding"} }
-	}
+// createDocuments stores several documents, all or none.
+func (s *server) createDocuments(
+	ctx context.Context, c *caller, in createDocumentsInput,
+) (batch, error) {
+	loc := func(i int) []any { return []any{"body", "documents", i, "embedding"} }
+	docs, err := s.embedAndStore(ctx, c, in.Documents, in.Include != nil, loc)
+	return batch{docs}, err
+}
+
+// embedAndStore gives the documents that lack an embedding one of the provider, by one call, and
+// stores all. loc is the place of the embedding of document i in the request.
+func (s *server) embedAndStore(
+	ctx context.Context, c *caller, list []documentInput, embeddings bool, loc func(i int) []any,
+) (documents, error) {
 	var texts []string
 	var missing []*vector
 	for i := range list {
 		if list[i].Embedding == nil {
 			if s.embedder == nil {
-				return created{}, embeddingRequired(path(i)...)
+				return nil, embeddingRequired(loc(i)...)
 			}
 			texts, missing = append(texts, list[i].Content), append(missing, &list[i].Embedding)
 		}
 	}
 	if texts != nil {
-		vectors, err := s.embedder.embed(ctx, texts)
+		vectors, err := s.embedder.embed(ctx, c.key(), texts)
 		if err != nil {
-			return created{}, err
+			return nil, err
 		}
 		for i, v := range vectors {
 			*missing[i] = v
 		}
 	}
-	docs, err := s.store.createDocuments(c.ticket, list, in.Include != nil)
-	switch {
-	case err != nil:
-		return created{}, ownGone(err)
-	case in.Documents == nil:
-		return created{document: &docs[0]}, nil
-	}
-	return created{batch: &batch{docs}}, nil
+	docs, err := s.store.createDocuments(ctx, c.ID, list, embeddings)
+	return docs, accountGone(err)
 }
 
-// embeddingRequired is errEmbeddingRequired at a place of the request.
+// embeddingRequired returns errEmbeddingRequired at a place of the request.
 func embeddingRequired(loc ...any) *problem {
 	p := *errEmbeddingRequired
 	p.errors = []fieldError{{loc, "is required here", "missing"}}
@@ -151,140 +164,162 @@ func embeddingRequired(loc ...any) *problem {
 
 type listDocumentsInput struct {
 	Limit   int64      `query:"limit" min:"1" max:"100" default:"100"`
-	After   *int64     `query:"after" min:"1" doc:"Only ids above this one: the next page, at the same cost however deep."`
-	Filter  jsonObject `query:"filter" max:"1024" doc:"A JSON object, of at most 1 KiB, that the metadata must contain, as PostgreSQL's @> has it." example:"{\"lang\":\"en\"}"`
-	Include *string    `query:"include" enum:"embedding" doc:"Show the embeddings too."`
+	After   *int64     `query:"after" min:"1"`
+	Filter  jsonObject `query:"filter" max:"1024" example:"{\"lang\":\"en\"}"`
+	Include *string    `query:"include" enum:"embedding"`
 }
 
 // listDocuments returns a page of the caller's documents in the order of ids.
-func (s *server) listDocuments(_ context.Context, c *caller, in listDocumentsInput) (page[documents], error) {
-	list, err := s.store.listDocuments(c.ID, in)
-	return pageOf(documents(list), in.Limit, func(d document) int64 { return d.ID }), err
+func (s *server) listDocuments(
+	ctx context.Context, c *caller, in listDocumentsInput,
+) (page[documents], error) {
+	list, more, err := s.store.listDocuments(ctx, c.ID, in)
+	p := page[documents]{items: list}
+	if more && len(list) > 0 {
+		p.next = list[len(list)-1].ID
+	}
+	return p, err
 }
 
 type documentIDInput struct {
 	ID      int64   `path:"id" min:"1"`
-	Include *string `query:"include" enum:"embedding" doc:"Show the embedding too."`
+	Include *string `query:"include" enum:"embedding"`
 }
 
-func (s *server) getDocument(_ context.Context, c *caller, in documentIDInput) (document, error) {
-	return s.store.getDocument(c.ID, in.ID, in.Include != nil)
+func (s *server) getDocument(
+	ctx context.Context, c *caller, in documentIDInput,
+) (document, error) {
+	return s.store.getDocument(ctx, c.ID, in.ID, in.Include != nil)
 }
 
 type updateDocumentInput struct {
 	ID        int64      `path:"id" min:"1"`
-	Content   *string    `json:"content" min:"1" max:"65536" doc:"Embedded anew; without a provider, an embedding must come with it." example:"Ada wrote the first program."`
-	Metadata  jsonObject `json:"metadata" max:"16384" doc:"Replaces the whole object." example:"{\"lang\":\"en\"}"`
+	Content   *string    `json:"content" min:"1" max:"65536"`
+	Metadata  jsonObject `json:"metadata" max:"16384" example:"{\"lang\":\"en\"}"`
 	Embedding vector     `json:"embedding"`
-	Include   *string    `query:"include" enum:"embedding" doc:"Show the embedding too."`
+	Include   *string    `query:"include" enum:"embedding"`
+	sentBack
 }
 
-// updateDocument changes what is given. A vector never silently belongs to another text: new content takes
-// a new embedding, and both are stored by one statement.
-func (s *server) updateDocument(ctx context.Context, c *caller, in updateDocumentInput) (document, error) {
+// updateDocument changes what is given. A vector never silently belongs to another text: content
+// that differs from what is stored takes a new embedding, and one statement stores both.
+func (s *server) updateDocument(
+	ctx context.Context, c *caller, in updateDocumentInput,
+) (document, error) {
+	stored, err := s.store.getDocument(ctx, c.ID, in.ID, in.Include != nil)
+	if err == nil {
+		err = in.check(stored.ID, stored.CreatedAt, stored.UpdatedAt)
+	}
+	if err != nil {
+		return document{}, err
+	}
+	if in.Content != nil && *in.Content == stored.Content {
+		in.Content = nil
+	}
 	if in.Content == nil && in.Metadata == nil && in.Embedding == nil {
-		return s.store.getDocument(c.ID, in.ID, in.Include != nil)
+		return stored, nil
 	}
 	if in.Content != nil && in.Embedding == nil {
-		if s.embedder == nil {
-			return document{}, embeddingRequired("body", "embedding")
-		}
-		if _, err := s.store.getDocument(c.ID, in.ID, false); err != nil {
-			return document{}, err // nobody pays for the embedding of what is not there
-		}
-		vectors, err := s.embedder.embed(ctx, []string{*in.Content})
-		if err != nil {
+		if in.Embedding, err = s.embedOne(ctx, c, *in.Content); err != nil {
 			return document{}, err
 		}
-		in.Embedding = vectors[0]
 	}
-	return s.store.updateDocument(c.ID, in)
+	return s.store.updateDocument(ctx, c.ID, in)
 }
 
-func (s *server) deleteDocument(_ context.Context, c *caller, in idInput) (none, error) {
-	return none{}, s.store.deleteDocument(c.ID, in.ID)
+// embedOne returns the provider's embedding of a text.
+func (s *server) embedOne(ctx context.Context, c *caller, text string) (vector, error) {
+	if s.embedder == nil {
+		return nil, embeddingRequired("body", "embedding")
+	}
+	vectors, err := s.embedder.embed(ctx, c.key(), []string{text})
+	if err != nil {
+		return nil, err
+	}
+	return vectors[0], nil
+}
+
+func (s *server) deleteDocument(ctx context.Context, c *caller, in idInput) (none, error) {
+	return none{}, s.store.deleteDocument(ctx, c.ID, in.ID)
 }
 
 // maxWords bounds what ranking costs: it compares the places of each word with those of each other.
 const maxWords = 64
 
 type searchInput struct {
-	Embedding vector     `json:"embedding" doc:"Where to look, compared in half precision, as what is stored; or a query, for the service's provider of embeddings."`
-	Query     *string    `json:"query" min:"1" max:"8192" doc:"A text to look for. For modes text and hybrid: at most 64 words, as in web searches with quotes, OR and -." example:"who wrote the first program?"`
-	Mode      string     `json:"mode" enum:"vector,text,hybrid" default:"vector" doc:"By meaning, by words, or both fused by rank."`
+	Embedding vector     `json:"embedding"`
+	Query     *string    `json:"query" min:"1" max:"8192" example:"who wrote the first program?"`
+	Mode      string     `json:"mode" enum:"vector,text,hybrid" default:"vector"`
 	Limit     int64      `json:"limit" min:"1" max:"100" default:"10"`
-	Filter    jsonObject `json:"filter" max:"1024" doc:"An object, of at most 1 KiB, that the metadata must contain, as PostgreSQL's @> has it." example:"{\"lang\":\"en\"}"`
-	MinScore  *float64   `json:"min_score" min:"-1" max:"1" doc:"For mode vector: only scores from this one up."`
-	Include   *string    `query:"include" enum:"embedding" doc:"Show the embeddings too."`
+	Filter    jsonObject `json:"filter" max:"1024" example:"{\"lang\":\"en\"}"`
+	MinScore  *float64   `json:"min_score" min:"-1" max:"1"`
+	Include   *string    `query:"include" enum:"embedding"`
 }
 
-// found is a document with how well it fits.
-type found struct {
+// match is a document with how well it fits.
+type match struct {
 	Document document `json:"document"`
-	Score    float64  `json:"score" example:"0.87" doc:"The higher the better: 1 - distance in mode vector, the rank of ts_rank in mode text, the sum of 1/(60 + place) in mode hybrid."`
-	Distance *float64 `json:"distance,omitempty" example:"0.13" doc:"The cosine distance, in mode vector."`
+	Score    float64  `json:"score" example:"0.87"`
+	Distance *float64 `json:"distance,omitempty" example:"0.13"`
 }
 
+// matches is the answer to a search.
 type searchResult struct {
 	Mode    string  `json:"mode" example:"vector" doc:"The mode that ran."`
-	Results []found `json:"results" doc:"The best first, equals by id."`
+	Results []match `json:"results" doc:"The best first, equals by id."`
 }
 
-func (r searchResult) appendJSON(b []byte) []byte {
-	b = append(append(append(b, `{"mode":"`...), r.Mode...), `","results":[`...)
-	for i := range r.Results {
-		f := &r.Results[i]
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = f.Document.appendJSON(append(b, `{"document":`...))
-		b = strconv.AppendFloat(append(b, `,"score":`...), f.Score, 'g', -1, 64)
-		if f.Distance != nil {
-			b = strconv.AppendFloat(append(b, `,"distance":`...), *f.Distance, 'g', -1, 64)
-		}
-		b = append(b, '}')
+func (r searchResult) size() (n int) {
+	for _, m := range r.Results {
+		n += m.Document.size()
 	}
-	return append(b, "]}"...)
+	return n
 }
 
 // search returns the documents of the caller that fit best: min(limit, all that match), always.
 func (s *server) search(ctx context.Context, c *caller, in searchInput) (searchResult, error) {
-	refuse := func(field, why string) (searchResult, error) {
-		return searchResult{}, invalid(fieldError{[]any{"body", field}, why, "value_error"})
-	}
-	switch {
-	case in.Query == nil && in.Mode != "vector":
-		return refuse("query", "is required in this mode")
-	case in.Embedding != nil && (in.Mode == "text" || in.Mode == "vector" && in.Query != nil):
-		return refuse("embedding", "cannot be combined with a query in mode vector, and has no use in mode text")
-	case in.MinScore != nil && in.Mode != "vector":
-		return refuse("min_score", "has no meaning in this mode")
-	case in.Mode != "vector" && len(strings.Fields(*in.Query)) > maxWords:
-		return refuse("query", fmt.Sprintf("must have at most %d words in this mode", maxWords))
-	}
-	if in.Mode != "text" && in.Embedding == nil {
-		if in.Query == nil || s.embedder == nil {
-			return searchResult{}, embeddingRequired("body", "embedding")
+	err := in.check()
+	if err == nil && in.Mode != "text" && in.Embedding == nil {
+		if in.Query == nil {
+			err = embeddingRequired("body", "embedding")
+		} else {
+			in.Embedding, err = s.embedOne(ctx, c, *in.Query)
 		}
-		vectors, err := s.embedder.embed(ctx, []string{*in.Query})
-		if err != nil {
-			return searchResult{}, err
-		}
-		in.Embedding = vectors[0]
 	}
-	results, err := s.store.search(c.ticket, in, s.cfg.TextSearch)
-	if err == nil && len(results) == 0 { // there are none, or the session has ended
-		err = s.authenticate(c)
+	if err != nil {
+		return searchResult{}, err
 	}
+	results, err := s.store.search(ctx, c.ID, in, s.cfg.TextSearch)
 	if in.MinScore != nil {
-		results = slices.DeleteFunc(results, func(f found) bool { return f.Score < *in.MinScore })
+		low := func(m match) bool { return m.Score < *in.MinScore }
+		results = slices.DeleteFunc(results, low)
 	}
 	return searchResult{in.Mode, results}, err
 }
 
-// wordsOf is a query without the signs that PostgreSQL's parser chokes on: tags, words of over 100 characters, which
-// documents do not have either, and each - that no word or quote follows, of which it stacks 32.
-func wordsOf(query string) string {
+// check returns the 422 for fields that do not go together.
+func (in *searchInput) check() error {
+	switch {
+	case in.Query == nil && in.Mode != "vector":
+		return invalidField("query", "value_error", "is required in this mode")
+	case in.Embedding != nil && in.Mode == "text":
+		return invalidField("embedding", "value_error", "has no use in mode text")
+	case in.Embedding != nil && in.Mode == "vector" && in.Query != nil:
+		return invalidField("embedding", "value_error",
+			"cannot be combined with a query in mode vector")
+	case in.MinScore != nil && in.Mode != "vector":
+		return invalidField("min_score", "value_error", "has no meaning in this mode")
+	case in.Mode != "vector" && len(strings.Fields(*in.Query)) > maxWords:
+		return invalidField("query", "value_error",
+			fmt.Sprintf("must have at most %d words in this mode", maxWords))
+	}
+	return nil
+}
+
+// searchWords returns a query without the signs that PostgreSQL's parser fails on: tags, words of
+// over 100 characters, which documents do not have either, and each - that no word or quote
+// follows, of which the parser stacks 32.
+func searchWords(query string) string {
 	text, run := []rune(strings.ReplaceAll(query, "<", " ")), 0
 	var b strings.Builder
 	for i, r := range text {
@@ -294,10 +329,11 @@ func wordsOf(query string) string {
 			b.WriteByte(' ')
 			run = 1
 		}
-		followed := i+1 < len(text) && (unicode.IsLetter(text[i+1]) || unicode.IsDigit(text[i+1]) || text[i+1] == '"')
-		if r != '-' || followed {
+		if r != '-' || i+1 < len(text) && startsWord(text[i+1]) {
 			b.WriteRune(r)
 		}
 	}
 	return b.String()
 }
+
+func startsWord(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) || r == '"' }

@@ -1,11 +1,12 @@
 // Latch is the back end that every product starts with: accounts, tokens and administration on
-// PostgreSQL, ready for vectors, in one program. "latch -h" lists its commands, as usage below has them, and
-// its settings. Exit status: 0 done, 1 failed, 2 wrong usage or settings.
+// PostgreSQL, and vector search, in one program. "latch -h" lists its commands and settings. Exit
+// status: 0 done, 1 failed, 2 wrong usage or settings.
 //
-// Read the files in this order: server.go (the routes), api.go (the gate), input.go, read.go and json.go (strict
-// reading), auth.go, users.go and documents.go (what requests mean), token.go, password.go, embeddings.go,
-// store.go and store_documents.go with schema.sql (all SQL), gather.go, postgres.go, migrate.go, openapi.go, metrics.go,
-// config.go, devdb.go.
+// A request goes one way: server.go (the route table, and what every request passes), handler.go
+// (authenticate, decode, call, encode; all errors), auth.go, users.go and documents.go (what it
+// means), store.go and store_documents.go (all SQL), postgres.go (the pool). Beside that way stand
+// input.go and decode.go (strict reading), token.go, password.go, embeddings.go, limiter.go,
+// openapi.go, metrics.go, config.go and migrate.go with schema.sql.
 package main
 
 import (
@@ -21,23 +22,19 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"latch/internal/devdb"
 )
 
 const version = "0.1.0"
 
-// drainTimeout bounds the wait for requests under way: the longest that one may take.
-const drainTimeout = requestTimeout + writeTimeout
-
-// lastCall passes between the end of accepting connections and the closing of idle ones: what comes on
-// kept-alive connections in this time is answered with word that it was the last. A connection that is
-// closed without a word breaks the request that is on its way.
-const lastCall = 300 * time.Millisecond
+// drainTimeout bounds the wait for requests in progress: the longest that one may take.
+const drainTimeout = largeTimeout + writeTimeout
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -46,7 +43,7 @@ func main() {
 	os.Exit(code)
 }
 
-// program is the world that the commands see.
+// program is what the commands use of the process.
 type program struct {
 	getenv         func(string) string
 	stdin          *os.File
@@ -76,9 +73,10 @@ func (p program) run(ctx context.Context, args []string) int {
 	case command == "-version" || command == "--version":
 		fmt.Fprintln(p.stdout, "latch", version)
 		return 0
-	case len(args) == 0 || command == "migrate" || command == "migrate\x00-check" || command == "healthcheck" || len(args) == 2 && args[0] == "admin":
+	case len(args) == 0 || command == "migrate" || command == "migrate\x00-check" ||
+		command == "healthcheck" || len(args) == 2 && args[0] == "admin":
 	default:
-		fmt.Fprintln(p.stderr, "latch: unknown command or flag; latch -h lists them")
+		fmt.Fprintln(p.stderr, "latch: unknown command or flag; see latch -h")
 		return 2
 	}
 	dotenv, err := os.ReadFile(".env")
@@ -106,19 +104,20 @@ func (p program) run(ctx context.Context, args []string) int {
 // withDatabase runs a command that needs the database, which in development is started for it.
 func (p program) withDatabase(ctx context.Context, cfg *config, args []string) (err error) {
 	log := newLogger(cfg, p.stdout)
-	var dev *devDB
+	var dev *devdb.DB
 	if cfg.DatabaseURL == "" {
-		if dev, err = startDevDB(".data"); err != nil {
+		if dev, err = devdb.Start(".data"); err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, dev.stop()) }()
-		cfg.DatabaseURL = dev.url
+		defer func() { err = errors.Join(err, dev.Stop()) }()
+		cfg.DatabaseURL = dev.URL
 		if len(cfg.SecretKeys) == 0 {
-			cfg.SecretKeys = []string{dev.secret}
+			cfg.SecretKeys = []string{dev.Secret}
 		}
 	}
 	check := len(args) == 2 && args[1] == "-check"
-	if err := migrate(ctx, cfg.DatabaseURL, migrations(cfg), check, log); err != nil || len(args) > 0 && args[0] == "migrate" {
+	err = migrate(ctx, cfg.DatabaseURL, migrations(cfg), check, log)
+	if err != nil || len(args) > 0 && args[0] == "migrate" {
 		return err
 	}
 	var echo *slog.Logger
@@ -133,24 +132,48 @@ func (p program) withDatabase(ctx context.Context, cfg *config, args []string) (
 	if err := st.checkChoices(ctx, cfg); err != nil {
 		return err
 	}
-	s := newServer(cfg, st, newHasher(todaysParams), log)
+	s := newServer(cfg, st, newHasher(currentParams), log)
 	if len(args) > 0 {
 		return p.admin(ctx, s, args[1])
 	}
 	return p.serve(ctx, s, dev)
 }
 
-// serve answers requests until ctx ends, then drains: /health/db fails, so that load balancers turn
-// away, SHUTDOWN_DELAY passes, and the requests under way are finished. A second signal ends at once.
-func (p program) serve(ctx context.Context, s *server, dev *devDB) error {
+// newLogger returns the log in the form and from the level that the settings say.
+func newLogger(cfg *config, w io.Writer) *slog.Logger {
+	var level slog.Level
+	level.UnmarshalText([]byte(cfg.LogLevel)) // config has only the names that slog knows
+	options := &slog.HandlerOptions{Level: level}
+	if cfg.LogFormat == "text" {
+		return slog.New(slog.NewTextHandler(w, options))
+	}
+	return slog.New(slog.NewJSONHandler(w, options))
+}
+
+const firstScreen = `
+  %s %s, development
+
+  API    %s%s
+  Docs   %s/docs
+  Data   %s
+  Admin  go run . admin you@example.com   (in another terminal)
+
+  Ctrl-C stops it all.
+
+`
+
+// serve answers requests until ctx ends, then drains: /health/db fails, so that load balancers
+// stop sending requests, SHUTDOWN_DELAY passes, and the requests in progress are finished. A
+// second signal ends at once.
+func (p program) serve(ctx context.Context, s *server, dev *devdb.DB) error {
 	listener, err := listen(s.cfg, dev != nil)
 	if err != nil {
 		return err
 	}
 	if dev != nil {
 		base := "http://" + listener.Addr().String()
-		fmt.Fprintf(p.stdout, "\n  %s %s, development\n\n  API    %s%s\n  Docs   %s/docs\n  Data   %s\n  Admin  go run . admin you@example.com   (in another terminal)\n\n  Ctrl-C stops it all.\n\n",
-			s.cfg.AppName, version, base, s.cfg.APIPrefix, base, dev.where)
+		fmt.Fprintf(p.stdout, firstScreen, s.cfg.AppName, version, base, s.cfg.APIPrefix, base,
+			dev.Where)
 	}
 	if s.cfg.MetricsAddr != "" {
 		ms, err := s.serveMetrics()
@@ -159,7 +182,7 @@ func (p program) serve(ctx context.Context, s *server, dev *devDB) error {
 		}
 		defer ms.Close()
 	}
-	defer runtime.KeepAlive(p.stretchMemory(cap(s.hasher.slots)))
+	debug.FreeOSMemory() // the first hash took 19 MiB, which would stay for minutes
 	s.log.Info("serving", "address", listener.Addr().String(), "version", version)
 	go s.sweep(ctx)
 	hs := s.httpServer()
@@ -178,71 +201,52 @@ func (p program) serve(ctx context.Context, s *server, dev *devDB) error {
 	case <-again.Done():
 	case <-time.After(time.Duration(s.cfg.ShutdownDelay) * time.Second):
 	}
-	closeDoor(listener)
-	time.Sleep(lastCall)
-	patience, cancel := context.WithTimeout(again, drainTimeout)
+	limited, cancel := context.WithTimeout(again, drainTimeout)
 	defer cancel()
-	if err := hs.Shutdown(patience); err != nil {
+	if err := hs.Shutdown(limited); err != nil {
 		hs.Close()
-		return fmt.Errorf("stopped with requests under way: %w", err)
+		return fmt.Errorf("stopped with requests in progress: %w", err)
 	}
 	s.log.Info("stopped")
 	return nil
 }
 
-// stretchMemory lets garbage grow, which saves work, by half of the heap, and by 24 MiB for each hash at once: those are
-// the hash and 5 MiB for all else, so that Go does not collect at the beginning of each as well as at its end
-// (hasher.release). For Go the floor is part of the heap; nobody writes to it, so it takes no memory. A memory limit
-// would not do: where thousands of slow clients need more, Go spends half of the processors on keeping it.
-// GOGC and GOMEMLIMIT come first.
-func (p program) stretchMemory(hashes int) (floor []byte) {
-	if p.getenv("GOMEMLIMIT") == "" && p.getenv("GOGC") == "" {
-		floor = make([]byte, 48*hashes<<20)
-		debug.SetGCPercent(50)
-	}
-	debug.FreeOSMemory() // the first hash took 19 MiB, which would stay for minutes
-	return floor
-}
-
 // defaultPort is that of the common frameworks for development, and of their tutorials.
 const defaultPort = 8000
 
-// listen opens the port. In development, where PORT names none, it tries the next nine if it is taken, so that two
-// checkouts run side by side.
+// listen opens the port. In development, where PORT is not set, it tries the next nine if it is
+// taken, so that two checkouts run side by side.
 func listen(cfg *config, development bool) (net.Listener, error) {
-	var lc net.ListenConfig
-	lc.SetMultipathTCP(false) // which takes no filter: see closeDoor
 	for port := cmp.Or(cfg.Port, defaultPort); ; port++ {
-		l, err := lc.Listen(context.Background(), "tcp", net.JoinHostPort(cfg.Host, strconv.FormatInt(port, 10)))
-		if err == nil || !errors.Is(err, syscall.EADDRINUSE) || !development || cfg.Port != 0 || port == defaultPort+9 {
-			if errors.Is(err, syscall.EADDRINUSE) {
-				err = fmt.Errorf("port %d is in use by another program; set PORT to a free one", port)
-			}
-			return l, err
+		l, err := net.Listen("tcp", net.JoinHostPort(cfg.Host, strconv.FormatInt(port, 10)))
+		taken := errors.Is(err, syscall.EADDRINUSE)
+		if taken && development && cfg.Port == 0 && port < defaultPort+9 {
+			continue
 		}
+		if taken {
+			err = fmt.Errorf("port %d is in use by another program; set PORT to a free one", port)
+		}
+		return l, err
 	}
 }
 
-// admin makes email an active admin. Where there is no account it makes one, with the password that is
-// piped in, or with one that it prints.
+// admin makes email an active admin. Where there is no account it creates one, with the password
+// that is piped in, or with one that it prints. Where there is one, its owner may be a stranger who
+// registered the address, so it says since when the account exists and how to undo the change.
 func (p program) admin(ctx context.Context, s *server, address string) error {
-	email, refusal := parseEmail(address)
+	email, refusal := parseEmail(strings.TrimSpace(address))
 	if refusal != "" {
 		return errors.New("EMAIL " + refusal)
 	}
-	err := s.store.promote(email)
+	before, err := s.store.promote(ctx, email)
 	if err == nil {
-		fmt.Fprintln(p.stdout, email, "is an active admin; the password is unchanged.")
+		p.reportPromotion(before)
 		return nil
 	}
 	if !errors.Is(err, errNotFound) {
 		return err
 	}
-	password := ""
-	if info, err := p.stdin.Stat(); err == nil && info.Mode()&os.ModeCharDevice == 0 { // neither a terminal nor /dev/null
-		password, _ = bufio.NewReader(io.LimitReader(p.stdin, maxPasswordBytes+2)).ReadString('\n')
-		password = strings.TrimRight(password, "\r\n")
-	}
+	password := p.pipedPassword()
 	generated := password == ""
 	if generated {
 		password = rand.Text()
@@ -250,7 +254,8 @@ func (p program) admin(ctx context.Context, s *server, address string) error {
 	if refusal := checkPasswordChoice(password, email, s.cfg.AppName); refusal != "" {
 		return errors.New("the password " + refusal)
 	}
-	if _, err := s.addUser(ctx, newUser{Email: email, IsActive: true, IsAdmin: true}, password); err != nil {
+	n := newUser{Email: email, IsActive: true, IsAdmin: true}
+	if _, err := s.addUser(ctx, &caller{}, n, password); err != nil {
 		return err
 	}
 	fmt.Fprintln(p.stdout, email, "is a new admin.")
@@ -260,14 +265,40 @@ func (p program) admin(ctx context.Context, s *server, address string) error {
 	return nil
 }
 
-// healthcheck asks the server on this machine whether it lives.
+func (p program) reportPromotion(before user) {
+	fmt.Fprintln(p.stdout, before.Email, "is an active admin; the password is unchanged.")
+	if before.IsAdmin && before.IsActive {
+		return
+	}
+	was := "an account"
+	if !before.IsActive {
+		was = "a deactivated account"
+	}
+	fmt.Fprintf(p.stdout, "It was %s that exists since %s; its password is known to whoever "+
+		"registered it.\nTo undo this, another admin sends PUT /users/%d with %s.\n", was,
+		before.CreatedAt.Format(time.RFC3339), before.ID,
+		fmt.Sprintf(`{"is_admin":%t,"is_active":%t}`, before.IsAdmin, before.IsActive))
+}
+
+// pipedPassword returns the first line of standard input, or "" where nothing is piped in.
+func (p program) pipedPassword() string {
+	info, err := p.stdin.Stat()
+	if err != nil || info.Mode()&os.ModeCharDevice != 0 { // a terminal, or /dev/null
+		return ""
+	}
+	line, _ := bufio.NewReader(io.LimitReader(p.stdin, maxPasswordBytes+2)).ReadString('\n')
+	return strings.TrimRight(line, "\r\n")
+}
+
+// healthcheck asks the server on this machine whether it answers.
 func healthcheck(cfg *config) error {
 	host := cfg.Host
 	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
 		host = "127.0.0.1"
 	}
+	port := strconv.FormatInt(cmp.Or(cfg.Port, defaultPort), 10)
 	client := http.Client{Timeout: 3 * time.Second}
-	answer, err := client.Get("http://" + net.JoinHostPort(host, strconv.FormatInt(cmp.Or(cfg.Port, defaultPort), 10)) + cfg.APIPrefix + "/health")
+	answer, err := client.Get("http://" + net.JoinHostPort(host, port) + cfg.APIPrefix + "/health")
 	if err != nil {
 		return err
 	}

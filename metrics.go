@@ -1,7 +1,8 @@
 package main
 
-// metrics.go counts what the one on call asks for, and serves it in Prometheus' text format on a listener of
-// its own, METRICS_ADDR, which is not for the world: it has no login. Counting costs a few atomic additions.
+// metrics.go counts what the one on call asks for, and serves it in Prometheus' text format on a
+// listener of its own, METRICS_ADDR, which is not for the world: it has no login. Counting costs a
+// few atomic additions.
 
 import (
 	"fmt"
@@ -17,8 +18,8 @@ import (
 	"time"
 )
 
-// buckets are the upper bounds of the latency histogram in seconds: from a token check on a unix socket to the
-// longest that a request may take.
+// buckets are the upper bounds of the latency histogram in seconds: from a token check on a unix
+// socket to the longest that a request may take.
 var buckets = [...]float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, math.Inf(1)}
 
 // routeStats are the counts of one row of the table.
@@ -31,10 +32,10 @@ type routeStats struct {
 
 // serverStats are the counts of a server. Requests that no row matches count in other.
 type serverStats struct {
-	routes      []*routeStats
-	other       routeStats
-	inFlight    atomic.Int64
-	refreshUsed atomic.Int64 // refresh tokens that came again too late
+	routes       []*routeStats
+	other        routeStats
+	inFlight     atomic.Int64
+	refreshReuse atomic.Int64 // refresh tokens that came again too late
 }
 
 func (st *routeStats) observe(status int, took time.Duration) {
@@ -48,62 +49,145 @@ func (st *routeStats) observe(status int, took time.Duration) {
 
 func (st *routeStats) labels() string { return fmt.Sprintf("method=%q,route=%q", st.method, st.route) }
 
-// writeMetrics writes all counts in Prometheus' text format, version 0.0.4.
-func (s *server) writeMetrics(w io.Writer) {
-	head := func(name, kind, help string) {
-		fmt.Fprintf(w, "# HELP %[1]s %[2]s\n# TYPE %[1]s %[3]s\n", name, help, kind)
+// add registers the counts of a method of a route.
+func (st *serverStats) add(method, route string) *routeStats {
+	rs := &routeStats{method: method, route: route}
+	st.routes = append(st.routes, rs)
+	return rs
+}
+
+// metricWriter writes Prometheus' text format, version 0.0.4.
+type metricWriter struct{ io.Writer }
+
+func (w metricWriter) head(name, kind, help string) {
+	fmt.Fprintf(w, "# HELP %[1]s %[2]s\n# TYPE %[1]s %[3]s\n", name, help, kind)
+}
+
+func (w metricWriter) one(name, kind, help string, value any) {
+	w.head(name, kind, help)
+	fmt.Fprintln(w, name, value)
+}
+
+// writeMetrics writes all counts.
+func (s *server) writeMetrics(out io.Writer) {
+	w := metricWriter{out}
+	s.writeRequests(w)
+	w.one("latch_http_requests_in_flight", "gauge", "Requests being answered.",
+		s.stats.inFlight.Load())
+	w.one("latch_refresh_reuse_total", "counter",
+		"Sessions ended because a refresh token came again.", s.stats.refreshReuse.Load())
+	s.writeLimiters(w)
+	s.writePool(w)
+	writeRuntime(w)
+	w.one("process_start_time_seconds", "gauge",
+		"When the process started, in seconds since 1970.", s.start.Unix())
+	draining := 0
+	if s.draining.Load() {
+		draining = 1
 	}
-	one := func(name, kind, help string, value any) {
-		head(name, kind, help)
-		fmt.Fprintln(w, name, value)
-	}
+	w.one("latch_draining", "gauge", "1 while the server is shutting down.", draining)
+}
+
+func (s *server) writeRequests(w metricWriter) {
 	all := slices.Concat(s.stats.routes, []*routeStats{&s.stats.other})
-	head("latch_http_requests_total", "counter", "Requests answered, by route and status.")
+	w.head("latch_http_requests_total", "counter", "Requests answered, by route and status.")
 	for _, st := range all {
 		for status := range st.statuses {
 			if n := st.statuses[status].Load(); n > 0 {
-				fmt.Fprintf(w, "latch_http_requests_total{%s,status=\"%d\"} %d\n", st.labels(), status, n)
+				fmt.Fprintf(w, "latch_http_requests_total{%s,status=\"%d\"} %d\n",
+					st.labels(), status, n)
 			}
 		}
 	}
 	const histogram = "latch_http_request_duration_seconds"
-	head(histogram, "histogram", "Time to answer, by route.")
+	w.head(histogram, "histogram", "Time to answer, by route.")
 	for _, st := range all {
 		total := int64(0)
 		for i, bound := range buckets {
 			total += st.buckets[i].Load()
 			fmt.Fprintf(w, histogram+"_bucket{%s,le=\"%v\"} %d\n", st.labels(), bound, total)
 		}
-		fmt.Fprintf(w, histogram+"_sum{%s} %g\n", st.labels(), float64(st.nanoseconds.Load())/1e9)
+		seconds := float64(st.nanoseconds.Load()) / 1e9
+		fmt.Fprintf(w, histogram+"_sum{%s} %g\n", st.labels(), seconds)
 		fmt.Fprintf(w, histogram+"_count{%s} %d\n", st.labels(), total)
 	}
-	one("latch_http_requests_in_flight", "gauge", "Requests being answered.", s.stats.inFlight.Load())
-	one("latch_password_slots", "gauge", "Passwords that may be hashed at once.", cap(s.hasher.slots))
-	one("latch_password_slots_busy", "gauge", "Passwords being hashed.", len(s.hasher.slots))
-	one("latch_password_queue", "gauge", "Requests that wait for a slot.", s.hasher.waiting.Load())
-	one("latch_password_shed_total", "counter", "Requests turned away with 503 because the slots and the queue were full.", s.hasher.shed.Load())
-	one("latch_refresh_reuse_total", "counter", "Sessions ended because a refresh token came again.", s.stats.refreshUsed.Load())
-	pool := s.store.pool.Stat()
-	head("latch_db_connections", "gauge", "Connections of the pool, by state.")
-	fmt.Fprintf(w, "latch_db_connections{state=\"acquired\"} %d\nlatch_db_connections{state=\"idle\"} %d\nlatch_db_connections{state=\"opening\"} %d\n",
-		pool.AcquiredConns(), pool.IdleConns(), pool.ConstructingConns())
-	one("latch_db_connections_max", "gauge", "Connections that the pool may have.", pool.MaxConns())
-	one("latch_db_connections_opened_total", "counter", "Connections opened.", pool.NewConnsCount())
-	one("latch_db_acquires_total", "counter", "Connections taken from the pool.", pool.AcquireCount())
-	one("latch_db_acquires_waited_total", "counter", "Of these, how many had to wait.", pool.EmptyAcquireCount())
-	one("latch_db_acquire_wait_seconds_total", "counter", "Time spent waiting for a connection.", fmt.Sprintf("%g", pool.EmptyAcquireWaitTime().Seconds()))
-	samples := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/cycles/total:gc-cycles"}}
-	metrics.Read(samples)
-	one("go_goroutines", "gauge", "Goroutines.", runtime.NumGoroutine())
-	one("go_memory_bytes", "gauge", "Memory that the Go runtime holds.", samples[0].Value.Uint64())
-	one("go_heap_objects_bytes", "gauge", "Memory in objects, dead ones until the next collection included.", samples[1].Value.Uint64())
-	one("go_gc_cycles_total", "counter", "Garbage collections.", samples[2].Value.Uint64())
-	one("process_start_time_seconds", "gauge", "When the process started, in seconds since 1970.", s.start.Unix())
-	one("latch_draining", "gauge", "1 while the server is shutting down.", map[bool]int{true: 1}[s.draining.Load()])
 }
 
-// serveMetrics opens METRICS_ADDR, on the loopback address where it names no host, and serves until the
-// returned server is closed.
+// writeLimiters writes the state of every limiter, by name.
+func (s *server) writeLimiters(w metricWriter) {
+	limiters := []struct {
+		name string
+		*limiter
+	}{
+		{"passwords", &s.hasher.slots}, {"bodies", &s.bodies}, {"answers", &s.answers},
+		{"searches", &s.store.expensive}, {"batches", &s.store.bulk},
+	}
+	if s.embedder != nil {
+		limiters = append(limiters, struct {
+			name string
+			*limiter
+		}{"embeddings", &s.embedder.calls})
+	}
+	w.head("latch_limiter_units", "gauge", "Units that may be in use at once: slots, or bytes.")
+	for _, l := range limiters {
+		fmt.Fprintf(w, "latch_limiter_units{limiter=%q} %d\n", l.name, l.total)
+	}
+	w.head("latch_limiter_units_used", "gauge", "Units in use.")
+	for _, l := range limiters {
+		used, _ := l.state()
+		fmt.Fprintf(w, "latch_limiter_units_used{limiter=%q} %d\n", l.name, used)
+	}
+	w.head("latch_limiter_waiting", "gauge", "Requests that wait for units.")
+	for _, l := range limiters {
+		_, waiting := l.state()
+		fmt.Fprintf(w, "latch_limiter_waiting{limiter=%q} %d\n", l.name, waiting)
+	}
+	w.head("latch_limiter_refused_total", "counter", "Requests refused with 503 busy.")
+	for _, l := range limiters {
+		fmt.Fprintf(w, "latch_limiter_refused_total{limiter=%q} %d\n", l.name, l.refused.Load())
+	}
+}
+
+func (s *server) writePool(w metricWriter) {
+	pool := s.store.pool.Stat()
+	w.head("latch_db_connections", "gauge", "Connections of the pool, by state.")
+	for _, row := range []struct {
+		state string
+		n     int32
+	}{
+		{"acquired", pool.AcquiredConns()}, {"idle", pool.IdleConns()},
+		{"opening", pool.ConstructingConns()},
+	} {
+		fmt.Fprintf(w, "latch_db_connections{state=%q} %d\n", row.state, row.n)
+	}
+	w.one("latch_db_connections_max", "gauge", "Connections that the pool may have.",
+		pool.MaxConns())
+	w.one("latch_db_connections_opened_total", "counter", "Connections opened.",
+		pool.NewConnsCount())
+	w.one("latch_db_acquires_total", "counter", "Connections taken from the pool.",
+		pool.AcquireCount())
+	w.one("latch_db_acquires_waited_total", "counter", "Of these, how many had to wait.",
+		pool.EmptyAcquireCount())
+	w.one("latch_db_acquire_wait_seconds_total", "counter",
+		"Time spent waiting for a connection.",
+		fmt.Sprintf("%g", pool.EmptyAcquireWaitTime().Seconds()))
+}
+
+func writeRuntime(w metricWriter) {
+	samples := []metrics.Sample{{Name: "/memory/classes/total:bytes"},
+		{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/cycles/total:gc-cycles"}}
+	metrics.Read(samples)
+	w.one("go_goroutines", "gauge", "Goroutines.", runtime.NumGoroutine())
+	w.one("go_memory_bytes", "gauge", "Memory that the Go runtime holds.",
+		samples[0].Value.Uint64())
+	w.one("go_heap_objects_bytes", "gauge",
+		"Memory in objects, dead ones until the next collection included.",
+		samples[1].Value.Uint64())
+	w.one("go_gc_cycles_total", "counter", "Garbage collections.", samples[2].Value.Uint64())
+}
+
+// serveMetrics opens METRICS_ADDR, on the loopback address where it names no host, and serves
+// until the returned server is closed.
 func (s *server) serveMetrics() (*http.Server, error) {
 	address := s.cfg.MetricsAddr
 	if port := strings.TrimPrefix(address, ":"); !strings.Contains(port, ":") {
@@ -118,7 +202,8 @@ func (s *server) serveMetrics() (*http.Server, error) {
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 		s.writeMetrics(w)
 	})
-	hs := &http.Server{Addr: listener.Addr().String(), Handler: mux, ReadTimeout: headerTimeout, WriteTimeout: writeTimeout}
+	hs := &http.Server{Addr: listener.Addr().String(), Handler: mux, ReadTimeout: headerTimeout,
+		WriteTimeout: writeTimeout}
 	go hs.Serve(listener)
 	s.log.Info("metrics", "address", listener.Addr().String())
 	return hs, nil

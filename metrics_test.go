@@ -6,7 +6,7 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
+	osexec "os/exec"
 	"regexp"
 	"strings"
 	"testing"
@@ -51,8 +51,8 @@ func TestMetrics(t *testing.T) {
 		`latch_http_request_duration_seconds_bucket{method="GET",route="/users/me",le="+Inf"} 4`,
 		`latch_http_request_duration_seconds_count{method="GET",route="/users/me"} 4`,
 		`latch_http_requests_in_flight 0`,
-		fmt.Sprintf(`latch_password_slots %d`, cap(a.hasher.slots)),
-		`latch_password_shed_total 0`,
+		fmt.Sprintf(`latch_limiter_units{limiter="passwords"} %d`, a.hasher.slots.total),
+		`latch_limiter_refused_total{limiter="passwords"} 0`,
 		`latch_refresh_reuse_total 1`,
 		`latch_db_connections_max 8`,
 		`latch_draining 0`,
@@ -67,7 +67,7 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("no line of the format: %s", l)
 		}
 	}
-	promtool, err := exec.LookPath("promtool")
+	promtool, err := osexec.LookPath("promtool")
 	if err != nil {
 		if os.Getenv("CI") != "" {
 			t.Fatal("promtool is missing: ./setup.sh test installs it")
@@ -75,7 +75,7 @@ func TestMetrics(t *testing.T) {
 		fmt.Fprintln(os.Stderr, "SKIPPED: the check of the metrics by promtool (Debian: prometheus)")
 		return
 	}
-	check := exec.Command(promtool, "check", "metrics")
+	check := osexec.Command(promtool, "check", "metrics")
 	check.Stdin = strings.NewReader(text)
 	if out, err := check.CombinedOutput(); err != nil || len(bytes.TrimSpace(out)) > 0 {
 		t.Errorf("promtool check metrics: %v\n%s", err, out)

@@ -1,10 +1,10 @@
 package main
 
 // migrate.go applies the sections of schema.sql. Any number of processes may start at once on one
-// database: each section is applied by one of them, under an advisory lock that ends with its transaction,
-// so that neither a killed process nor PgBouncer's transaction mode can leave it behind. The lock is
-// polled, each time in a new transaction: one that waits would hold a snapshot, for whose end CREATE
-// INDEX CONCURRENTLY waits in turn.
+// database: each section is applied by one of them, under an advisory lock that ends with its
+// transaction, so that neither a killed process nor PgBouncer's transaction mode can leave it
+// behind. The lock is polled, each time in a new transaction: one that waits would hold a
+// snapshot, for whose end CREATE INDEX CONCURRENTLY waits in turn.
 
 import (
 	"context"
@@ -37,8 +37,8 @@ type migration struct {
 	outsideTx      bool
 }
 
-// parseMigrations splits a schema file into its sections. It panics unless they are headed "-- migration 1: name",
-// 2, 3 and so on: the file is part of the program.
+// parseMigrations splits a schema file into its sections. It panics unless they are headed "--
+// migration 1: name", 2, 3 and so on: the file is part of the program.
 func parseMigrations(schema string) (all []migration) {
 	schema = strings.ReplaceAll(schema, "\r\n", "\n") // a checkout on Windows has the same checksums
 	for i, section := range strings.Split("\n"+schema, "\n-- migration ")[1:] {
@@ -54,8 +54,8 @@ func parseMigrations(schema string) (all []migration) {
 	return all
 }
 
-// migrations are the program's own, with the settings that they take filled in. The checksums are those of the
-// text without them.
+// migrations are the program's own, with the settings that they take filled in. The checksums are
+// those of the text without them.
 func migrations(cfg *config) []migration {
 	all := parseMigrations(schemaSQL)
 	for i := range all {
@@ -67,11 +67,11 @@ func migrations(cfg *config) []migration {
 // errPending says that migrations have to be applied.
 var errPending = errors.New("migrations are pending")
 
-// migrate brings the database at url up to all. It waits for a database that is still starting. With
-// checkOnly it changes nothing and returns errPending where something is to be done. An edited section and
-// a database that is newer than this program are errors.
+// migrate brings the database at url up to all. It waits for a database that is still starting.
+// With checkOnly it changes nothing and returns errPending where something is to be done. An
+// edited section and a database that is newer than this program are errors.
 func migrate(ctx context.Context, url string, all []migration, checkOnly bool, log *slog.Logger) error {
-	conn, err := connectPatiently(ctx, url, log)
+	conn, err := connectWhenReady(ctx, url, log)
 	if err != nil {
 		return err
 	}
@@ -96,9 +96,10 @@ func migrate(ctx context.Context, url string, all []migration, checkOnly bool, l
 	}
 }
 
-// connectPatiently connects outside the pool, whose connections need types that the first migration makes.
-// Only a database that is not there yet is waited for, not one that refuses the password.
-func connectPatiently(ctx context.Context, url string, log *slog.Logger) (*pgx.Conn, error) {
+// connectWhenReady connects outside the pool, whose connections need types that the first
+// migration makes. Only a database that is not there yet is waited for, not one that refuses the
+// password.
+func connectWhenReady(ctx context.Context, url string, log *slog.Logger) (*pgx.Conn, error) {
 	conf, err := pgx.ParseConfig(url)
 	if err != nil {
 		return nil, errors.New("DATABASE_URL: is not a PostgreSQL URL") // pgx's error would hold it
@@ -121,7 +122,8 @@ func connectPatiently(ctx context.Context, url string, log *slog.Logger) (*pgx.C
 // It takes no lock, so a start on a current database waits for nobody.
 func nextMigration(ctx context.Context, q querier, all []migration) (*migration, error) {
 	var exists bool
-	// Not to_regclass: that may answer from a cache which is older than the lock that was just taken.
+	// Not to_regclass: that may answer from a cache which is older than the lock that was just
+	// taken.
 	if err := q.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = current_schema() AND tablename = 'schema_migrations')`).Scan(&exists); err != nil {
 		return nil, describe(err)
 	}
@@ -196,21 +198,29 @@ func (m *migration) run(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// checkChoices compares the settings that were fixed when the documents table was made, or with the first
-// embedding, with today's: a different one is an error that says what to do. It is the first to need the pool,
-// and waits for a database that is slow or has just gone, rather than to end the program.
+// checkChoices compares the settings that were fixed when the documents table was made, or with
+// the first embedding, with the current ones: a different one is an error that says what to do. It
+// is the first to need the pool, and waits for a database that is slow or has just gone.
 func (st *store) checkChoices(ctx context.Context, cfg *config) (err error) {
 	for start := time.Now(); ; time.Sleep(databasePoll) {
-		if err = st.readChoices(cfg); !errors.Is(err, errUnavailable) || ctx.Err() != nil || time.Since(start) > databaseWait {
+		err = st.readChoices(ctx, cfg)
+		if !errors.Is(err, errUnavailable) || ctx.Err() != nil || time.Since(start) > databaseWait {
 			return err
 		}
 	}
 }
 
-func (st *store) readChoices(cfg *config) error {
-	return st.once(func(ctx context.Context, q querier) error {
+func (st *store) readChoices(ctx context.Context, cfg *config) error {
+	current := map[string]string{
+		"EMBEDDING_DIMENSIONS": strconv.FormatInt(cfg.EmbeddingDimensions, 10),
+		"EMBEDDINGS_MODEL":     cfg.EmbeddingsModel,
+		"TEXT_SEARCH_CONFIG":   cfg.TextSearch,
+	}
+	return st.run(ctx, func(ctx context.Context, q querier) error {
 		if cfg.EmbeddingsModel != "" {
-			if _, err := q.Exec(ctx, `INSERT INTO choices (name, value) VALUES ('EMBEDDINGS_MODEL', $1) ON CONFLICT DO NOTHING`, cfg.EmbeddingsModel); err != nil {
+			if _, err := q.Exec(ctx, `
+				INSERT INTO choices (name, value) VALUES ('EMBEDDINGS_MODEL', $1)
+				ON CONFLICT DO NOTHING`, cfg.EmbeddingsModel); err != nil {
 				return err
 			}
 		}
@@ -218,9 +228,10 @@ func (st *store) readChoices(cfg *config) error {
 		var problems []error
 		var name, value string
 		_, err := pgx.ForEachRow(rows, []any{&name, &value}, func() error {
-			today := map[string]string{"EMBEDDING_DIMENSIONS": strconv.FormatInt(cfg.EmbeddingDimensions, 10), "EMBEDDINGS_MODEL": cfg.EmbeddingsModel, "TEXT_SEARCH_CONFIG": cfg.TextSearch}[name]
-			if today != "" && today != value {
-				problems = append(problems, fmt.Errorf("%s is %s, but the documents table was made with %s: set it back to %s, or see \"Changing the embeddings\" in the README", name, today, value, value))
+			if current[name] != "" && current[name] != value {
+				problems = append(problems, fmt.Errorf("%s is %s, but the documents table was "+
+					"made with %s: set it back to %s, or see \"Changing the embeddings\" in the "+
+					"README", name, current[name], value, value))
 			}
 			return nil
 		})

@@ -26,7 +26,7 @@ CREATE INDEX CONCURRENTLY a_x ON a (x);
 // one reads a single value.
 func one[T any](t *testing.T, url, sql string) (v T) {
 	t.Helper()
-	conn, err := pgx.Connect(t.Context(), direct(url))
+	conn, err := pgx.Connect(t.Context(), (url))
 	if err != nil {
 		t.Fatal(err)
 	}

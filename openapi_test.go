@@ -84,8 +84,14 @@ func (d *apiDocument) faults(method, path string, ans answer) (faults []string) 
 	if method == "OPTIONS" || !strings.HasPrefix(path, "/api/v1/") {
 		return nil
 	}
+	if method == "POST" && path == docsPath && bytes.HasPrefix(ans.body, []byte(`{"documents":`)) {
+		path += "/batch" // the older form, which the document leaves out
+	}
 	op := d.operation(strings.Replace(method, "HEAD", "GET", 1), path)
 	if op == nil {
+		if ans.status == 500 && strings.HasPrefix(path, "/api/v1/test/") {
+			return nil // a row that TestPanic has added
+		}
 		if ans.status != 404 && ans.status != 405 {
 			faults = append(faults, fmt.Sprintf("%d from an operation that the document does not have", ans.status))
 		}
@@ -124,6 +130,12 @@ func (d *apiDocument) faults(method, path string, ans answer) (faults []string) 
 	if err := decoder.Decode(&body); err != nil {
 		return append(faults, err.Error())
 	}
+	if codes, ok := response["x-codes"].([]any); ok {
+		code := body.(map[string]any)["code"]
+		if !slices.Contains(codes, code) {
+			faults = append(faults, fmt.Sprintf("body.code is none of %v", codes))
+		}
+	}
 	return append(faults, d.check(content[media].(map[string]any)["schema"], body, "body", true)...)
 }
 
@@ -133,7 +145,7 @@ func (d *apiDocument) check(schema, value any, at string, closed bool) (faults [
 	s := d.resolve(schema)
 	for word, rule := range s {
 		switch word {
-		case "description", "examples", "default", "$ref":
+		case "description", "examples", "default", "$ref", "contentMediaType", "readOnly":
 		case "format":
 			if text, ok := value.(string); ok && rule == "date-time" {
 				if _, err := time.Parse(time.RFC3339, text); err != nil || !strings.HasSuffix(text, "Z") {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"strings"
 	"testing"
-	"time"
 	"unicode/utf8"
 
 	"golang.org/x/crypto/argon2"
@@ -15,7 +14,7 @@ func TestHash(t *testing.T) {
 	t.Parallel()
 	h := newHasher(cheap)
 	hash := func(password string) string {
-		encoded, err := h.hash(t.Context(), password)
+		encoded, err := h.hash(t.Context(), clientKey{}, password)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -27,7 +26,7 @@ func TestHash(t *testing.T) {
 			t.Errorf("two hashes of %.10q are the same", password)
 		}
 		for try, want := range map[string]bool{password: true, password + " ": false, strings.ToUpper(password): false, password[1:]: false, "": false} {
-			if got, err := h.verify(t.Context(), try, encoded); got != want || err != nil {
+			if got, err := h.verify(t.Context(), clientKey{}, try, encoded); got != want || err != nil {
 				t.Errorf("verify(%.10q, hash of %.10q) = %v, %v, want %v", try, password, got, err, want)
 			}
 		}
@@ -37,7 +36,7 @@ func TestHash(t *testing.T) {
 		t.Errorf("a fresh hash has %+v, %d, %d, %v", p, len(salt), len(tag), err)
 	}
 	for _, encoded := range []string{"x", "$argon2id$v=19$m=64,t=0,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA"} {
-		if ok, err := h.verify(t.Context(), goodPass, encoded); ok || !errors.Is(err, errMalformedHash) {
+		if ok, err := h.verify(t.Context(), clientKey{}, goodPass, encoded); ok || !errors.Is(err, errMalformedHash) {
 			t.Errorf("verify(…, %q) = %v, %v, want errMalformedHash", encoded, ok, err)
 		}
 	}
@@ -52,7 +51,7 @@ func TestUnknownAccount(t *testing.T) {
 	}
 	_, salt, _, _ := parsePHC(h.dummy)
 	h.dummy = formatPHC(cheap, salt, argon2.IDKey([]byte(goodPass), salt, cheap.time, cheap.memory, cheap.threads, tagBytes))
-	if ok, err := h.verify(t.Context(), goodPass, ""); ok || err != nil {
+	if ok, err := h.verify(t.Context(), clientKey{}, goodPass, ""); ok || err != nil {
 		t.Errorf("the dummy's own password = %v, %v, want false", ok, err)
 	}
 }
@@ -68,7 +67,7 @@ func TestKnownHashes(t *testing.T) {
 		// printf 'p\303\244ssw\303\266rter' | argon2 saltsalt -id -t 3 -k 256 -p 4 -l 16 -v 13 -e
 		"pässwörter": "$argon2id$v=19$m=256,t=3,p=4$c2FsdHNhbHQ$/EdqZiKqcS53ZAHPTOXi+Q",
 	} {
-		if ok, err := h.verify(t.Context(), password, encoded); !ok || err != nil {
+		if ok, err := h.verify(t.Context(), clientKey{}, password, encoded); !ok || err != nil {
 			t.Errorf("verify(%q, %q) = %v, %v", password, encoded, ok, err)
 		}
 	}
@@ -76,8 +75,8 @@ func TestKnownHashes(t *testing.T) {
 
 func TestTodaysParams(t *testing.T) {
 	t.Parallel()
-	if want := (argonParams{19456, 2, 1}); todaysParams != want || saltBytes != 16 || tagBytes != 32 {
-		t.Errorf("todaysParams = %+v, salt %d, tag %d; the contract has %+v, 16, 32", todaysParams, saltBytes, tagBytes, want)
+	if want := (argonParams{19456, 2, 1}); currentParams != want || saltBytes != 16 || tagBytes != 32 {
+		t.Errorf("currentParams = %+v, salt %d, tag %d; the contract has %+v, 16, 32", currentParams, saltBytes, tagBytes, want)
 	}
 	salt, tag := make([]byte, 16), make([]byte, 32)
 	h := &hasher{params: argonParams{128, 2, 1}}
@@ -255,77 +254,21 @@ func TestPasswordChoice(t *testing.T) {
 	}
 }
 
-// TestAcquire fills the slots and then the queue.
-func TestAcquire(t *testing.T) {
-	t.Parallel()
-	h := &hasher{params: cheap, slots: make(chan struct{}, 2)}
-	ctx, hangUp := context.WithCancel(t.Context())
-	for range 2 {
-		if err := h.acquire(ctx); err != nil {
-			t.Fatalf("acquire with a free slot = %v", err)
-		}
-	}
-	const most = 2 * hashQueue
-	done := make(chan error, most)
-	for range most {
-		go func() { done <- h.acquire(ctx) }()
-	}
-	eventually(t, "the queue to fill", func() bool { return h.waiting.Load() == most })
-	start := time.Now()
-	if err := h.acquire(ctx); err != errBusy {
-		t.Errorf("acquire with a full queue = %v, want errBusy", err)
-	}
-	if took := time.Since(start); took > hashWait/2 {
-		t.Errorf("a full queue sheds after %v, want at once", took)
-	}
-	h.release(0)
-	if err := <-done; err != nil {
-		t.Errorf("the first in the queue = %v, want the slot that came free", err)
-	}
-	hangUp()
-	for range most - 1 {
-		if err := <-done; !errors.Is(err, context.Canceled) {
-			t.Errorf("acquire of a client that has gone = %v", err)
-		}
-	}
-	if n := h.waiting.Load(); n != 0 || len(h.slots) != 2 {
-		t.Errorf("then %d wait and %d slots are taken, want 0 and 2", n, len(h.slots))
-	}
-	h.release(0)
-	h.release(0)
-	for range 2 {
-		if err := h.acquire(t.Context()); err != nil {
-			t.Errorf("acquire after all = %v: a slot was lost", err)
-		}
-	}
-}
-
 // TestHashGivesBackItsSlot, whatever becomes of the call.
 func TestHashGivesBackItsSlot(t *testing.T) {
 	t.Parallel()
 	h := newHasher(cheap)
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	for i := range 3 * cap(h.slots) {
-		h.hash(gone, goodPass)
-		h.verify(gone, goodPass, h.dummy)
-		h.verify(t.Context(), goodPass, "malformed")
-		if _, err := h.hash(t.Context(), goodPass); err != nil {
+	for i := range 3 * h.slots.total {
+		h.hash(gone, clientKey{}, goodPass)
+		h.verify(gone, clientKey{}, goodPass, h.dummy)
+		h.verify(t.Context(), clientKey{}, goodPass, "malformed")
+		if _, err := h.hash(t.Context(), clientKey{}, goodPass); err != nil {
 			t.Fatalf("hash %d = %v", i, err)
 		}
 	}
-	if len(h.slots) != 0 || h.waiting.Load() != 0 {
-		t.Errorf("%d slots are taken and %d wait, want none", len(h.slots), h.waiting.Load())
-	}
-}
-
-// TestBusyAfterAWhile: a request that gets no slot is shed, and not before its patience ends.
-func TestBusyAfterAWhile(t *testing.T) {
-	t.Parallel()
-	h := &hasher{params: cheap, slots: make(chan struct{}, 1)}
-	h.slots <- struct{}{}
-	start := time.Now()
-	if _, err := h.hash(t.Context(), goodPass); err != errBusy || time.Since(start) < hashWait {
-		t.Errorf("hash without a slot = %v after %v, want errBusy after %v", err, time.Since(start), hashWait)
+	if used, waiting := h.slots.state(); used != 0 || waiting != 0 {
+		t.Errorf("%d slots are taken and %d wait, want none", used, waiting)
 	}
 }

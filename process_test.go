@@ -13,7 +13,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
-	"os/exec"
+	osexec "os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -21,12 +21,14 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"latch/internal/devdb"
 )
 
 // child is the program, running.
 type child struct {
 	t           testing.TB
-	cmd         *exec.Cmd
+	cmd         *osexec.Cmd
 	out, stderr logBuffer
 	done        chan struct{}
 }
@@ -70,7 +72,7 @@ func runLatch(t testing.TB, dir string, env []string, input string, args ...stri
 	defer limit.Stop()
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &out, &log
 	err := cmd.Run()
-	if _, failed := errors.AsType[*exec.ExitError](err); err != nil && !failed {
+	if _, failed := errors.AsType[*osexec.ExitError](err); err != nil && !failed {
 		t.Fatal(err)
 	}
 	keepLog(out.String(), log.String())
@@ -245,7 +247,7 @@ func TestDrainAndSecondSignal(t *testing.T) {
 	a.want(a.do("GET", "/api/v1/health", "", nil), 200, "")
 	a.want(a.tryLogin(m.Email, goodPass), 200, "")
 	c.signal(syscall.SIGTERM)
-	if exit := c.exit(); exit != 1 || !strings.Contains(c.stderr.text(), "requests under way") {
+	if exit := c.exit(); exit != 1 || !strings.Contains(c.stderr.text(), "requests in progress") {
 		t.Errorf("exit %d, want 1: %s", exit, c.stderr.text())
 	}
 	if res, err := finish(); err == nil {
@@ -312,7 +314,7 @@ func checkout(t testing.TB) (dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(watch(&devDB{dir: filepath.Join(dir, ".data"), bin: suite.bin}, dir))
+	t.Cleanup(watch(&devdb.DB{Dir: filepath.Join(dir, ".data")}, dir))
 	return dir
 }
 
@@ -333,7 +335,7 @@ func running(pid int) bool {
 // TestDevelopment is a developer's day: start, stop, start again, and all that can be killed in between.
 func TestDevelopment(t *testing.T) {
 	t.Parallel()
-	if suite.bin == "" {
+	if devdb.FindPostgres("") == "" {
 		t.Skip("looks at the processes of a local PostgreSQL")
 	}
 	dir, other := checkout(t), checkout(t)
@@ -411,11 +413,11 @@ func TestDevelopment(t *testing.T) {
 
 func TestDevelopmentPathTooLong(t *testing.T) {
 	t.Parallel()
-	if suite.bin == "" {
+	if devdb.FindPostgres("") == "" {
 		t.Skip("Docker's image has no socket here")
 	}
-	_, err := startDevDB(filepath.Join(t.TempDir(), strings.Repeat("x", 100)))
+	_, err := devdb.Start(filepath.Join(t.TempDir(), strings.Repeat("x", 100)))
 	if err == nil || !strings.Contains(err.Error(), "too long for PostgreSQL's socket") {
-		t.Errorf("startDevDB on a long path = %v", err)
+		t.Errorf("Start on a long path = %v", err)
 	}
 }

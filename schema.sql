@@ -105,3 +105,10 @@ CREATE EXTENSION IF NOT EXISTS pg_trgm;
 
 -- Part of an e-mail or a name, in any case, of three characters or more.
 CREATE INDEX users_search_idx ON users USING gin (email gin_trgm_ops, full_name gin_trgm_ops);
+
+-- migration 4: random session ids
+
+-- Tokens name sessions. A sequence goes back in a restore and in a fail-over that loses its tail, and
+-- then an old token would name a new row. So the program makes the ids: random, below 2^53.
+ALTER TABLE sessions ALTER COLUMN id DROP IDENTITY;
+ALTER TABLE sessions ADD CONSTRAINT sessions_id_check CHECK (id > 0 AND id < 9007199254740992);

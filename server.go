@@ -1,6 +1,13 @@
 package main
 
-// server.go is the HTTP face: the route table, and what every request passes on its way to it.
+// server.go is the HTTP server: the route table, and what every request passes on its way to a
+// row.
+//
+// Threats and answers. A client that sends slowly, or not at all: each phase has a time-out, and a
+// body a least rate (receive in decode.go). A client that chooses its own address or scheme:
+// headers of proxies are read from trusted proxies only, from the right. A browser that is made to
+// frame, sniff or cache: the headers below. A page of another origin: CORS by an exact list, no
+// credentials.
 
 import (
 	"context"
@@ -11,7 +18,6 @@ import (
 	"net/netip"
 	"net/url"
 	"path"
-	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -20,183 +26,307 @@ import (
 )
 
 const (
-	maxLargeBody   = 16 << 20  // bytes, where there are vectors: 500 documents of 1,536 numbers of 20 digits
-	bulkyBody      = 256 << 10 // bytes; what is longer takes one of maxBulky places, so that memory is bounded
-	maxBulky       = 4         // 64 MiB of bodies, and their documents
-	hugeBody       = 4 << 20   // bytes; the memory of a longer one is collected before the next may come, which takes some ms
-	maxBody        = 16 << 10  // bytes; the longest valid registration has about 3 KiB, escaped six-fold 13 KiB
-	maxHeader      = 12 << 10  // bytes; net/http adds 4 KiB; a token has some 350 bytes
-	maxRequestID   = 64        // characters of a caller's X-Request-Id; a UUID has 36
-	maxAgent       = 256       // bytes of User-Agent that are kept with a session
+	maxBody      = 16 << 10 // bytes; the longest registration has some 13 KiB, escaped six-fold
+	maxLargeBody = 16 << 20 // bytes; 500 documents of 1,536 numbers of 20 digits
+	maxHeader    = 12 << 10 // bytes; net/http adds 4 KiB; a token has some 300 bytes
+	maxRequestID = 64       // characters of a client's X-Request-Id; a UUID has 36
+	maxAgent     = 256      // bytes of User-Agent that are kept with a session
+
 	headerTimeout  = 5 * time.Second
-	requestTimeout = 15 * time.Second // for headers and body: 16 KiB at a slow modem's 1.2 KiB/s
-	largeTimeout   = 60 * time.Second // for a body of up to maxLargeBody: 2.2 Mbit/s
-	writeTimeout   = 30 * time.Second // from the end of the headers: requestTimeout, hashing and queries, and as long for reading
-	idleTimeout    = 2 * time.Minute  // longer than the 60 s for which common load balancers keep a connection
+	requestTimeout = 15 * time.Second // for headers and body: 16 KiB at a modem's 1.2 KiB/s
+	largeTimeout   = time.Minute      // for a body of up to maxLargeBody: 2.2 Mbit/s
+	writeTimeout   = 30 * time.Second // from the end of the headers or of a large body
+	idleTimeout    = 2 * time.Minute  // more than the 60 s for which load balancers keep connections
+	minRate        = 32 << 10         // bytes a second of a large body: a quarter of 1 Mbit/s
+	rateWindow     = 5 * time.Second  // in which the rate may be uneven
+
+	// Memory of bodies that are longer than maxBody, and of answers that are longer than
+	// largeAnswer. Decoding takes as much again, and Go's collector twice the sum, which together
+	// with some 40 KB for each of 2,000 connections stays under 256 MiB.
+	bodyMemory   = 32 << 20 // bytes; half of it for one user: a body of the largest size
+	answerMemory = 32 << 20 // bytes; half of it for one user
+	largeAnswer  = 64 << 10 // bytes; smaller ones go into the socket's buffer at once
 )
 
-// server answers HTTP requests. It holds no state of its own beside the drain flag and the places: everything else
-// is in PostgreSQL, so any number of servers may run on one database.
+// server answers HTTP requests. It keeps no state of its own beyond the drain flag and the
+// limiters: everything else is in PostgreSQL, so any number of servers may run on one database.
 type server struct {
-	cfg      *config
-	store    *store
-	keys     *keyring
-	hasher   *hasher
-	embedder *embedder // nil: there is no provider of embeddings
-	log      *slog.Logger
-	mux      *http.ServeMux
-	closed   map[string]bool // patterns of the mux that only keep others from matching
-	table    []route
-	stats    serverStats
-	start    time.Time
-	draining atomic.Bool
-	bulky    chan struct{} // the places for long bodies
+	cfg       *config
+	store     *store
+	keys      *keyring
+	hasher    *hasher
+	embedder  *embedder // nil: no provider of embeddings is configured
+	log       *slog.Logger
+	mux       *http.ServeMux
+	table     []route
+	paths     []registered
+	unmatched http.Handler // for what no row matches
+	stats     serverStats
+	start     time.Time
+	draining  atomic.Bool
+
+	bodies       limiter // bytes of long bodies
+	answers      limiter // bytes of long answers
+	emailChanges limiter // changes of e-mail addresses in emailInterval
 }
 
 // newServer builds the server and its routes. It panics where the route table contradicts itself.
 func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
-	s := &server{cfg: cfg, store: st, hasher: h, embedder: newEmbedder(cfg), log: log, start: time.Now(), mux: http.NewServeMux(), closed: map[string]bool{}, bulky: make(chan struct{}, maxBulky)}
+	s := &server{cfg: cfg, store: st, hasher: h, embedder: newEmbedder(cfg), log: log,
+		start: time.Now(), mux: http.NewServeMux()}
+	s.bodies = limiter{total: bodyMemory, share: bodyMemory / 2, queue: 64,
+		timeout: 10 * time.Second, detail: "Too many large bodies are being received; try again."}
+	s.answers = limiter{total: answerMemory, share: answerMemory / 2, queue: 16,
+		timeout: time.Second, detail: "Too many large answers are being sent; try again."}
+	s.emailChanges = limiter{total: 100_000, share: maxEmailChanges,
+		detail: "The e-mail address was changed too often; try again later."}
 	s.keys = newKeyring(cfg.SecretKeys, time.Duration(cfg.AccessMinutes)*time.Minute)
 	s.table = s.routes()
-	for _, rt := range s.table {
-		rt.endpoint.input.setVectors(cfg.EmbeddingDimensions)
-		s.mux.Handle(rt.method+" "+cfg.APIPrefix+rt.path, s.gate(rt))
-	}
-	for _, rt := range s.table { // PUT /documents/search is not for the document called search
-		for _, method := range methods {
-			pattern := method + " " + cfg.APIPrefix + rt.path
-			if _, taker := s.mux.Handler(&http.Request{Method: method, URL: &url.URL{Path: cfg.APIPrefix + rt.path}}); strings.Contains(taker, "{") && !strings.Contains(rt.path, "{") {
-				s.mux.HandleFunc(pattern, s.noRoute)
-				s.closed[pattern] = true
-			}
-		}
+	for i := range s.table {
+		s.addRow(&s.table[i])
 	}
 	if cfg.Docs {
-		s.mux.Handle("GET /openapi.json", asset("/openapi.json", "application/json", "", s.openAPI()))
-		s.mux.Handle("GET /docs", asset("/docs", "text/html; charset=utf-8", docsPolicy(docsPage), docsPage))
-		s.mux.Handle("GET /{$}", http.RedirectHandler("/docs", http.StatusFound))
+		s.route("GET", "/openapi.json", &route{path: "/openapi.json"},
+			asset("application/json", "", s.openAPI()))
+		s.route("GET", "/docs", &route{path: "/docs"},
+			asset("text/html; charset=utf-8", docsPolicy(docsPage), docsPage))
+		s.route("GET", "/{$}", &route{path: "/"}, func(w *responseWriter, r *http.Request) {
+			http.Redirect(w, r, "/docs", http.StatusFound)
+		})
 	}
-	s.mux.HandleFunc("/", s.noRoute)
+	s.unmatched = s.wrap(&route{}, &s.stats.other, s.noRoute)
+	s.mux.Handle("/", s.unmatched)
+	s.closeMethods()
 	return s
 }
 
-// routes is the table: all there is, and who may call it.
+// addRow serves a row of the table.
+func (s *server) addRow(rt *route) {
+	if rt.access == nobody || rt.name == "" || rt.status == 0 || rt.summary == "" {
+		panic(rt.method + " " + rt.path + ": a row needs access, name, status and summary")
+	}
+	rt.endpoint.input.setVectors(s.cfg.EmbeddingDimensions)
+	s.route(rt.method, s.cfg.APIPrefix+rt.path, rt, s.serve)
+}
+
+type refusals = []*problem
+
+// routes is the table: all operations, and who may call them.
 func (s *server) routes() []route {
-	type no = []*problem
 	return []route{
-		{"GET", "/health", anyone, 200, handle(s.health), "Liveness: the process answers, whatever the database does", nil},
-		{"GET", "/health/db", anyone, 200, handle(s.healthDB), "Readiness: the database answers, and the server is not shutting down", no{errUnavailable, errDraining}},
+		{"GET", "/health", anyone, "health", handle(s.health), 200, nil,
+			"Liveness: the process answers, whatever the database does"},
+		{"GET", "/health/db", anyone, "healthDB", handle(s.healthDB), 200,
+			refusals{errUnavailable, errShuttingDown},
+			"Readiness: the database answers, and the server is not shutting down"},
 
-		{"POST", "/auth/register", anyone, 201, handle(s.register), "Create an account: it is no admin, and not logged in", no{errEmailTaken, errRegistrationClosed, errBusy, errUnavailable}},
-		{"POST", "/auth/login", anyone, 200, handle(s.login), "Log in: start a session with e-mail and password", no{errInvalidCredentials, errAccountInactive, errBusy, errUnavailable}},
-		{"POST", "/auth/refresh", anyone, 200, handle(s.refresh), "Refresh tokens: spend a refresh token for new tokens; spending it again later ends the session", no{errInvalidRefresh, errRefreshReused, errUnavailable}},
-		{"POST", "/auth/logout", users, 204, handle(s.logout), "Log out: end this session, the others, or all; their tokens are dead at once", nil},
-		{"GET", "/auth/sessions", users, 200, handle(s.listSessions), "List one's own sessions: the newest first", nil},
-		{"DELETE", "/auth/sessions/{id}", users, 204, handle(s.endSession), "End one of one's own sessions", no{errNotFound}},
+		{"POST", "/auth/register", anyone, "register", handle(s.register), 201,
+			refusals{errEmailTaken, errRegistrationClosed, errBusy, errUnavailable},
+			"Create an account: not an admin, and not logged in"},
+		{"POST", "/auth/login", clients, "login", handle(s.login), 200,
+			refusals{errInvalidCredentials, errAccountInactive, errInvalidRefresh,
+				errRefreshReused, errBusy, errUnavailable},
+			"Log in: start a session with e-mail and password; with `grant_type=refresh_token`" +
+				" and `refresh_token`, the same as refresh"},
+		{"POST", "/auth/refresh", clients, "refresh", handle(s.refresh), 200,
+			refusals{errInvalidRefresh, errRefreshReused, errUnavailable},
+			"Refresh tokens: exchange a refresh token for new tokens; using it again later ends" +
+				" the session"},
+		{"POST", "/auth/revoke", clients, "revoke", handle(s.revoke), 200,
+			refusals{errUnavailable},
+			"Revoke a token: end the session of an access or refresh token, also of an expired" +
+				" one (RFC 7009)"},
+		{"POST", "/auth/logout", users, "logout", handle(s.logout), 204, nil,
+			"Log out: end this session, the others, or all; their tokens end at once"},
+		{"GET", "/auth/sessions", users, "listSessions", handle(s.listSessions), 200, nil,
+			"List your sessions: the newest first"},
+		{"DELETE", "/auth/sessions/{id}", users, "endSession", handle(s.endSession), 204,
+			refusals{errNotFound}, "End one of your sessions"},
 
-		{"GET", "/users/me", users, 200, handle(s.me), "Read one's own account", nil},
-		{"PUT", "/users/me", users, 200, handle(s.updateMe), "Change one's own account: what is absent stays; a new password ends all other sessions", no{errEmailTaken, errWrongPassword, errBusy}},
-		{"PATCH", "/users/me", users, 200, handle(s.updateMe), "Change one's own account: the same as PUT", no{errEmailTaken, errWrongPassword, errBusy}},
-		{"DELETE", "/users/me", users, 204, handle(s.deleteMe), "Delete one's own account: and all that belongs to it", no{errLastAdmin, errWrongPassword, errBusy}},
+		{"GET", "/users/me", users, "me", handle(s.me), 200, nil,
+			"Read your account"},
+		{"PUT", "/users/me", users, "updateMe", handle(s.updateMe), 200,
+			refusals{errEmailTaken, errWrongPassword, errBusy},
+			"Change your account: omitted fields keep their value; a new password ends all" +
+				" other sessions"},
+		{"PATCH", "/users/me", users, "patchMe", handle(s.updateMe), 200,
+			refusals{errEmailTaken, errWrongPassword, errBusy},
+			"Change your account: the same as PUT"},
+		{"DELETE", "/users/me", users, "deleteMe", handle(s.deleteMe), 204,
+			refusals{errLastAdmin, errWrongPassword, errBusy},
+			"Delete your account: and all that belongs to it"},
 
-		{"GET", "/users", admins, 200, handle(s.listUsers), "List accounts: in the order of ids, a page at a time", nil},
-		{"POST", "/users", admins, 201, handle(s.createUser), "Create an account for somebody: also while registration is closed", no{errEmailTaken, errBusy}},
-		{"GET", "/users/{id}", admins, 200, handle(s.getUser), "Read an account", no{errNotFound}},
-		{"PUT", "/users/{id}", admins, 200, handle(s.updateUser), "Change an account: what is absent stays; a new password and a deactivation end all its sessions", no{errNotFound, errEmailTaken, errLastAdmin, errBusy}},
-		{"PATCH", "/users/{id}", admins, 200, handle(s.updateUser), "Change an account: the same as PUT", no{errNotFound, errEmailTaken, errLastAdmin, errBusy}},
-		{"DELETE", "/users/{id}", admins, 204, handle(s.deleteUser), "Delete an account: but not one's own", no{errNotFound, errSelfDelete, errLastAdmin}},
+		{"GET", "/users", admins, "listUsers", handle(s.listUsers), 200, nil,
+			"List accounts: in the order of ids, a page at a time"},
+		{"POST", "/users", admins, "createUser", handle(s.createUser), 201,
+			refusals{errEmailTaken, errBusy},
+			"Create an account for somebody: also while registration is closed"},
+		{"GET", "/users/{id}", admins, "getUser", handle(s.getUser), 200,
+			refusals{errNotFound}, "Read an account"},
+		{"PUT", "/users/{id}", admins, "updateUser", handle(s.updateUser), 200,
+			refusals{errNotFound, errEmailTaken, errLastAdmin, errBusy},
+			"Change an account: omitted fields keep their value; a new password and a" +
+				" deactivation end all its sessions"},
+		{"PATCH", "/users/{id}", admins, "patchUser", handle(s.updateUser), 200,
+			refusals{errNotFound, errEmailTaken, errLastAdmin, errBusy},
+			"Change an account: the same as PUT"},
+		{"DELETE", "/users/{id}", admins, "deleteUser", handle(s.deleteUser), 204,
+			refusals{errNotFound, errSelfDelete, errLastAdmin, errBusy},
+			"Delete an account: but not your own"},
 
-		{"POST", "/documents", holders, 201, handle(s.createDocuments), "Store a document, or several: all or nothing, and answered in the same order", no{errEmbeddingRequired, errEmbeddingsFailed, errEmbeddingsAway}},
-		{"GET", "/documents", users, 200, handle(s.listDocuments), "List one's own documents: in the order of ids, a page at a time", no{errBusy}},
-		{"GET", "/documents/{id}", users, 200, handle(s.getDocument), "Read one of one's own documents", no{errNotFound}},
-		{"PUT", "/documents/{id}", users, 200, handle(s.updateDocument), "Change one of one's own documents: what is absent stays", no{errNotFound, errEmbeddingRequired, errEmbeddingsFailed, errEmbeddingsAway}},
-		{"DELETE", "/documents/{id}", users, 204, handle(s.deleteDocument), "Delete one of one's own documents", no{errNotFound}},
-		{"POST", "/documents/search", holders, 200, handle(s.search), "Search one's own documents: the true nearest, always as many as there are up to the limit", no{errEmbeddingRequired, errEmbeddingsFailed, errEmbeddingsAway}},
+		{"POST", "/documents", users, "createDocument", handle(s.createDocument), 201,
+			refusals{errEmbeddingRequired, errEmbeddingsFailed, errEmbeddingsUnavailable, errBusy},
+			"Store a document"},
+		{"POST", "/documents/batch", users, "createDocuments", handle(s.createDocuments), 201,
+			refusals{errEmbeddingRequired, errEmbeddingsFailed, errEmbeddingsUnavailable, errBusy},
+			"Store several documents: all or none, answered in the same order"},
+		{"GET", "/documents", users, "listDocuments", handle(s.listDocuments), 200,
+			refusals{errBusy},
+			"List your documents: in the order of ids, a page at a time; a page is shorter than" +
+				" `limit` where its documents are long"},
+		{"GET", "/documents/{id}", users, "getDocument", handle(s.getDocument), 200,
+			refusals{errNotFound, errBusy}, "Read one of your documents"},
+		{"PUT", "/documents/{id}", users, "updateDocument", handle(s.updateDocument), 200,
+			refusals{errNotFound, errEmbeddingRequired, errEmbeddingsFailed,
+				errEmbeddingsUnavailable, errBusy},
+			"Change one of your documents: omitted fields keep their value"},
+		{"DELETE", "/documents/{id}", users, "deleteDocument", handle(s.deleteDocument), 204,
+			refusals{errNotFound}, "Delete one of your documents"},
+		{"POST", "/documents/search", users, "searchDocuments", handle(s.search), 200,
+			refusals{errEmbeddingRequired, errEmbeddingsFailed, errEmbeddingsUnavailable, errBusy},
+			"Search your documents: exact nearest neighbours, up to `limit`"},
 	}
 }
 
-// httpServer wraps s with the limits of a connection.
+// httpServer returns s with the limits of a connection.
 func (s *server) httpServer() *http.Server {
 	return &http.Server{
-		Handler: s, ReadHeaderTimeout: headerTimeout, ReadTimeout: requestTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
-		MaxHeaderBytes: maxHeader, DisableGeneralOptionsHandler: true,
-		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug), // handshakes and resets: not ours
+		Handler: s, ReadHeaderTimeout: headerTimeout, ReadTimeout: requestTimeout,
+		WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
+		DisableGeneralOptionsHandler: true,
+		// Handshakes and resets, which the client causes.
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 }
 
-// exchange is one request and its answer, as the chain below and the access line see it.
-type exchange struct {
+// responseWriter is the response to one request, with what the access log says of both.
+type responseWriter struct {
 	http.ResponseWriter
-	id     [1]string // X-Request-Id, as a header's values
-	length [1]string // Content-Length, likewise
-	caller caller
-	start  time.Time
-	took   time.Duration // set at the end
-	method string
-	route  string // the pattern, never the path
-	stats  *routeStats
-	status int
-	bytes  int
-	server *server
-	held   int // the bytes of memory of a long body, which has one of the server's places; 0: there is none
+	server  *server
+	route   *route
+	stats   *routeStats
+	caller  caller
+	start   time.Time
+	status  int
+	bytes   int
+	release func() // gives back the memory of a large body; nil: it has none
 }
 
-func (x *exchange) WriteHeader(status int) {
-	if x.status = status; x.server.draining.Load() { // a client that is told does not send its next request into a closing connection
-		x.Header().Set("Connection", "close")
+// WriteHeader asks the client, while draining, not to send its next request on this connection.
+func (w *responseWriter) WriteHeader(status int) {
+	if w.status = status; w.server.draining.Load() {
+		w.Header().Set("Connection", "close")
 	}
-	x.ResponseWriter.WriteHeader(status)
+	w.ResponseWriter.WriteHeader(status)
 }
 
-func (x *exchange) Write(b []byte) (int, error) {
-	n, err := x.ResponseWriter.Write(b)
-	x.bytes += n
+func (w *responseWriter) Write(b []byte) (int, error) {
+	n, err := w.ResponseWriter.Write(b)
+	w.bytes += n
 	return n, err
 }
 
-// ServeHTTP is the chain, in the order in which it runs.
+// ServeHTTP passes a request on to its row if the path has its one spelling. ServeMux would
+// redirect another one with a 307, which makes clients send their credentials again, and match
+// %6De as me.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	client, https := s.origin(r)
-	id := requestID(r)
-	x := &exchange{ResponseWriter: w, id: [1]string{id}, caller: caller{client: client, requestID: id}, start: time.Now(), method: knownMethod(r.Method), stats: &s.stats.other, server: s}
-	s.stats.inFlight.Add(1)
-	defer s.finish(x)
-	setHeaders(x, https)
-	if s.cors(x, r) {
-		return
+	if isClean(r.URL) {
+		s.mux.ServeHTTP(w, r)
+	} else {
+		s.unmatched.ServeHTTP(w, r)
 	}
-	if !cleanPath(r) {
-		s.fail(x, errNotFound)
-		return
-	}
-	s.mux.ServeHTTP(x, r)
 }
 
-// finish turns a panic into a 500 and writes the access line. Answers are written in one go at the
-// end, so a panic comes before the first byte; where not, the connection is cut.
-func (s *server) finish(x *exchange) {
-	cause := recover()
-	if x.held > 0 {
-		if x.held > hugeBody {
-			runtime.GC()
+func isClean(u *url.URL) bool {
+	p := u.EscapedPath()
+	return strings.HasPrefix(p, "/") && path.Clean(p) == p && !strings.Contains(p, "%")
+}
+
+// registered is a path of the mux with one of its methods.
+type registered struct{ method, path string }
+
+// route serves a method of a path by next.
+func (s *server) route(
+	method, path string, rt *route, next func(*responseWriter, *http.Request),
+) {
+	s.mux.Handle(method+" "+path, s.wrap(rt, s.stats.add(method, rt.path), next))
+	s.paths = append(s.paths, registered{method, strings.TrimSuffix(path, "{$}")})
+}
+
+// wrap puts next behind what every request passes, in this order: the client's address, the headers
+// of every answer, CORS; and afterwards the recovery of a panic, the metrics, the access log.
+func (s *server) wrap(
+	rt *route, stats *routeStats, next func(*responseWriter, *http.Request),
+) http.HandlerFunc {
+	return func(rw http.ResponseWriter, r *http.Request) {
+		w := &responseWriter{ResponseWriter: rw, server: s, route: rt, stats: stats, start: time.Now()}
+		s.stats.inFlight.Add(1)
+		defer s.finish(w, r)
+		var https bool
+		w.caller.client, https = s.origin(r)
+		w.caller.requestID = requestID(r)
+		w.caller.agent = cleanAgent(r.UserAgent())
+		setHeaders(w.Header(), w.caller.requestID, https)
+		if r.ContentLength == 0 { // a body's time-out would end the context of a slow handler
+			http.NewResponseController(rw).SetReadDeadline(time.Time{})
 		}
-		<-s.bulky
+		if !s.cors(w, r) {
+			next(w, r)
+		}
 	}
+}
+
+// finish answers a panic with 500 and writes the access log. Answers are written in one go at the
+// end, so a panic comes before the first byte; where not, the connection is cut.
+func (s *server) finish(w *responseWriter, r *http.Request) {
+	cause := recover()
 	if cause != nil && cause != http.ErrAbortHandler {
-		s.log.Error("panic", "request_id", x.caller.requestID, "route", x.route, "cause", cause, "stack", string(debug.Stack()))
-		if x.status == 0 {
-			s.fail(x, errInternal)
+		s.log.Error("panic", "request_id", w.caller.requestID, "route", w.route.path,
+			"cause", cause, "stack", string(debug.Stack()))
+		if w.status == 0 {
+			s.fail(w, errInternal)
 			cause = nil
 		}
 	}
-	x.took = time.Since(x.start)
+	if w.release != nil {
+		w.release()
+	}
+	took := time.Since(w.start)
 	s.stats.inFlight.Add(-1)
-	x.stats.observe(x.status, x.took)
-	x.logAccess(s.log.Handler())
+	w.stats.observe(w.status, took)
+	level := slog.LevelInfo
+	if w.status >= http.StatusInternalServerError {
+		level = slog.LevelError
+	}
+	s.log.LogAttrs(context.Background(), level, "request",
+		slog.String("request_id", w.caller.requestID),
+		slog.String("method", knownMethod(r.Method)),
+		slog.String("route", w.route.path),
+		slog.Int("status", w.status),
+		slog.Float64("duration_ms", milliseconds(took)),
+		slog.Int("bytes", w.bytes),
+		slog.Int64("user_id", w.caller.ID),
+		slog.String("client", w.caller.client.String()))
 	if cause != nil {
 		panic(http.ErrAbortHandler)
 	}
 }
+
+// milliseconds returns d in ms, to the microsecond.
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// methods are those that a path may support, in the order in which Allow lists them.
+var methods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
 
 // knownMethod keeps what a client invents out of the log.
 func knownMethod(method string) string {
@@ -206,40 +336,36 @@ func knownMethod(method string) string {
 	return "other"
 }
 
-// requestID is the caller's X-Request-Id where it is one, short and printable, else a new one.
+// requestID returns the client's X-Request-Id if it is short and printable, else a new one.
 func requestID(r *http.Request) string {
 	ids := r.Header.Values("X-Request-Id")
 	unfit := func(c rune) bool { return c <= ' ' || c > '~' }
-	if len(ids) == 1 && ids[0] != "" && len(ids[0]) <= maxRequestID && !strings.ContainsFunc(ids[0], unfit) {
+	if len(ids) == 1 && ids[0] != "" && len(ids[0]) <= maxRequestID &&
+		!strings.ContainsFunc(ids[0], unfit) {
 		return ids[0]
 	}
 	return rand.Text()
 }
 
-// The values of headers that are the same in all answers, shared by them.
-var (
-	noStore       = []string{"no-store"}
-	noSniff       = []string{"nosniff"}
-	noReferrer    = []string{"no-referrer"}
-	nothingLoaded = []string{"default-src 'none'; frame-ancestors 'none'"}
-)
-
-// setHeaders sets what every answer carries. The docs page replaces two of them.
-func setHeaders(x *exchange, https bool) {
-	h := x.Header()
-	h["X-Request-Id"] = x.id[:]
-	h["Cache-Control"], h["X-Content-Type-Options"] = noStore, noSniff
-	h["Content-Security-Policy"], h["Referrer-Policy"] = nothingLoaded, noReferrer
+// setHeaders sets what every answer carries. The assets replace two of them.
+func setHeaders(h http.Header, requestID string, https bool) {
+	h.Set("X-Request-Id", requestID)
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	h.Set("Referrer-Policy", "no-referrer")
 	if https {
 		h.Set("Strict-Transport-Security", "max-age=31536000; includeSubDomains")
 	}
 }
 
-// origin is the address of the client and whether it came by TLS. X-Forwarded-For is read from the
-// right, and only as far as each hop is a trusted proxy, so that a client cannot choose its address.
+// origin returns the address of the client and whether it came by TLS. X-Forwarded-For is read from
+// the right, and only as far as each hop is a trusted proxy, so that a client cannot choose its
+// address.
 func (s *server) origin(r *http.Request) (client netip.Addr, https bool) {
 	trusted := func(a netip.Addr) bool {
-		return slices.ContainsFunc(s.cfg.TrustedProxies, func(p netip.Prefix) bool { return p.Contains(a) })
+		contains := func(p netip.Prefix) bool { return p.Contains(a) }
+		return slices.ContainsFunc(s.cfg.TrustedProxies, contains)
 	}
 	peer, _ := netip.ParseAddrPort(r.RemoteAddr)
 	client, https = peer.Addr().Unmap().WithZone(""), r.TLS != nil
@@ -258,56 +384,102 @@ func (s *server) origin(r *http.Request) (client netip.Addr, https bool) {
 	return client, https
 }
 
-// cors lets the pages of the configured origins call the API, and answers their preflights.
-// Credentials are not allowed: tokens travel in a header, and there are no cookies.
-func (s *server) cors(x *exchange, r *http.Request) (answered bool) {
+// cors lets the pages of the configured origins call the API, and answers their preflights, with
+// whatever headers they ask for: tracing libraries add their own. Credentials are not allowed:
+// tokens travel in a header, and there are no cookies.
+func (s *server) cors(w *responseWriter, r *http.Request) (answered bool) {
 	if len(s.cfg.CORSOrigins) == 0 {
 		return false
 	}
-	h := x.Header()
+	h := w.Header()
 	h.Add("Vary", "Origin")
 	origin := r.Header.Get("Origin")
 	if !slices.Contains(s.cfg.CORSOrigins, origin) {
 		return false
 	}
 	h.Set("Access-Control-Allow-Origin", origin)
-	h.Set("Access-Control-Expose-Headers", "Link, Location, Retry-After, WWW-Authenticate, X-Request-Id")
+	h.Set("Access-Control-Expose-Headers",
+		"Link, Location, Retry-After, WWW-Authenticate, X-Request-Id")
 	if r.Method != http.MethodOptions || r.Header.Get("Access-Control-Request-Method") == "" {
 		return false
 	}
 	h.Set("Access-Control-Allow-Methods", "GET, POST, PUT, PATCH, DELETE")
-	h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, X-Request-Id")
+	h.Set("Access-Control-Allow-Headers", allowedHeaders(r))
+	h.Add("Vary", "Access-Control-Request-Headers")
 	h.Set("Access-Control-Max-Age", "600")
-	x.WriteHeader(http.StatusNoContent)
+	w.WriteHeader(http.StatusNoContent)
 	return true
 }
 
-// cleanPath tells whether the path is in its one spelling. ServeMux would redirect an unclean one with
-// a 307, which makes clients send their credentials again, and match %6De as me.
-func cleanPath(r *http.Request) bool {
-	p := r.URL.EscapedPath()
-	return strings.HasPrefix(p, "/") && path.Clean(p) == p && !strings.Contains(p, "%")
+// allowedHeaders returns the header names that a preflight asks for, where they are names.
+func allowedHeaders(r *http.Request) string {
+	asked := strings.Join(r.Header.Values("Access-Control-Request-Headers"), ",")
+	other := func(c rune) bool {
+		const token = "!#$%&'*+-.^_`|~, " // RFC 9110, section 5.6.2, in a list
+		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+		return !letter && !strings.ContainsRune(token, c)
+	}
+	if asked == "" || strings.ContainsFunc(asked, other) {
+		return "Authorization, Content-Type, X-Request-Id"
+	}
+	return asked
 }
 
-// methods are those that a path may take, in the order in which Allow lists them.
-var methods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
+// noRoute answers what no row matches: 405 where the path supports another method, else 404.
+func (s *server) noRoute(w *responseWriter, r *http.Request) {
+	allowed := s.allowed(r.URL.Path)
+	if allowed == nil || !isClean(r.URL) {
+		s.fail(w, errNotFound)
+		return
+	}
+	w.Header().Set("Allow", strings.Join(allowed, ", "))
+	s.fail(w, errMethodNotAllowed)
+}
 
-// noRoute answers what no row matches: 405 where another method would, else 404.
-func (s *server) noRoute(w http.ResponseWriter, r *http.Request) {
-	x := w.(*exchange)
-	var allowed []string
+// allowed returns the methods that a path supports. A literal path hides those with a wildcard.
+func (s *server) allowed(path string) (allowed []string) {
+	same := func(p registered) bool { return p.path == path }
+	if !slices.ContainsFunc(s.paths, same) {
+		same = func(p registered) bool { return matches(p.path, path) }
+	}
 	for _, method := range methods {
-		probe := &http.Request{Method: method, URL: r.URL, Host: r.Host}
-		if _, pattern := s.mux.Handler(probe); pattern != "/" && !s.closed[pattern] {
+		supports := func(p registered) bool {
+			return same(p) && (p.method == method || p.method == "GET" && method == "HEAD")
+		}
+		if slices.ContainsFunc(s.paths, supports) {
 			allowed = append(allowed, method)
 		}
 	}
-	if allowed == nil {
-		s.fail(x, errNotFound)
-		return
+	return allowed
+}
+
+// matches reports whether a path fits a template such as /users/{id}.
+func matches(template, path string) bool {
+	want, got := strings.Split(template, "/"), strings.Split(path, "/")
+	for i := range min(len(want), len(got)) {
+		if want[i] != got[i] && (got[i] == "" || !strings.HasPrefix(want[i], "{")) {
+			return false
+		}
 	}
-	x.Header().Set("Allow", strings.Join(allowed, ", "))
-	s.fail(x, errMethodNotAllowed)
+	return len(want) == len(got)
+}
+
+// closeMethods keeps the methods that a literal path lacks from a row with a wildcard:
+// PUT /documents/search is not for the document called search.
+func (s *server) closeMethods() {
+	done := map[string]bool{}
+	for _, p := range s.paths {
+		if done[p.path] || p.path == "/" || strings.Contains(p.path, "{") {
+			continue
+		}
+		done[p.path] = true
+		allowed := s.allowed(p.path)
+		for _, method := range methods {
+			if !slices.Contains(allowed, method) {
+				s.mux.Handle(method+" "+p.path, s.unmatched)
+			}
+		}
+	}
 }
 
 type liveness struct {
@@ -327,11 +499,11 @@ func (s *server) health(context.Context, *caller, none) (liveness, error) {
 
 // healthDB tells a load balancer whether to send requests here: not without the database, and not
 // while the server is shutting down.
-func (s *server) healthDB(_ context.Context, _ *caller, _ none) (readiness, error) {
+func (s *server) healthDB(ctx context.Context, _ *caller, _ none) (readiness, error) {
 	if s.draining.Load() {
-		return readiness{}, errDraining
+		return readiness{}, errShuttingDown
 	}
-	if err := s.store.ping(); err != nil {
+	if err := s.store.ping(ctx); err != nil {
 		return readiness{}, errors.Join(errUnavailable, err)
 	}
 	return readiness{"healthy", "connected"}, nil

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -23,7 +24,7 @@ func TestAccess(t *testing.T) {
 	admin, u, other := a.signUpAdmin("root"), a.signUp("ada"), a.signUp("bob")
 	a.signUpAdmin("second") // so that the last-admin rule stays out of this
 	session := func(m member) string {
-		c, _, _ := a.keys.parseAccess(m.AccessToken)
+		c, _, _ := parseAccess(a.keys, m.AccessToken)
 		return fmt.Sprint(c.Session)
 	}
 	id := func(m member) string { return fmt.Sprint(m.ID) }
@@ -57,6 +58,8 @@ func TestAccess(t *testing.T) {
 		{"GET", "/documents/{id}", "", 401, 404, 404, 404}, // of somebody else, for an admin too
 		{"PUT", "/documents/{id}", `{"metadata":{}}`, 401, 404, 404, 404},
 		{"DELETE", "/documents/{id}", "", 401, 404, 404, 404},
+		{"POST", "/auth/revoke", `{"token":"x"}`, 200, 200, 200, 200},
+		{"POST", "/documents/batch", `{"documents":[{"content":"theirs","embedding":[1,0,0]}]}`, 401, 201, 201, 201},
 		{"POST", "/auth/logout", "", 401, 204, 204, 204},
 	}
 	victim, theirs := a.signUp("victim"), a.signUp("carol")
@@ -94,21 +97,21 @@ func TestPublicRoutes(t *testing.T) {
 	t.Parallel()
 	var public []string
 	for _, rt := range (&server{cfg: &config{}}).routes() {
-		if rt.access == anyone {
+		if rt.access <= clients {
 			public = append(public, rt.path)
 		}
 	}
-	if got, want := fmt.Sprint(public), "[/health /health/db /auth/register /auth/login /auth/refresh]"; got != want {
+	if got, want := fmt.Sprint(public), "[/health /health/db /auth/register /auth/login /auth/refresh /auth/revoke]"; got != want {
 		t.Errorf("public routes are %s, want %s", got, want)
 	}
 }
 
 func TestGateRefusesBadRows(t *testing.T) {
 	t.Parallel()
-	s := &server{cfg: &config{}}
-	good := route{"GET", "/x", anyone, 200, handle(s.health), "x", nil}
+	s := &server{cfg: &config{}, mux: http.NewServeMux()}
+	good := route{"GET", "/x", anyone, "x", handle(s.health), 200, nil, "x"}
 	for name, spoil := range map[string]func(*route){
-		"no access": func(r *route) { r.access = nobody }, "no status": func(r *route) { r.status = 0 }, "no summary": func(r *route) { r.summary = "" },
+		"no access": func(r *route) { r.access = nobody }, "no status": func(r *route) { r.status = 0 }, "no name": func(r *route) { r.name = "" }, "no summary": func(r *route) { r.summary = "" },
 		"bad tag": func(r *route) {
 			r.endpoint = handle(func(context.Context, *caller, struct {
 				A string `jsno:"a"`
@@ -120,15 +123,16 @@ func TestGateRefusesBadRows(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			defer func() {
 				if recover() == nil {
-					t.Error("gate took it")
+					t.Error("addRow accepts it")
 				}
 			}()
 			row := good
 			spoil(&row)
-			s.gate(row)
+			row.path = "/" + strings.ReplaceAll(name, " ", "")
+			s.addRow(&row)
 		})
 	}
-	s.gate(good)
+	s.addRow(&good)
 }
 
 func TestNoRoute(t *testing.T) {
@@ -164,7 +168,7 @@ func TestRawRequests(t *testing.T) {
 		"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n":                                                                                                     "404",
 		"CONNECT x:1 HTTP/1.1\r\nHost: x:1\r\nConnection: close\r\n\r\n":                                                                                                 "404",
 		"GET http://evil/api/v1/health HTTP/1.1\r\nHost: evil\r\nConnection: close\r\n\r\n":                                                                              "200",
-		"GET /api/v1/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc":                                                                    "415",
+		"GET /api/v1/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc":                                                                    "200",
 		"POST /api/v1/auth/login HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n":                                                                  "415",
 		"POST /api/v1/auth/register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9000000\r\nExpect: 100-continue\r\n\r\n":                    "413",
 		"POST /api/v1/auth/register HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{  \r\nzzz\r\n": "400",
@@ -196,27 +200,31 @@ func TestBodies(t *testing.T) {
 		return a.send("POST", "/api/v1/auth/login", header, strings.NewReader(body))
 	}
 	good := `{"username":"ada@example.com","password":"` + goodPass + `"}`
-	for _, media := range []string{"application/json", "Application/JSON", "application/json; charset=utf-8", `application/json;charset="UTF-8"`} {
+	for _, media := range []string{"application/json", "Application/JSON", "application/json; charset=utf-8", `application/json;charset="UTF-8"`, "application/json; charset=utf8", "application/json; boundary=x", "application/json;odata.metadata=minimal"} {
 		a.want(post(media, good), 200, "")
 	}
-	for _, media := range []string{"", "text/plain", "application/xml", "application/json; charset=latin1", "application/json; boundary=x", "multipart/form-data; boundary=x", "application/json, text/plain", "json", "application/problem+json", ";"} {
+	for _, media := range []string{"", "text/plain", "application/xml", "application/json; charset=latin1", "multipart/mixed; boundary=x", "application/json, text/plain", "json", "application/problem+json", ";"} {
 		a.want(post(media, good), 415, "unsupported_media_type")
 	}
 	a.want(a.send("POST", "/api/v1/auth/login", http.Header{"Content-Type": {"application/json"}, "Content-Encoding": {"gzip"}}, strings.NewReader(good)), 415, "unsupported_media_type")
 	a.want(a.send("POST", "/api/v1/auth/login", http.Header{"Content-Type": {"application/json", "application/json"}}, strings.NewReader(good)), 415, "unsupported_media_type")
+	a.want(a.send("POST", "/api/v1/auth/login", http.Header{"Content-Type": {"application/json"}, "Content-Encoding": {"identity"}}, strings.NewReader("\ufeff"+good)), 200, "")
 	padded := func(n int) string { return good[:len(good)-1] + strings.Repeat(" ", n-len(good)) + "}" }
 	a.want(post("application/json", padded(maxBody)), 200, "")
 	a.want(post("application/json", padded(maxBody+1)), 413, "body_too_large")
 	a.want(a.send("POST", "/api/v1/auth/login", http.Header{"Content-Type": {"application/json"}}, io.MultiReader(strings.NewReader(padded(maxBody+1)))), 413, "body_too_large") // chunked
-	a.want(a.send("POST", "/api/v1/auth/logout", http.Header{"Authorization": {"Bearer " + m.AccessToken}, "Content-Type": {"application/json"}}, strings.NewReader("{}")), 415, "unsupported_media_type")
-	for body, code := range map[string]string{`{"username":"a"`: "malformed_body", "\xff": "malformed_body", "\ufeff{}": "malformed_body", `{"a":1}x`: "malformed_body", `{'a':1}`: "malformed_body", `{"a":NaN}`: "malformed_body",
+	a.want(a.send("POST", "/api/v1/auth/logout", http.Header{"Authorization": {"Bearer " + m.AccessToken}, "Content-Type": {"application/json"}}, strings.NewReader("{}")), 204, "")
+	for body, code := range map[string]string{`{"username":"a"`: "malformed_body", "\xff": "malformed_body", "\ufeff\ufeff{}": "malformed_body", `{"a":1}x`: "malformed_body", `{'a':1}`: "malformed_body", `{"a":NaN}`: "malformed_body",
 		`{"username":"a","username":"b","password":"c"}`: "invalid_request", `{"username":"a","user\u006eame":"b","password":"c"}`: "invalid_request", `{"USERNAME":"a","password":"c"}`: "invalid_request",
 		`{"username":"\ud800","password":"c"}`: "invalid_request", `{"username":"a\u0000","password":"c"}`: "invalid_request", `"x"`: "invalid_request", `{"canary":1,"username":"a","password":"b"}`: "invalid_request"} {
 		status := map[string]int{"malformed_body": 400, "invalid_request": 422}[code]
 		a.want(post("application/json", body), status, code)
 	}
-	for _, body := range []string{"username=%zz&password=x", "username", "&", "=x"} {
+	for _, body := range []string{"username=%zz&password=x", "username=a&password=b&%"} {
 		a.want(post("application/x-www-form-urlencoded", body), 400, "malformed_body")
+	}
+	for _, body := range []string{"username", "&", "=x", ""} {
+		a.want(post("application/x-www-form-urlencoded", body), 422, "invalid_request")
 	}
 	a.want(post("application/x-www-form-urlencoded", "username=%ff&password=x"), 422, "invalid_request")
 }
@@ -297,11 +305,18 @@ func TestPanic(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)
 	type unencodable struct{ C chan int }
-	a.mux.Handle("GET /panic", a.gate(route{"GET", "/panic", anyone, 200, handle(func(context.Context, *caller, none) (none, error) { panic("a panicking cause") }), "x", nil}))
-	a.mux.Handle("GET /unencodable", a.gate(route{"GET", "/unencodable", anyone, 200, handle(func(context.Context, *caller, none) (unencodable, error) { return unencodable{}, nil }), "x", nil}))
-	a.mux.Handle("GET /unknown", a.gate(route{"GET", "/unknown", anyone, 200, handle(func(context.Context, *caller, none) (none, error) { return none{}, fmt.Errorf("an unknown cause") }), "x", nil}))
+	row := func(path string, e endpoint) {
+		a.addRow(&route{"GET", "/test" + path, anyone, "x", e, 200, nil, "x"})
+	}
+	row("/panic", handle(func(context.Context, *caller, none) (none, error) { panic("a panicking cause") }))
+	row("/unencodable", handle(func(context.Context, *caller, none) (unencodable, error) {
+		return unencodable{}, nil
+	}))
+	row("/unknown", handle(func(context.Context, *caller, none) (none, error) {
+		return none{}, fmt.Errorf("an unknown cause")
+	}))
 	for _, path := range []string{"/panic", "/unencodable", "/unknown"} {
-		ans := a.want(a.do("GET", path, "", nil), 500, "internal_error")
+		ans := a.want(a.do("GET", "/api/v1/test"+path, "", nil), 500, "internal_error")
 		if strings.Contains(string(ans.body), "cause") {
 			t.Errorf("%s leaks: %s", path, ans.body)
 		}
@@ -350,36 +365,40 @@ func TestDatabaseAway(t *testing.T) {
 	a.want(a.do("GET", "/api/v1/users/me", "nonsense", nil), 401, "invalid_token")
 }
 
-// TestReadAll reads bodies on both sides of bulkyBody: a longer one takes a place, and none is read into more memory
-// than it needs.
-func TestReadAll(t *testing.T) {
+// TestReceive reads bodies on both sides of maxBody: a longer one takes memory of the limiter, and
+// none is read into more memory than it needs.
+func TestReceive(t *testing.T) {
 	t.Parallel()
-	for _, n := range []int{0, 1, bytes.MinRead, bulkyBody - 1, bulkyBody, bulkyBody + 1, 2*bulkyBody + 1} {
+	for _, n := range []int{0, 1, bytes.MinRead, maxBody - 1, maxBody, maxBody + 1, 500_000} {
 		for _, length := range []int64{int64(n), -1} {
-			x := &exchange{ResponseWriter: httptest.NewRecorder(), server: &server{bulky: make(chan struct{}, 2)}}
+			s := &server{}
+			s.bodies = limiter{total: bodyMemory, share: bodyMemory, timeout: time.Second}
+			w := &responseWriter{ResponseWriter: httptest.NewRecorder(), server: s}
 			text := bytes.Repeat([]byte{'x'}, n)
 			r := httptest.NewRequest("POST", "/", bytes.NewReader(text))
 			r.ContentLength = length
-			got, err := readAll(x, r, 3*bulkyBody)
-			if err != nil || !bytes.Equal(got, text) || x.held > 0 != (n > bulkyBody) || cap(got) > 4*bulkyBody {
-				t.Errorf("readAll of %d bytes, told %d: %d in %d, %v, a place: %v", n, length, len(got), cap(got), err, x.held > 0)
+			got, err := s.receive(w, r, 1<<20)
+			used, _ := s.bodies.state()
+			if err != nil || !bytes.Equal(got, text) || used > 0 != (n > maxBody) || cap(got) > int(used)*9/8+2*maxBody {
+				t.Errorf("receive of %d bytes, announced as %d: %d in %d, %v, memory %d", n, length, len(got), cap(got), err, used)
 			}
-			if _, err := readAll(x, httptest.NewRequest("POST", "/", bytes.NewReader(append(text, 'x'))), int64(n)); err == nil {
-				t.Errorf("readAll takes more than %d bytes", n)
+			long := httptest.NewRequest("POST", "/", bytes.NewReader(append(text, 'x')))
+			if _, err := s.receive(&responseWriter{ResponseWriter: httptest.NewRecorder(), server: s}, long, int64(n)); !errors.Is(err, errBodyTooLarge) {
+				t.Errorf("receive of %d bytes too many = %v", n, err)
 			}
 		}
 	}
 }
 
-// TestBulkyBodies sends more long bodies at once than there are places, with and without a length: all are
+// TestLargeBodies sends more long bodies at once than there are places, with and without a length: all are
 // stored, one that is cut short is not, and no place is lost.
-func TestBulkyBodies(t *testing.T) {
+func TestLargeBodies(t *testing.T) {
 	t.Parallel()
-	a := newApp(t, func(c *config) { c.DatabaseMaxConns = 3 * maxBulky }) // nobody waits for a connection
+	a := newApp(t, func(c *config) { c.DatabaseMaxConns = 12 }) // nobody waits for a connection
 	m := a.signUp("ada")
-	body := []byte(`{"documents":[` + strings.Repeat(`{"content":"text","embedding":[1,2,3]},`, 400) + `{"content":"` + strings.Repeat("x", 60000) + `","embedding":[1,2,3]}]}` + strings.Repeat(" ", bulkyBody))
+	body := []byte(`{"documents":[` + strings.Repeat(`{"content":"text","embedding":[1,2,3]},`, 400) + `{"content":"` + strings.Repeat("x", 60000) + `","embedding":[1,2,3]}]}` + strings.Repeat(" ", maxBody))
 	header := http.Header{"Content-Type": {"application/json"}, "Authorization": {"Bearer " + m.AccessToken}}
-	parallel(3*maxBulky, func(i int) {
+	parallel(12, func(i int) {
 		for {
 			var r io.Reader = bytes.NewReader(body)
 			if i%2 == 0 {
@@ -401,8 +420,8 @@ func TestBulkyBodies(t *testing.T) {
 	if answer, _ := io.ReadAll(conn); !bytes.HasPrefix(answer, []byte("HTTP/1.1 400 ")) {
 		t.Errorf("a body that lacks its end: %.300s", answer)
 	}
-	eventually(t, "the places to be free", func() bool { return len(a.server.bulky) == 0 })
-	if got := one[int](t, a.url, `SELECT count(*) FROM documents`); got != 3*maxBulky*401 {
-		t.Errorf("%d documents, want %d", got, 3*maxBulky*401)
+	eventually(t, "the places to be free", func() bool { used, _ := a.bodies.state(); return used == 0 })
+	if got := one[int](t, a.url, `SELECT count(*) FROM documents`); got != 12*401 {
+		t.Errorf("%d documents, want %d", got, 12*401)
 	}
 }

@@ -1,11 +1,17 @@
 package main
 
-// store.go holds every statement about accounts and sessions, in the order of schema.sql, and store_documents.go those
-// about documents. What goes in and out are plain types, and pgx is not seen beyond these files and postgres.go.
+// store.go holds every statement about accounts and sessions, in the order of schema.sql;
+// store_documents.go holds those about documents. What goes in and out are plain types; pgx is used
+// only in these files, in postgres.go and in migrate.go. The first argument of every method is the
+// request's context: see store.run.
 
 import (
 	"context"
 	"errors"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,7 +19,7 @@ import (
 )
 
 const (
-	maxSessions = 50   // of one user; the oldest goes
+	maxSessions = 50   // of one user; the one that was used least recently goes
 	sweepBatch  = 1000 // rows: some 10 ms, so that no lock is held for long
 )
 
@@ -21,17 +27,20 @@ const (
 
 const userColumns = `u.id, u.email, u.full_name, u.is_active, u.is_admin, u.created_at, u.updated_at`
 
-func (u *user) targets(more ...any) []any {
-	return append([]any{&u.ID, &u.Email, &u.FullName, &u.IsActive, &u.IsAdmin, &u.CreatedAt, &u.UpdatedAt}, more...)
+// columns returns where userColumns, and what follows them, are scanned to.
+func (u *user) columns(more ...any) []any {
+	return append([]any{&u.ID, &u.Email, &u.FullName, &u.IsActive, &u.IsAdmin, &u.CreatedAt,
+		&u.UpdatedAt}, more...)
 }
 
-// createUser inserts an account. errEmailTaken where there is one of that e-mail.
-func (st *store) createUser(n newUser) (user, error) {
-	return first(st.once, pgx.RowToStructByPos[user], `
+// createUser inserts an account. It returns errEmailTaken where the e-mail has one.
+func (st *store) createUser(ctx context.Context, n newUser) (user, error) {
+	u, err := queryOne(ctx, st.run, pgx.RowToStructByPos[user], `
 		INSERT INTO users AS u (email, password_hash, full_name, is_active, is_admin)
 		VALUES ($1, $2, $3, $4, $5)
 		RETURNING `+userColumns,
 		n.Email, n.PasswordHash, n.FullName, n.IsActive, n.IsAdmin)
+	return u, onConstraint(err, "users_email_key", errEmailTaken)
 }
 
 // credentials are an account and the hash of its password, which never leaves the program.
@@ -40,32 +49,39 @@ type credentials struct {
 	PasswordHash string
 }
 
-// credentials is what a login is checked against: errNotFound where nobody has this e-mail.
-func (st *store) credentials(email string) (credentials, error) {
-	return first(st.again, pgx.RowToStructByPos[credentials], `SELECT `+userColumns+`, u.password_hash FROM users u WHERE u.email = $1`, email)
+// credentials returns what a login is checked against, or errNotFound.
+func (st *store) credentials(ctx context.Context, email string) (credentials, error) {
+	return queryOne(ctx, st.runIdempotent, pgx.RowToStructByPos[credentials],
+		`SELECT `+userColumns+`, u.password_hash FROM users u WHERE u.email = $1`, email)
 }
 
 // passwordHash returns an account's hash, or errNotFound.
-func (st *store) passwordHash(id int64) (string, error) {
-	return first(st.again, pgx.RowTo[string], `SELECT password_hash FROM users WHERE id = $1`, id)
+func (st *store) passwordHash(ctx context.Context, id int64) (string, error) {
+	return queryOne(ctx, st.runIdempotent, pgx.RowTo[string],
+		`SELECT password_hash FROM users WHERE id = $1`, id)
 }
 
 // getUser returns an account, or errNotFound.
-func (st *store) getUser(id int64) (user, error) {
-	return first(st.again, pgx.RowToStructByPos[user], `SELECT `+userColumns+` FROM users u WHERE u.id = $1`, id)
+func (st *store) getUser(ctx context.Context, id int64) (user, error) {
+	return queryOne(ctx, st.runIdempotent, pgx.RowToStructByPos[user],
+		`SELECT `+userColumns+` FROM users u WHERE u.id = $1`, id)
 }
 
-// listUsers returns up to f.Limit accounts in the order of ids, and one more where there is one; f's nil fields do not
-// restrict. How to look for f.Q depends on how rare it is, so that is planned for each: the index for a rare one, the
-// order of ids for one that most have.
-func (st *store) listUsers(f userFilter) ([]user, error) {
-	run, where, args := st.again, "", []any{f.After, f.IsActive, f.IsAdmin, f.Skip, f.Limit + 1}
+// listUsers returns up to f.Limit accounts in the order of ids, and one more where there is one.
+// Nil fields of f do not restrict. A statement with f.Q is planned for its argument: the index
+// suits a rare text, the order of ids one that most accounts have.
+func (st *store) listUsers(ctx context.Context, f userFilter) ([]user, error) {
+	run, where := runner(st.runIdempotent), ""
+	args := []any{f.After, f.IsActive, f.IsAdmin, f.Skip, f.Limit + 1}
 	if f.Q != nil {
-		run = func(w work) error { return st.again(inTx(w, "plan_cache_mode = force_custom_plan")) }
+		run = func(ctx context.Context, f work) error {
+			return st.runIdempotent(ctx, inTx(f, "plan_cache_mode = force_custom_plan"))
+		}
 		where = ` AND (u.email ILIKE $6 OR u.full_name ILIKE $6)`
-		args = append(args, "%"+strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`).Replace(*f.Q)+"%")
+		escaped := strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`).Replace(*f.Q)
+		args = append(args, "%"+escaped+"%")
 	}
-	return all(run, pgx.RowToStructByPos[user], f.Limit+1, `
+	return queryAll(ctx, run, pgx.RowToStructByPos[user], `
 		SELECT `+userColumns+` FROM users u
 		WHERE u.id > coalesce($1::bigint, 0)
 		  AND ($2::boolean IS NULL OR u.is_active = $2)
@@ -73,198 +89,299 @@ func (st *store) listUsers(f userFilter) ([]user, error) {
 		ORDER BY u.id OFFSET $4 LIMIT $5`, args...)
 }
 
-// updateUser changes what c names and returns the account before and after: errNotFound, errEmailTaken,
-// errLastAdmin, or errWrongPassword where c.OldHash is no longer the account's. A new password and a
-// deactivation end the account's sessions but c.KeepSession.
-func (st *store) updateUser(id int64, c userChange) (before, after user, err error) {
-	err = st.once(inTx(func(ctx context.Context, q querier) error {
-		leaves := c.IsActive != nil && !*c.IsActive || c.IsAdmin != nil && !*c.IsAdmin
-		if before, err = lockUser(ctx, q, id, leaves, c.OldHash); err != nil {
+// updateUser changes what c names and returns the account before and after: errNotFound,
+// errEmailTaken, errLastAdmin, or errWrongPassword where c.OldHash is no longer the account's. A
+// new password and a deactivation end the account's sessions except c.KeepSession.
+func (st *store) updateUser(
+	ctx context.Context, id int64, c userChange,
+) (before, after user, err error) {
+	err = st.run(ctx, inTx(func(ctx context.Context, q querier) error {
+		demotes := c.IsActive != nil && !*c.IsActive || c.IsAdmin != nil && !*c.IsAdmin
+		if before, err = lockUser(ctx, q, id, demotes, c.OldHash); err != nil {
 			return err
 		}
 		err := q.QueryRow(ctx, `
 			UPDATE users u SET
 			    email = coalesce($2, u.email), password_hash = coalesce($3, u.password_hash),
 			    full_name = CASE WHEN $4 THEN $5 ELSE u.full_name END,
-			    is_active = coalesce($6, u.is_active), is_admin = coalesce($7, u.is_admin), updated_at = now()
+			    is_active = coalesce($6, u.is_active), is_admin = coalesce($7, u.is_admin),
+			    updated_at = now()
 			WHERE u.id = $1 RETURNING `+userColumns,
-			id, c.Email, c.PasswordHash, c.FullName.Set, c.FullName.Value, c.IsActive, c.IsAdmin).Scan(after.targets()...)
+			id, c.Email, c.PasswordHash, c.FullName.Set, c.FullName.Value, c.IsActive, c.IsAdmin,
+		).Scan(after.columns()...)
 		if err == nil && (c.PasswordHash != nil || !after.IsActive) {
-			_, err = q.Exec(ctx, `DELETE FROM sessions WHERE user_id = $1 AND id <> $2`, id, c.KeepSession)
+			_, err = q.Exec(ctx, `DELETE FROM sessions WHERE user_id = $1 AND id <> $2`,
+				id, c.KeepSession)
 		}
 		return err
 	}))
-	return before, after, err
+	return before, after, onConstraint(err, "users_email_key", errEmailTaken)
 }
 
 // deleteUser removes an account and all that belongs to it: errNotFound, errLastAdmin, or
-// errWrongPassword where oldHash is not empty and no longer the account's. A million documents take some seconds.
-func (st *store) deleteUser(id int64, oldHash string) error {
-	return st.slowly(func(ctx context.Context, q querier) error {
-		if _, err := lockUser(ctx, q, id, true, oldHash); err != nil {
-			return err
-		}
-		_, err := q.Exec(ctx, `DELETE FROM users WHERE id = $1`, id)
+// errWrongPassword where oldHash is not empty and no longer the account's. It deactivates the
+// account first, in a transaction of its own, so that its tokens end at once: a million documents
+// take some seconds to go. Where the second step fails, the account stays deactivated.
+func (st *store) deleteUser(ctx context.Context, client clientKey, id int64, oldHash string) error {
+	inactive := false
+	change := userChange{IsActive: &inactive, OldHash: oldHash}
+	if _, _, err := st.updateUser(ctx, id, change); err != nil {
 		return err
-	})
+	}
+	run := func(ctx context.Context, f work) error { return st.runBulk(ctx, client, f) }
+	err := requireRow(exec(ctx, run, `DELETE FROM users WHERE id = $1 AND NOT is_active`, id))
+	if err != nil {
+		return fmt.Errorf("account %d is deactivated, but not deleted: %w", id, err)
+	}
+	return nil
 }
 
-// lockUser locks an account and reads it: errWrongPassword unless oldHash is empty or still the account's. Where the
-// account is about to leave the active admins, those are locked first, all of them and in the order of ids, so that two
-// who remove each other wait for one another, and the second finds itself to be the last: errLastAdmin. A count without
-// the lock lets both go.
-func lockUser(ctx context.Context, q querier, id int64, leaves bool, oldHash string) (u user, err error) {
+// lockUser locks an account and reads it: errWrongPassword unless oldHash is empty or still the
+// account's. Where an active admin stops being one, all active admins are locked first, in the
+// order of ids, so that two who demote each other wait for one another, and the second finds
+// itself to be the last: errLastAdmin. A count without the lock lets both go. The locks are of the
+// kind that inserting a document does not wait for, nor holds up.
+func lockUser(
+	ctx context.Context, q querier, id int64, demotes bool, oldHash string,
+) (u user, err error) {
 	var admins []int64
-	if leaves {
-		rows, _ := q.Query(ctx, `SELECT id FROM users WHERE is_admin AND is_active ORDER BY id FOR UPDATE`)
-		if admins, err = pgx.CollectRows(rows, pgx.RowTo[int64]); err != nil {
+	if demotes {
+		if admins, err = lockAdmins(ctx, q, id); err != nil {
 			return u, err
 		}
 	}
 	var hash string
-	err = q.QueryRow(ctx, `SELECT `+userColumns+`, u.password_hash FROM users u WHERE u.id = $1 FOR UPDATE`, id).Scan(u.targets(&hash)...)
+	err = q.QueryRow(ctx, `
+		SELECT `+userColumns+`, u.password_hash FROM users u WHERE u.id = $1 FOR NO KEY UPDATE`,
+		id).Scan(u.columns(&hash)...)
 	switch {
-	case err == nil && len(admins) == 1 && admins[0] == id:
-		err = errLastAdmin
-	case err == nil && oldHash != "" && oldHash != hash:
-		err = errWrongPassword
+	case err != nil:
+		return u, err
+	case demotes && u.IsAdmin && u.IsActive && !slices.Contains(admins, id):
+		return u, errRaced // promoted since the admins were locked
+	case len(admins) == 1 && admins[0] == id:
+		return u, errLastAdmin
+	case oldHash != "" && oldHash != hash:
+		return u, errWrongPassword
 	}
-	return u, err
+	return u, nil
 }
 
-// promote makes the account of email an active admin: errNotFound where there is none.
-func (st *store) promote(email string) error {
-	return some(alter(st.once, `UPDATE users SET is_admin = true, is_active = true, updated_at = now() WHERE email = $1`, email))
+// lockAdmins locks the active admins and returns their ids, if id is one of them; else it locks
+// nobody, so that ordinary users do not wait for admins, nor admins for them.
+func lockAdmins(ctx context.Context, q querier, id int64) ([]int64, error) {
+	rows, _ := q.Query(ctx, `
+		SELECT id FROM users WHERE is_admin AND is_active
+		  AND EXISTS (SELECT FROM users WHERE id = $1 AND is_admin AND is_active)
+		ORDER BY id FOR NO KEY UPDATE`, id)
+	return pgx.CollectRows(rows, pgx.RowTo[int64])
 }
 
-// rehash replaces a password's hash by a costlier one of the same password, unless it has changed since.
-func (st *store) rehash(id int64, oldHash, newHash string) error {
-	_, err := alter(st.once, `UPDATE users SET password_hash = $3 WHERE id = $1 AND password_hash = $2`, id, oldHash, newHash)
+// promote makes the account of email an active admin and returns it as it was, or errNotFound.
+func (st *store) promote(ctx context.Context, email string) (before user, err error) {
+	return queryOne(ctx, st.run, pgx.RowToStructByPos[user], `
+		UPDATE users SET is_admin = true, is_active = true, updated_at = now()
+		FROM (SELECT * FROM users WHERE email = $1 FOR NO KEY UPDATE) u
+		WHERE users.id = u.id RETURNING `+userColumns, email)
+}
+
+// rehash replaces a password's hash by a costlier one of the same password, unless it has changed.
+func (st *store) rehash(ctx context.Context, id int64, oldHash, newHash string) error {
+	_, err := exec(ctx, st.run,
+		`UPDATE users SET password_hash = $3 WHERE id = $1 AND password_hash = $2`,
+		id, oldHash, newHash)
 	return err
 }
 
 // ---- sessions ----
 
-// living is the condition of a session s that may be used, with its user u.
-const living = `s.expires_at > now() AND u.is_active`
+// sessionIsLive is true for a session s of user u that still accepts tokens: not expired, account
+// active.
+const sessionIsLive = `s.expires_at > now() AND u.is_active`
 
-// ofLiving joins tickets t (session, account, expires) with the sessions and users of those that may be used.
-const ofLiving = `JOIN sessions s ON s.id = t.session AND s.user_id = t.account JOIN users u ON u.id = s.user_id
-	WHERE t.expires > extract(epoch FROM now()) AND ` + living
+// sessionUser returns the account of a live session: errNotFound where the session has ended or
+// never was the user's, the account is inactive, or the token has expired. It is the one query of
+// most requests, and those that come together share it.
+func (st *store) sessionUser(ctx context.Context, ref sessionRef) (user, error) {
+	return st.lookups.do(ctx, ref)
+}
 
-// lookup is the arguments of authenticate.
+// lookup is one look-up of a session, in a batch.
 type lookup struct {
-	ticket
-	account *user
+	ref  sessionRef
+	user user
+	err  error
+	done chan struct{} // closed when user or err is set
 }
 
-// authenticate reads the account of a living session into u: errNotFound where the session has ended, the account
-// is inactive, or the token has expired. It is the one query of most requests, unless their own statement asks for the
-// session (alive in store_documents.go), and those that come together share it.
-func (st *store) authenticate(t ticket, u *user) error { return st.lookups.do(&lookup{t, u}) }
-
-// lookUp is authenticate without company.
-func (st *store) lookUp(l *lookup) error {
-	return st.again(func(ctx context.Context, q querier) error {
-		return q.QueryRow(ctx, `
-			SELECT `+userColumns+` FROM sessions s JOIN users u ON u.id = s.user_id
-			WHERE s.id = $1 AND s.user_id = $2 AND $3::bigint > extract(epoch FROM now()) AND `+living,
-			l.session, l.user, l.expires).Scan(l.account.targets()...)
-	})
-}
-
-// lookUpTogether is lookUp for several. The arguments are numbers, so none can spoil it for the others.
-func (st *store) lookUpTogether(calls []*call[*lookup]) error {
-	var list tickets
-	for _, c := range calls {
-		list.add(c.args.ticket)
+// runLookups sets user or err of every look-up of a batch, by one statement. Its arguments are
+// numbers, so none can fail it for the others.
+func (st *store) runLookups(ctx context.Context, batch []*lookup) error {
+	n := len(batch)
+	sessions, users, expires := make([]int64, n), make([]int64, n), make([]int64, n)
+	for i, l := range batch {
+		sessions[i], users[i], expires[i] = l.ref.session, l.ref.user, l.ref.expires
 	}
-	return st.again(func(ctx context.Context, q querier) error {
-		for _, c := range calls {
-			c.err = errNotFound
+	return st.runIdempotent(ctx, func(ctx context.Context, q querier) error {
+		for _, l := range batch {
+			l.err = errNotFound
 		}
 		rows, _ := q.Query(ctx, `
 			SELECT `+userColumns+`, t.place
-			FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) WITH ORDINALITY AS t (session, account, expires, place) `+ofLiving,
-			list.sessions, list.users, list.expires)
+			FROM unnest($1::bigint[], $2::bigint[], $3::bigint[])
+			    WITH ORDINALITY AS t (session, account, expires, place)
+			JOIN sessions s ON s.id = t.session AND s.user_id = t.account
+			JOIN users u ON u.id = s.user_id
+			WHERE t.expires > extract(epoch FROM now()) AND `+sessionIsLive,
+			sessions, users, expires)
 		var u user
 		var place int
-		_, err := pgx.ForEachRow(rows, u.targets(&place), func() error {
-			*calls[place-1].args.account, calls[place-1].err = u, nil
+		_, err := pgx.ForEachRow(rows, u.columns(&place), func() error {
+			batch[place-1].user, batch[place-1].err = u, nil
 			return nil
 		})
 		return err
 	})
 }
 
-// tickets are a list of them as PostgreSQL takes it.
-type tickets struct{ sessions, users, expires []int64 }
+const (
+	lookupBatches = 2                      // at once: with more, fewer look-ups share one
+	lookupBatch   = 100                    // look-ups of one statement
+	lookupWait    = 100 * time.Millisecond // then those in progress hang: the look-up runs alone
+)
 
-func (list *tickets) add(t ticket) {
-	list.sessions, list.users, list.expires = append(list.sessions, t.session), append(list.users, t.user), append(list.expires, t.expires)
+// batcher runs look-ups in batches. A look-up that finds a slot free runs a statement at once,
+// with all that are waiting; the others are taken along by the next statement. So nobody waits for
+// a batch to fill, a busy server makes fewer and larger statements, and nothing is stale, because
+// each statement starts after the look-ups that it serves have come.
+type batcher struct {
+	run    func(context.Context, []*lookup) error
+	slots  chan struct{} // one for each statement in progress
+	offers chan *lookup  // not buffered: a look-up that waits is received by a batch, or gets a slot
 }
 
-// createSession starts a session, provided that the account is still active and its password is still the
-// one with this hash: errNotFound otherwise. The lock on the account makes it wait for a change
-// under way, and the delete, a statement of its own, sees what that change left.
-func (st *store) createSession(userID int64, hash string, c *caller, idle time.Duration) (s session, err error) {
-	err = st.once(inTx(func(ctx context.Context, q querier) error {
-		if err := q.QueryRow(ctx, `SELECT id FROM users WHERE id = $1 AND password_hash = $2 AND is_active FOR NO KEY UPDATE`, userID, hash).Scan(new(int64)); err != nil {
-			return err
+func newBatcher(run func(context.Context, []*lookup) error) *batcher {
+	return &batcher{run, make(chan struct{}, lookupBatches), make(chan *lookup)}
+}
+
+// do returns the user of a look-up. It stops waiting where ctx ends.
+func (b *batcher) do(ctx context.Context, ref sessionRef) (user, error) {
+	l := &lookup{ref: ref, done: make(chan struct{})}
+	select {
+	case b.slots <- struct{}{}:
+		b.lead(ctx, l)
+		return l.user, l.err
+	default: // the timer below costs more
+	}
+	timer := time.NewTimer(lookupWait)
+	defer timer.Stop()
+	select {
+	case b.slots <- struct{}{}:
+		b.lead(ctx, l)
+	case <-timer.C:
+		b.finish(ctx, []*lookup{l})
+	case b.offers <- l:
+		select {
+		case <-l.done:
+		case <-ctx.Done():
+			return user{}, ctx.Err()
 		}
-		if _, err := q.Exec(ctx, `
-			DELETE FROM sessions WHERE user_id = $1 AND (expires_at <= now() OR id IN
-			    (SELECT id FROM sessions WHERE user_id = $1 AND expires_at > now() ORDER BY id DESC OFFSET $2))`,
-			userID, maxSessions-1); err != nil {
-			return err
+	case <-ctx.Done():
+		return user{}, ctx.Err()
+	}
+	return l.user, l.err
+}
+
+// lead runs a batch of l and those that wait, in the slot that the caller has taken.
+func (b *batcher) lead(ctx context.Context, l *lookup) {
+	defer func() { <-b.slots }()
+	runtime.Gosched() // others that have come at the same moment get as far as waiting
+	batch := []*lookup{l}
+	for len(batch) < lookupBatch {
+		select {
+		case other := <-b.offers:
+			batch = append(batch, other)
+			continue
+		default:
 		}
-		return q.QueryRow(ctx, `
-			INSERT INTO sessions AS s (user_id, expires_at, user_agent, ip) VALUES ($1, now() + $2, $3, $4)
-			RETURNING `+sessionColumns,
-			userID, idle, c.agent, c.client).Scan(s.targets()...)
-	}))
-	return s, err
+		break
+	}
+	b.finish(ctx, batch)
+}
+
+// finish runs a batch and wakes those that wait for it, whatever happens.
+func (b *batcher) finish(ctx context.Context, batch []*lookup) {
+	err := fmt.Errorf("a batch of look-ups did not finish")
+	defer func() {
+		if cause := recover(); cause != nil {
+			err = fmt.Errorf("panic in a batch of look-ups: %v\n%s", cause, debug.Stack())
+		}
+		for _, l := range batch {
+			if err != nil {
+				l.err = err
+			}
+			close(l.done)
+		}
+	}()
+	err = b.run(context.WithoutCancel(ctx), batch) // the others are not to fail where one client goes
 }
 
 const sessionColumns = `s.id, s.user_id, s.generation, s.rotated_at, s.expires_at`
 
-func (s *session) targets(more ...any) []any {
+func (s *session) columns(more ...any) []any {
 	return append([]any{&s.ID, &s.UserID, &s.Generation, &s.RotatedAt, &s.ExpiresAt}, more...)
 }
 
-// rotation is the arguments of rotateSession. Its ticket is the refresh token's.
-type rotation struct {
-	ticket
-	generation            int64
-	idle, absolute, grace time.Duration
-	rotated               session // what came of it
-}
-
-// rotateSession moves a session to the generation after r's, in one compare-and-set, and returns it. r's may be ahead of
-// the row's: then the database lost a rotation in a fail-over, and the token is the truth. The loser of a
-// race, and a client that lost the answer, get the state that the winner made, within grace after it.
-// errNotFound where the session has ended or the token has expired; errRefreshReused where its generation was
-// replaced earlier: then somebody else has the token, and the session is ended. Rotations that come together share
-// a statement and a commit.
-func (st *store) rotateSession(r rotation) (session, error) {
-	err := st.rotations.do(&r)
-	if err == errAlone {
-		err = st.rotateAlone(&r)
-	}
-	return r.rotated, err
-}
-
-// rotateAlone is rotateSession for one that rotateTogether has passed over: it waits for a lock, and finds out the rest.
-func (st *store) rotateAlone(r *rotation) error {
-	s := &r.rotated
-	return st.again(func(ctx context.Context, q querier) error {
+// createSession starts a session, provided that the account is still active and hash is still its
+// password's: errNotFound otherwise. The lock on the account makes it wait for a change under way,
+// and the next statement sees what that change left. An id that exists already, of which there is
+// one in 2^53, fails the insert.
+func (st *store) createSession(
+	ctx context.Context, userID int64, hash string, c *caller, idle time.Duration,
+) (s session, err error) {
+	err = st.run(ctx, inTx(func(ctx context.Context, q querier) error {
 		err := q.QueryRow(ctx, `
-			UPDATE sessions s SET generation = $3 + 1, rotated_at = now(), expires_at = least(now() + $5, s.created_at + $6)
-			FROM users u
-			WHERE s.id = $1 AND s.user_id = $2 AND s.generation <= $3 AND $4 > extract(epoch FROM now())
-			  AND u.id = s.user_id AND `+living+`
+			SELECT id FROM users WHERE id = $1 AND password_hash = $2 AND is_active
+			FOR NO KEY UPDATE`, userID, hash).Scan(new(int64))
+		if err != nil {
+			return err
+		}
+		_, err = q.Exec(ctx, `
+			DELETE FROM sessions WHERE user_id = $1 AND (expires_at <= now() OR id IN
+			    (SELECT id FROM sessions WHERE user_id = $1 AND expires_at > now()
+			     ORDER BY rotated_at DESC, id OFFSET $2))`,
+			userID, maxSessions-1)
+		if err != nil {
+			return err
+		}
+		return q.QueryRow(ctx, `
+			INSERT INTO sessions AS s (id, user_id, expires_at, user_agent, ip)
+			VALUES ($1, $2, now() + $3, $4, $5)
 			RETURNING `+sessionColumns,
-			r.session, r.user, r.generation, r.expires, r.idle, r.absolute).Scan(s.targets()...)
+			newSessionID(), userID, idle, c.agent, c.client).Scan(s.columns()...)
+	}))
+	return s, err
+}
+
+// rotateSession moves a session to the generation after the token's, in one compare-and-set, and
+// returns it. The token's may be ahead of the row's: then the database lost a rotation in a
+// fail-over, and the token is the truth. The loser of a race, and a client that lost the answer,
+// get the state that the winner made, within grace after it. It returns errNotFound where the
+// session has ended or the token has expired, and errRefreshReused where the generation was
+// replaced earlier: then somebody else has the token, and the session is ended.
+func (st *store) rotateSession(
+	ctx context.Context, ref sessionRef, generation int64, idle, grace time.Duration,
+) (s session, err error) {
+	err = st.runIdempotent(ctx, func(ctx context.Context, q querier) error {
+		err := q.QueryRow(ctx, `
+			UPDATE sessions s SET generation = $3 + 1, rotated_at = now(),
+			    expires_at = least(now() + $5, s.created_at + $6)
+			FROM users u
+			WHERE s.id = $1 AND s.user_id = $2 AND s.generation <= $3
+			  AND $4 > extract(epoch FROM now()) AND u.id = s.user_id AND `+sessionIsLive+`
+			RETURNING `+sessionColumns,
+			ref.session, ref.user, generation, ref.expires, idle, sessionLifetime,
+		).Scan(s.columns()...)
 		if !errors.Is(err, pgx.ErrNoRows) {
 			return err
 		}
@@ -272,76 +389,49 @@ func (st *store) rotateAlone(r *rotation) error {
 		err = q.QueryRow(ctx, `
 			SELECT `+sessionColumns+`, s.rotated_at > now() - $5::interval
 			FROM sessions s JOIN users u ON u.id = s.user_id
-			WHERE s.id = $1 AND s.user_id = $2 AND s.generation > $3 AND $4 > extract(epoch FROM now()) AND `+living,
-			r.session, r.user, r.generation, r.expires, r.grace).Scan(s.targets(&recent)...)
-		if err != nil || recent && s.Generation == r.generation+1 {
+			WHERE s.id = $1 AND s.user_id = $2 AND s.generation > $3
+			  AND $4 > extract(epoch FROM now()) AND `+sessionIsLive,
+			ref.session, ref.user, generation, ref.expires, grace).Scan(s.columns(&recent)...)
+		if err != nil || recent && s.Generation == generation+1 {
 			return err
 		}
-		if _, err := q.Exec(ctx, `DELETE FROM sessions WHERE id = $1`, r.session); err != nil {
+		if _, err := q.Exec(ctx, `DELETE FROM sessions WHERE id = $1`, ref.session); err != nil {
 			return err
 		}
 		return errRefreshReused
 	})
+	return s, err
 }
 
-// rotateTogether is the first step of rotateAlone for several. For most it is all there is to do.
-func (st *store) rotateTogether(calls []*call[*rotation]) error {
-	var list tickets
-	var generations []int64
-	var idle, absolute []time.Duration
-	for _, c := range calls {
-		r := c.args
-		list.add(r.ticket)
-		generations, idle, absolute = append(generations, r.generation), append(idle, r.idle), append(absolute, r.absolute)
-	}
-	return st.again(func(ctx context.Context, q querier) error {
-		for _, c := range calls {
-			c.err = errAlone
-		}
-		rows, _ := q.Query(ctx, `
-			WITH t AS MATERIALIZED (
-			    SELECT t.* FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::interval[], $6::interval[])
-			        WITH ORDINALITY AS t (session, account, expires, generation, idle, absolute, place)
-			    `+ofLiving+` AND s.generation <= t.generation FOR NO KEY UPDATE OF s SKIP LOCKED)
-			UPDATE sessions s SET generation = t.generation + 1, rotated_at = now(), expires_at = least(now() + t.idle, s.created_at + t.absolute)
-			FROM t WHERE s.id = t.session AND s.generation <= t.generation
-			RETURNING `+sessionColumns+`, t.place`,
-			list.sessions, list.users, list.expires, generations, idle, absolute)
-		var s session
-		var place int
-		_, err := pgx.ForEachRow(rows, s.targets(&place), func() error {
-			calls[place-1].args.rotated, calls[place-1].err = s, nil
-			return nil
-		})
-		return err
-	})
-}
-
-// listSessions returns a user's living sessions, the newest first.
-func (st *store) listSessions(userID, current int64) ([]sessionInfo, error) {
-	return all(st.again, pgx.RowToStructByPos[sessionInfo], maxSessions, `
+// listSessions returns a user's live sessions, the newest first.
+func (st *store) listSessions(ctx context.Context, userID, current int64) ([]sessionInfo, error) {
+	return queryAll(ctx, st.runIdempotent, pgx.RowToStructByPos[sessionInfo], `
 		SELECT id, created_at, rotated_at, expires_at, user_agent, host(ip), id = $2
-		FROM sessions WHERE user_id = $1 AND expires_at > now() ORDER BY id DESC`, userID, current)
+		FROM sessions WHERE user_id = $1 AND expires_at > now()
+		ORDER BY created_at DESC, id DESC`, userID, current)
 }
 
-// endSession ends one session of a user: errNotFound where it has none of that id.
-func (st *store) endSession(userID, id int64) error {
-	return some(alter(st.once, `DELETE FROM sessions WHERE id = $1 AND user_id = $2 AND expires_at > now()`, id, userID))
+// endSession ends one session of a user, or returns errNotFound.
+func (st *store) endSession(ctx context.Context, userID, id int64) error {
+	return requireRow(exec(ctx, st.run,
+		`DELETE FROM sessions WHERE id = $1 AND user_id = $2 AND expires_at > now()`, id, userID))
 }
 
-// endSessions ends all sessions of a user but keep, which is 0 for none.
-func (st *store) endSessions(userID, keep int64) error {
-	_, err := alter(st.again, `DELETE FROM sessions WHERE user_id = $1 AND id <> $2`, userID, keep)
+// endSessions ends all sessions of a user except keep, which is 0 for none.
+func (st *store) endSessions(ctx context.Context, userID, keep int64) error {
+	_, err := exec(ctx, st.runIdempotent,
+		`DELETE FROM sessions WHERE user_id = $1 AND id <> $2`, userID, keep)
 	return err
 }
 
-// sweepSessions deletes sessions that have expired, in batches, passing over rows that others hold.
-// It returns how many went.
-func (st *store) sweepSessions() (total int64, err error) {
+// sweepSessions deletes sessions that have expired, in batches, and skips rows that others have
+// locked. It returns how many were deleted.
+func (st *store) sweepSessions(ctx context.Context) (total int64, err error) {
 	for {
-		swept, err := alter(st.once, `
+		swept, err := exec(ctx, st.run, `
 			DELETE FROM sessions WHERE id IN
-			    (SELECT id FROM sessions WHERE expires_at <= now() ORDER BY expires_at LIMIT $1 FOR UPDATE SKIP LOCKED)`, sweepBatch)
+			    (SELECT id FROM sessions WHERE expires_at <= now() ORDER BY expires_at
+			     LIMIT $1 FOR UPDATE SKIP LOCKED)`, sweepBatch)
 		if total += swept; err != nil || swept < sweepBatch {
 			return total, err
 		}

@@ -1,6 +1,11 @@
 package main
 
 // users.go is accounts: what they are, what their owners may change, and what admins may.
+//
+// Threats and answers. A stolen access token: a new password and a deletion need the current
+// password, and the hashing limiter bounds guesses. A list of accounts by changing one's address:
+// e-mail changes are few per hour. No admin left: store.lockUser. A form that makes an admin:
+// is_admin is accepted from a user only where it changes nothing.
 
 import (
 	"cmp"
@@ -10,6 +15,11 @@ import (
 	"regexp"
 	"strings"
 	"time"
+)
+
+const (
+	maxEmailChanges = 5         // of one user in emailInterval, refused ones included
+	emailInterval   = time.Hour // counted by each process for itself
 )
 
 // user is an account as clients see it, and all they ever see of it.
@@ -25,7 +35,7 @@ type user struct {
 
 func (u user) location() string { return fmt.Sprintf("/users/%d", u.ID) }
 
-// newUser is an account to be. addUser makes the hash.
+// newUser is an account to be created. addUser sets the hash.
 type newUser struct {
 	Email, PasswordHash string
 	FullName            *string
@@ -35,43 +45,88 @@ type newUser struct {
 // userChange is what store.updateUser changes; nil and unset fields stay.
 type userChange struct {
 	Email, PasswordHash *string
-	FullName            nullString
+	FullName            nullable[string]
 	IsActive, IsAdmin   *bool
-	OldHash             string // refuse unless this is still the hash; empty: do not ask
+	OldHash             string // refuse unless this is still the hash; empty: do not check
 	KeepSession         int64  // the session that a new password does not end; 0: none
 }
 
-// addUser judges and hashes the password and stores the account.
-func (s *server) addUser(ctx context.Context, n newUser, password string) (u user, err error) {
-	if n.PasswordHash, err = s.newPassword(ctx, password, n.Email); err != nil {
+// addUser checks and hashes the password and stores the account.
+func (s *server) addUser(
+	ctx context.Context, c *caller, n newUser, password string,
+) (u user, err error) {
+	if n.PasswordHash, err = s.newPassword(ctx, c, password, n.Email); err != nil {
 		return user{}, err
 	}
-	return s.store.createUser(n)
+	return s.store.createUser(ctx, n)
 }
 
 // newPassword returns the hash of a password that email's account may have, or why it may not.
-func (s *server) newPassword(ctx context.Context, password, email string) (hash string, err error) {
+func (s *server) newPassword(
+	ctx context.Context, c *caller, password, email string,
+) (hash string, err error) {
 	if refusal := checkPasswordChoice(password, email, s.cfg.AppName); refusal != "" {
-		return "", invalid(fieldError{[]any{"body", "password"}, refusal, "value_error"})
+		return "", invalidField("password", "value_error", refusal)
 	}
-	return s.hasher.hash(ctx, password)
+	return s.hasher.hash(ctx, c.key(), password)
 }
 
 // me returns the caller, as the query that checked the token read it.
 func (s *server) me(_ context.Context, c *caller, _ none) (user, error) { return c.user, nil }
 
-type updateMeInput struct {
-	Email           *string    `json:"email" format:"email" max:"254" example:"ada@example.com"`
-	FullName        nullString `json:"full_name" max:"255" doc:"null clears it." example:"Ada King"`
-	Password        *string    `json:"password" format:"password" min:"8" max:"1024" doc:"Needs current_password; ends the other sessions."`
-	CurrentPassword *string    `json:"current_password" format:"password" min:"1" max:"1024"`
+// sentBack are the members of an account that clients may send back but not change.
+type sentBack struct {
+	SentID    *int64     `json:"id" readonly:"true"`
+	CreatedAt *time.Time `json:"created_at" readonly:"true"`
+	UpdatedAt *time.Time `json:"updated_at" readonly:"true"`
 }
 
-// updateMe changes the caller's account. A new password needs the current one, and ends all other sessions.
+// check returns the 422 for members that do not equal what is stored.
+func (b sentBack) check(id int64, created, updated time.Time, more ...fieldError) error {
+	faults := append(more, readOnlyFault("id", b.SentID, id)...)
+	if b.CreatedAt != nil && !b.CreatedAt.Equal(created) {
+		faults = append(faults, readOnlyFault("created_at", b.CreatedAt, created)...)
+	}
+	if b.UpdatedAt != nil && !b.UpdatedAt.Equal(updated) {
+		faults = append(faults, readOnlyFault("updated_at", b.UpdatedAt, updated)...)
+	}
+	if faults == nil {
+		return nil
+	}
+	return invalid(faults...)
+}
+
+// readOnlyFault returns a fault where a member was sent and is not the stored value.
+func readOnlyFault[T comparable](name string, sent *T, stored T) []fieldError {
+	if sent == nil || *sent == stored {
+		return nil
+	}
+	const msg = "cannot be changed; leave it out, or send it as it is"
+	return []fieldError{{[]any{"body", name}, msg, "read_only"}}
+}
+
+type updateMeInput struct {
+	Email           *string          `json:"email" format:"email" max:"254"`
+	FullName        nullable[string] `json:"full_name" max:"255" example:"Ada King"`
+	Password        *string          `json:"password" format:"password" min:"8" max:"1024"`
+	CurrentPassword *string          `json:"current_password" format:"password" min:"1" max:"1024"`
+	IsActive        *bool            `json:"is_active" readonly:"true"`
+	IsAdmin         *bool            `json:"is_admin" readonly:"true"`
+	sentBack
+}
+
+// updateMe changes the caller's account. A new password needs the current one, and ends all other
+// sessions.
 func (s *server) updateMe(ctx context.Context, c *caller, in updateMeInput) (user, error) {
+	fixed := append(readOnlyFault("is_active", in.IsActive, c.IsActive),
+		readOnlyFault("is_admin", in.IsAdmin, c.IsAdmin)...)
+	if err := in.check(c.ID, c.CreatedAt, c.UpdatedAt, fixed...); err != nil {
+		return user{}, err
+	}
 	change := userChange{Email: in.Email, FullName: in.FullName, KeepSession: c.session}
 	if in.Password != nil && in.CurrentPassword == nil {
-		return user{}, invalid(fieldError{[]any{"body", "current_password"}, "is required to change the password", "missing"})
+		return user{}, invalidField("current_password", "missing",
+			"is required to change the password")
 	}
 	if in.CurrentPassword != nil {
 		hash, err := s.confirmPassword(ctx, c, *in.CurrentPassword)
@@ -80,26 +135,40 @@ func (s *server) updateMe(ctx context.Context, c *caller, in updateMeInput) (use
 		}
 		change.OldHash = hash
 	}
+	if in.Email != nil && *in.Email != c.Email {
+		release, err := s.emailChanges.acquire(ctx, c.key(), 1)
+		if err != nil {
+			return user{}, err
+		}
+		time.AfterFunc(emailInterval, release)
+	}
 	u, err := s.change(ctx, c, c.user, change, in.Password)
-	return u, ownGone(err)
+	return u, accountGone(err)
 }
 
-// ownGone is err where it concerns the caller's own account: one that has gone since the token was checked
-// is answered as it would be a moment later.
-func ownGone(err error) error {
+// accountGone returns err, or errInvalidToken where the caller's own account or session was not
+// found: it has ended since, and the next request would be answered so.
+func accountGone(err error) error {
 	if errors.Is(err, errNotFound) {
 		return errInvalidToken
 	}
 	return err
 }
 
-// confirmPassword returns the hash of the caller's password if it is the given one, else errWrongPassword.
-func (s *server) confirmPassword(ctx context.Context, c *caller, password string) (hash string, err error) {
-	hash, err = s.store.passwordHash(c.ID)
+// confirmPassword returns the hash of the caller's password if it is the given one, else
+// errWrongPassword.
+func (s *server) confirmPassword(
+	ctx context.Context, c *caller, password string,
+) (hash string, err error) {
+	hash, err = s.store.passwordHash(ctx, c.ID)
 	if err != nil {
-		return "", ownGone(err)
+		return "", accountGone(err)
 	}
-	ok, err := s.hasher.verify(ctx, password, hash)
+	ok, err := s.hasher.verify(ctx, c.key(), password, hash)
+	if errors.Is(err, errMalformedHash) {
+		s.log.Warn("malformed_hash", "user_id", c.ID)
+		err = nil
+	}
 	if err == nil && !ok {
 		s.event(c, "wrong_password", c.ID)
 		err = errWrongPassword
@@ -107,19 +176,24 @@ func (s *server) confirmPassword(ctx context.Context, c *caller, password string
 	return hash, err
 }
 
-// change applies ch, and the new password if there is one, to the account target, and logs what it did.
-func (s *server) change(ctx context.Context, c *caller, target user, ch userChange, password *string) (user, error) {
+// change applies ch, and the new password if there is one, to the account target, and logs what
+// changed.
+func (s *server) change(
+	ctx context.Context, c *caller, target user, ch userChange, password *string,
+) (user, error) {
 	if password != nil {
-		hash, err := s.newPassword(ctx, *password, *cmp.Or(ch.Email, &target.Email))
+		email := *cmp.Or(ch.Email, &target.Email)
+		hash, err := s.newPassword(ctx, c, *password, email)
 		if err != nil {
 			return user{}, err
 		}
 		ch.PasswordHash = &hash
 	}
-	if ch.Email == nil && !ch.FullName.Set && ch.PasswordHash == nil && ch.IsActive == nil && ch.IsAdmin == nil {
+	if ch.Email == nil && !ch.FullName.Set && ch.PasswordHash == nil &&
+		ch.IsActive == nil && ch.IsAdmin == nil {
 		return target, nil
 	}
-	before, after, err := s.store.updateUser(target.ID, ch)
+	before, after, err := s.store.updateUser(ctx, target.ID, ch)
 	if err != nil {
 		return user{}, err
 	}
@@ -132,14 +206,17 @@ func (s *server) change(ctx context.Context, c *caller, target user, ch userChan
 	if before.IsAdmin != after.IsAdmin {
 		s.event(c, "role_changed", after.ID, "is_admin", after.IsAdmin)
 	}
-	if before.IsActive != after.IsActive {
-		s.event(c, map[bool]string{true: "reactivated", false: "deactivated"}[after.IsActive], after.ID)
+	switch {
+	case before.IsActive && !after.IsActive:
+		s.event(c, "deactivated", after.ID)
+	case !before.IsActive && after.IsActive:
+		s.event(c, "reactivated", after.ID)
 	}
 	return after, nil
 }
 
 type deleteMeInput struct {
-	CurrentPassword string `json:"current_password" format:"password" min:"1" max:"1024" example:"correct horse battery"`
+	CurrentPassword string `json:"current_password" format:"password" min:"1" max:"1024"`
 }
 
 // deleteMe deletes the caller's account and all that belongs to it.
@@ -148,11 +225,11 @@ func (s *server) deleteMe(ctx context.Context, c *caller, in deleteMeInput) (non
 	if err != nil {
 		return none{}, err
 	}
-	return none{}, ownGone(s.remove(c, c.ID, hash))
+	return none{}, accountGone(s.removeUser(ctx, c, c.ID, hash))
 }
 
-func (s *server) remove(c *caller, id int64, oldHash string) error {
-	err := s.store.deleteUser(id, oldHash)
+func (s *server) removeUser(ctx context.Context, c *caller, id int64, oldHash string) error {
+	err := s.store.deleteUser(ctx, c.key(), id, oldHash)
 	if err == nil {
 		s.event(c, "deleted", id)
 	}
@@ -161,74 +238,83 @@ func (s *server) remove(c *caller, id int64, oldHash string) error {
 
 // userFilter is the query of GET /users.
 type userFilter struct {
-	Skip     *int64  `query:"skip" min:"0" doc:"How many to pass over; not together with after."`
+	Skip     *int64  `query:"skip" min:"0" doc:"How many to skip; not together with after."`
 	Limit    int64   `query:"limit" min:"1" max:"100" default:"100"`
-	After    *int64  `query:"after" min:"1" doc:"Only ids above this one: the next page, at the same cost however deep."`
-	Q        *string `query:"q" min:"1" max:"254" doc:"Part of the e-mail or the name, in any case."`
+	After    *int64  `query:"after" min:"1"`
+	Q        *string `query:"q" min:"1" max:"254"`
 	IsActive *bool   `query:"is_active"`
 	IsAdmin  *bool   `query:"is_admin"`
 }
 
 // listUsers returns a page of accounts in the order of ids.
-func (s *server) listUsers(_ context.Context, _ *caller, in userFilter) (page[[]user], error) {
+func (s *server) listUsers(ctx context.Context, _ *caller, in userFilter) (page[[]user], error) {
 	if in.Skip != nil && in.After != nil {
-		return page[[]user]{}, invalid(fieldError{[]any{"query", "skip"}, "cannot be combined with after", "value_error"})
+		return page[[]user]{}, invalid(fieldError{[]any{"query", "skip"},
+			"cannot be combined with after", "value_error"})
 	}
-	list, err := s.store.listUsers(in)
+	list, err := s.store.listUsers(ctx, in)
 	return pageOf(list, in.Limit, func(u user) int64 { return u.ID }), err
 }
 
 type createUserInput struct {
-	Email    string     `json:"email" format:"email" max:"254" example:"grace@example.com"`
-	Password string     `json:"password" format:"password" min:"8" max:"1024" example:"correct horse battery"`
-	FullName nullString `json:"full_name" max:"255"`
-	IsActive *bool      `json:"is_active" doc:"true unless told."`
-	IsAdmin  *bool      `json:"is_admin" doc:"false unless told."`
+	Email    string           `json:"email" format:"email" max:"254" example:"grace@example.com"`
+	Password string           `json:"password" format:"password" min:"8" max:"1024"`
+	FullName nullable[string] `json:"full_name" max:"255"`
+	IsActive *bool            `json:"is_active" doc:"Defaults to true."`
+	IsAdmin  *bool            `json:"is_admin" doc:"Defaults to false."`
 }
 
-// createUser lets an admin make an account for somebody, also while registration is closed.
+// createUser lets an admin create an account for somebody, also while registration is closed.
 func (s *server) createUser(ctx context.Context, c *caller, in createUserInput) (user, error) {
-	n := newUser{Email: in.Email, FullName: in.FullName.Value, IsActive: in.IsActive == nil || *in.IsActive, IsAdmin: in.IsAdmin != nil && *in.IsAdmin}
-	u, err := s.addUser(ctx, n, in.Password)
+	n := newUser{Email: in.Email, FullName: in.FullName.Value,
+		IsActive: in.IsActive == nil || *in.IsActive, IsAdmin: in.IsAdmin != nil && *in.IsAdmin}
+	u, err := s.addUser(ctx, c, n, in.Password)
 	if err == nil {
 		s.event(c, "user_created", u.ID, "is_admin", u.IsAdmin)
 	}
 	return u, err
 }
 
-func (s *server) getUser(_ context.Context, _ *caller, in idInput) (user, error) {
-	return s.store.getUser(in.ID)
+func (s *server) getUser(ctx context.Context, _ *caller, in idInput) (user, error) {
+	return s.store.getUser(ctx, in.ID)
 }
 
 type updateUserInput struct {
-	ID       int64      `path:"id" min:"1"`
-	Email    *string    `json:"email" format:"email" max:"254"`
-	FullName nullString `json:"full_name" max:"255" doc:"null clears it."`
-	Password *string    `json:"password" format:"password" min:"8" max:"1024" doc:"Ends all sessions of the account."`
-	IsActive *bool      `json:"is_active" doc:"false ends all sessions of the account."`
-	IsAdmin  *bool      `json:"is_admin"`
+	ID       int64            `path:"id" min:"1"`
+	Email    *string          `json:"email" format:"email" max:"254"`
+	FullName nullable[string] `json:"full_name" max:"255" doc:"null clears it."`
+	Password *string          `json:"password" format:"password" min:"8" max:"1024"`
+	IsActive *bool            `json:"is_active" doc:"false ends all sessions of the account."`
+	IsAdmin  *bool            `json:"is_admin"`
+	sentBack
 }
 
 // updateUser changes any account, also the admin's own.
 func (s *server) updateUser(ctx context.Context, c *caller, in updateUserInput) (user, error) {
-	target, err := s.store.getUser(in.ID)
+	target, err := s.store.getUser(ctx, in.ID)
+	if err == nil {
+		err = in.check(target.ID, target.CreatedAt, target.UpdatedAt)
+	}
 	if err != nil {
 		return user{}, err
 	}
-	return s.change(ctx, c, target, userChange{Email: in.Email, FullName: in.FullName, IsActive: in.IsActive, IsAdmin: in.IsAdmin}, in.Password)
+	change := userChange{Email: in.Email, FullName: in.FullName, IsActive: in.IsActive,
+		IsAdmin: in.IsAdmin}
+	return s.change(ctx, c, target, change, in.Password)
 }
 
-// deleteUser deletes another account. One's own takes a password: deleteMe.
-func (s *server) deleteUser(_ context.Context, c *caller, in idInput) (none, error) {
+// deleteUser deletes another account. The caller's own takes a password: see deleteMe.
+func (s *server) deleteUser(ctx context.Context, c *caller, in idInput) (none, error) {
 	if in.ID == c.ID {
 		return none{}, errSelfDelete
 	}
-	return none{}, s.remove(c, in.ID, "")
+	return none{}, s.removeUser(ctx, c, in.ID, "")
 }
 
-// emailPattern is the grammar of an e-mail address: a dot-string (RFC 5321, its atoms of RFC 5322), an at
-// sign, and a domain of two or more labels whose last starts with a letter, as all in use do. All ASCII:
-// Unicode's ways to fold case would make two spellings of one account. Go matches it in linear time.
+// emailPattern is the grammar of an e-mail address: a dot-string (RFC 5321, its atoms of RFC 5322),
+// an at sign, and a domain of two or more labels whose last starts with a letter, as all in use do.
+// It is ASCII only: Unicode's ways to fold case would make two spellings of one account. Go matches
+// it in linear time.
 const emailPattern = "^[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+([.][A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*@" +
 	"([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?[.])+[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$"
 

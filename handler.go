@@ -1,0 +1,406 @@
+package main
+
+// handler.go is what every row of the route table passes: authenticate, decode, call, encode. A
+// handler is an ordinary function from (context, caller, input) to (output, error); its types
+// declare what it takes and returns, and it sees neither a request nor a response.
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"reflect"
+	"strconv"
+	"strings"
+
+	json "encoding/json/v2"
+)
+
+// access says who may call a route. Its zero value is nobody: a row that forgets it stops the
+// start.
+type access int
+
+const (
+	nobody  access = iota
+	anyone         // no token is looked at
+	clients        // anyone, at a token endpoint: refusals also have the members of RFC 6749
+	users          // a token of a live session of an active account
+	admins         // the same, of an admin
+)
+
+// route is one row of the table.
+type route struct {
+	method, path string // the path below the API prefix
+	access       access
+	name         string // of the operation, in the OpenAPI document
+	endpoint     endpoint
+	status       int        // of success
+	refusals     []*problem // beyond those of every row: see problems
+	summary      string     // a phrase; what follows a colon and a space is the description
+}
+
+// endpoint is a handler with its types.
+type endpoint struct {
+	input  *input
+	output reflect.Type
+	call   func(w *responseWriter, r *http.Request) (any, error)
+}
+
+// handle makes an endpoint of a method of server.
+func handle[In, Out any](f func(context.Context, *caller, In) (Out, error)) endpoint {
+	in := compileInput(reflect.TypeFor[In]())
+	call := func(w *responseWriter, r *http.Request) (any, error) {
+		var value In
+		if err := in.read(w, r, reflect.ValueOf(&value).Elem()); err != nil {
+			return nil, err
+		}
+		return f(r.Context(), &w.caller, value)
+	}
+	return endpoint{in, reflect.TypeFor[Out](), call}
+}
+
+// problems returns all that the row can answer: what the steps below refuse, and its own.
+func (rt *route) problems() []*problem {
+	all := []*problem{errInvalidRequest, errInternal}
+	if rt.endpoint.input.body {
+		all = append(all, errMalformedBody, errBodyTooLarge, errUnsupportedMedia)
+	}
+	if rt.access > clients {
+		all = append(all, errNotAuthenticated, errInvalidToken, errUnavailable)
+	}
+	if rt.access == admins {
+		all = append(all, errAdminRequired)
+	}
+	return append(all, rt.refusals...)
+}
+
+// none is the input of a handler that takes nothing, or the output of one that returns nothing.
+type none struct{}
+
+// caller is who makes a request: the account and session of its token, both zero on a public route,
+// and where the request comes from.
+type caller struct {
+	user
+	session   int64
+	client    netip.Addr
+	agent     string // the User-Agent header, cut and cleaned
+	requestID string
+}
+
+// page is an output that is one page of a list. next is the id of its last item where more follows,
+// else 0.
+type page[List any] struct {
+	items List
+	next  int64
+}
+
+// pager is any page.
+type pager interface {
+	content() (items any, next int64)
+}
+
+// pageOf returns the page of a list that has one item more than limit where more follows.
+func pageOf[List ~[]T, T any](list List, limit int64, id func(T) int64) page[List] {
+	if int64(len(list)) <= limit {
+		return page[List]{items: list}
+	}
+	return page[List]{list[:limit], id(list[limit-1])}
+}
+
+func (p page[List]) content() (items any, next int64) { return p.items, p.next }
+
+// serve answers a request of a row: nothing is read of the body before its sender is known.
+func (s *server) serve(w *responseWriter, r *http.Request) {
+	err := s.authenticate(w, r)
+	var out any
+	if err == nil {
+		out, err = w.route.endpoint.call(w, r)
+	}
+	if err == nil {
+		err = s.reply(w, r, out)
+	}
+	if err != nil {
+		s.fail(w, err)
+	}
+}
+
+// authenticate is the one access check. It fills in the caller from the bearer token and refuses
+// whom the row does not admit.
+func (s *server) authenticate(w *responseWriter, r *http.Request) error {
+	c := &w.caller
+	if w.route.access <= clients {
+		return nil
+	}
+	token, err := bearerToken(r)
+	if err != nil {
+		return err
+	}
+	ref, ok := s.keys.verifyAccess(token)
+	if !ok {
+		return errInvalidToken
+	}
+	if c.user, err = s.store.sessionUser(r.Context(), ref); err != nil {
+		return accountGone(err)
+	}
+	c.session = ref.session
+	if w.route.access == admins && !c.IsAdmin {
+		return errAdminRequired
+	}
+	return nil
+}
+
+// read fills dst from the path, the query and the body.
+func (in *input) read(w *responseWriter, r *http.Request, dst reflect.Value) error {
+	if len(in.fields) == 0 {
+		return nil
+	}
+	o := newObject(&reader{}, in, dst)
+	o.loc = []any{"path"}
+	for i := range in.fields {
+		if f := &in.fields[i]; f.at("path") {
+			o.seen[i] = true
+			o.setText(f, r.PathValue(f.name))
+		}
+	}
+	if in.query {
+		o.loc = []any{"query"}
+		if err := o.readPairs("query", r.URL.RawQuery); err != nil {
+			o.add(&fault{"query_malformed", err.Error()})
+		}
+		o.finish("query")
+	}
+	if in.body {
+		o.loc = []any{"body"}
+		if err := w.server.readBody(w, r, o); err != nil {
+			return err
+		}
+	}
+	if o.faults != nil {
+		return invalid(o.faults...)
+	}
+	return nil
+}
+
+// reply writes a success: out as JSON, or nothing for none.
+func (s *server) reply(w *responseWriter, r *http.Request, out any) error {
+	if p, ok := out.(pager); ok {
+		items, next := p.content()
+		out = items
+		if next != 0 {
+			query := r.URL.Query()
+			query.Del("skip")
+			query.Set("after", strconv.FormatInt(next, 10))
+			w.Header().Set("Link", "<"+r.URL.Path+"?"+query.Encode()+`>; rel="next"`)
+		}
+	}
+	status := w.route.status
+	if made, ok := out.(interface{ location() string }); ok && status == http.StatusCreated {
+		w.Header().Set("Location", s.cfg.APIPrefix+made.location())
+	}
+	if _, ok := out.(none); ok {
+		w.WriteHeader(status)
+		return nil
+	}
+	return s.write(w, r.Context(), status, "application/json", out)
+}
+
+// fail writes err as a problem document. What is not caused by the client is logged with its cause.
+func (s *server) fail(w *responseWriter, err error) {
+	c := &w.caller
+	p, known := errors.AsType[*problem](err)
+	switch {
+	case errors.Is(err, context.Canceled):
+		w.WriteHeader(statusClientClosed) // nobody reads this
+		return
+	case !known:
+		p = errInternal
+		s.log.Error("internal_error", "request_id", c.requestID, "route", w.route.path,
+			"error", err.Error())
+	case p.status > http.StatusInternalServerError: // the database, a limiter, the provider
+		s.log.Warn(p.code, "request_id", c.requestID, "route", w.route.path, "user_id", c.ID,
+			"error", err.Error())
+	}
+	if p.header[0] != "" {
+		w.Header().Set(p.header[0], p.header[1])
+	}
+	document := p.document(c.requestID)
+	if w.route.access == clients {
+		document.Error, document.ErrorDescription = p.oauthError(), p.detail
+	}
+	const media = "application/problem+json"
+	if err := s.write(w, context.Background(), p.status, media, document); err != nil {
+		panic(err) // texts and numbers always encode
+	}
+}
+
+// statusClientClosed is nginx's status for a client that has gone while it waited. It appears in
+// the log and in the metrics only.
+const statusClientClosed = 499
+
+// write encodes first and only then sets headers, so that a failure to encode can still be
+// answered. A large answer takes its bytes of s.answers while it is held for a client that reads
+// slowly.
+func (s *server) write(
+	w *responseWriter, ctx context.Context, status int, media string, v any,
+) error {
+	var body bytes.Buffer
+	if sized, ok := v.(interface{ size() int }); ok && sized.size() > largeAnswer {
+		release, err := s.answers.acquire(ctx, w.caller.key(), int64(sized.size()))
+		if err != nil {
+			return err
+		}
+		defer release()
+		body.Grow(sized.size())
+	}
+	if err := json.MarshalWrite(&body, v); err != nil {
+		return err
+	}
+	h := w.Header()
+	h.Set("Content-Type", media)
+	h.Set("Content-Length", strconv.Itoa(body.Len()))
+	w.WriteHeader(status)
+	w.Write(body.Bytes()) // the client may have gone: the access log has the bytes
+	return nil
+}
+
+// ---- problems ----
+
+// problem is an error that clients may see. Its code is stable. Any other error is internal: logged
+// in full and answered as errInternal.
+type problem struct {
+	status int
+	code   string
+	detail string
+	header [2]string // name and value of the header that goes with it, if any
+	errors []fieldError
+}
+
+func newProblem(status int, code, detail string, header ...string) *problem {
+	p := &problem{status: status, code: code, detail: detail}
+	copy(p.header[:], header)
+	return p
+}
+
+func (p *problem) Error() string { return p.code + ": " + p.detail }
+
+// Is makes p equal to the problem that withDetail made it from.
+func (p *problem) Is(target error) bool {
+	q, ok := target.(*problem)
+	return ok && p.code == q.code
+}
+
+// withDetail returns p with another detail.
+func (p *problem) withDetail(detail string) *problem {
+	q := *p
+	q.detail = detail
+	return &q
+}
+
+// invalidToken is the challenge of RFC 6750, section 3, to a token that was sent.
+const invalidToken = `Bearer error="invalid_token"`
+
+var (
+	errMalformedBody = newProblem(400, "malformed_body",
+		"The body is not one valid JSON value, or not a form.")
+	errNotAuthenticated = newProblem(401, "not_authenticated",
+		"Not authenticated: send a bearer token in the Authorization header.",
+		"WWW-Authenticate", "Bearer")
+	errInvalidToken = newProblem(401, "invalid_token",
+		"The access token is invalid, has expired, or its session has ended.",
+		"WWW-Authenticate", invalidToken)
+	errInvalidCredentials = newProblem(401, "invalid_credentials",
+		"Incorrect e-mail or password.", "WWW-Authenticate", "Bearer")
+	errInvalidRefresh = newProblem(401, "invalid_refresh_token",
+		"The refresh token is invalid, has expired, or its session has ended.",
+		"WWW-Authenticate", invalidToken)
+	errRefreshReused = newProblem(401, "refresh_reused",
+		"The refresh token was used before; its session has been ended. Log in again.",
+		"WWW-Authenticate", invalidToken)
+	errAdminRequired = newProblem(403, "admin_required",
+		"Not enough permissions: this operation is for admins.")
+	errAccountInactive    = newProblem(403, "account_inactive", "The account is deactivated.")
+	errRegistrationClosed = newProblem(403, "registration_closed",
+		"Registration is closed; an admin can create accounts.")
+	errWrongPassword = newProblem(403, "wrong_password", "The current password is wrong.")
+	errSelfDelete    = newProblem(403, "self_delete",
+		"Admins cannot delete their own account here; use DELETE /users/me.")
+	errNotFound         = newProblem(404, "not_found", "Not found.")
+	errMethodNotAllowed = newProblem(405, "method_not_allowed",
+		"This resource does not support the method; Allow lists those that it does.")
+	errEmailTaken = newProblem(409, "email_taken",
+		"The e-mail address is already registered.")
+	errLastAdmin        = newProblem(409, "last_admin", "At least one active admin must remain.")
+	errBodyTooLarge     = newProblem(413, "body_too_large", "The body is too large.")
+	errUnsupportedMedia = newProblem(415, "unsupported_media_type", "Unsupported Content-Type.")
+	errInvalidRequest   = newProblem(422, "invalid_request",
+		"The request is invalid; errors says where and why.")
+	errEmbeddingRequired = newProblem(422, "embedding_required",
+		"No embedding provider is configured; send embedding.")
+	errInternal = newProblem(500, "internal_error",
+		"Internal error; the request_id identifies it in the log.")
+	errEmbeddingsFailed = newProblem(502, "embeddings_failed",
+		"The embedding provider refused the text or returned an invalid answer; "+
+			"nothing was stored.")
+	errUnavailable = newProblem(503, "database_unavailable",
+		"The database is not available; try again.", "Retry-After", "1")
+	errBusy = newProblem(503, "busy",
+		"Too many requests of this kind are in progress; try again.", "Retry-After", "2")
+	errEmbeddingsUnavailable = newProblem(503, "embeddings_unavailable",
+		"The embedding provider is not available; nothing was stored. Try again.",
+		"Retry-After", "5")
+	errShuttingDown = newProblem(503, "shutting_down",
+		"This server is shutting down.", "Retry-After", "1")
+)
+
+// invalid returns the 422 for these faults.
+func invalid(faults ...fieldError) *problem {
+	p := *errInvalidRequest
+	p.errors = faults
+	var parts []string
+	for _, f := range faults {
+		loc := strings.Trim(fmt.Sprint(f.Loc), "[]") // steps, which hold no spaces, and spaces
+		parts = append(parts, strings.ReplaceAll(loc, " ", ".")+" "+f.Msg)
+	}
+	p.detail = "The request is invalid: " + strings.Join(parts, "; ") + "."
+	return &p
+}
+
+// invalidField returns the 422 for one field of the body.
+func invalidField(field, kind, msg string) *problem {
+	return invalid(fieldError{[]any{"body", field}, msg, kind})
+}
+
+// problemDocument is a problem on the wire.
+type problemDocument struct {
+	Type      string       `json:"type" doc:"Always about:blank: see code."`
+	Title     string       `json:"title" doc:"The status in words."`
+	Status    int          `json:"status"`
+	Detail    string       `json:"detail" doc:"A sentence for people."`
+	Code      string       `json:"code" doc:"A stable word for programs."`
+	RequestID string       `json:"request_id" doc:"As in X-Request-Id; it is also in the log."`
+	Errors    []fieldError `json:"errors,omitempty" doc:"With 422: what is wrong, and where."`
+
+	Error            string `json:"error,omitempty"`
+	ErrorDescription string `json:"error_description,omitempty" doc:"Of token endpoints: detail."`
+}
+
+func (p *problem) document(requestID string) problemDocument {
+	return problemDocument{Type: "about:blank", Title: http.StatusText(p.status),
+		Status: p.status, Detail: p.detail, Code: p.code, RequestID: requestID, Errors: p.errors}
+}
+
+// oauthError returns the error code of RFC 6749, section 5.2, for a refusal of a token endpoint.
+func (p *problem) oauthError() string {
+	grant := func(f fieldError) bool { return f.Loc[len(f.Loc)-1] == "grant_type" }
+	switch {
+	case p.status == 401 || p.status == 403:
+		return "invalid_grant"
+	case p.status >= 500:
+		return "temporarily_unavailable"
+	case len(p.errors) == 1 && grant(p.errors[0]) && p.errors[0].Type == "enum":
+		return "unsupported_grant_type"
+	}
+	return "invalid_request"
+}
