@@ -19,11 +19,13 @@ test: ## install what is missing, and run all tests on a PostgreSQL of their own
 
 # ARGS are flags of bench_test.go, as in: make bench ARGS='-rows login -rounds 9'
 bench: ## measure the program on Linux, and write the table in BENCHMARKS.md
-	@./setup.sh bench
+	@./setup.sh test
+	@.ci/setup.sh wrk
 	go test -tags bench -run TestBench -timeout 60m -v -args $(ARGS)
 
 bench-growth: ## measure pages, search and sweep with a million accounts
-	@./setup.sh bench
+	@./setup.sh test
+	@.ci/setup.sh wrk
 	go test -tags bench -run TestBench -timeout 60m -v -args -users 1000000 -rows 'GET /users.?limit|sweep' $(ARGS)
 
 # What go.mod may require, and no fourth. govulncheck needs its database; without a network it says so.
@@ -47,9 +49,11 @@ image: ## build the container image
 
 .PHONY: fault soak
 fault: ## break PostgreSQL, the network, disks and clients under load; some 8 minutes
-	@./setup.sh fault
+	@./setup.sh test
+	@.ci/setup.sh pgbouncer nginx haproxy
 	go test -tags fault -count=1 -timeout 30m -v -run '^TestFault' .
 
 soak: ## ten minutes of mixed load: memory and goroutines stay flat
-	@./setup.sh fault
+	@./setup.sh test
+	@.ci/setup.sh pgbouncer nginx haproxy
 	go test -tags fault -count=1 -timeout 30m -v -run '^TestSoak' .

@@ -96,7 +96,7 @@ func openBrowser(t *testing.T) *browser {
 	}
 	if err != nil || !found {
 		if os.Getenv("CI") != "" {
-			t.Fatal("CI needs chromium and chromedriver for the docs page: ./setup.sh test installs them")
+			t.Fatal("CI needs chromium and chromedriver for the docs page: .ci/setup.sh chromedriver installs them")
 		}
 		fmt.Fprintln(os.Stderr, "SKIPPED: the docs page was tested in no browser. Install chromium and chromedriver (Debian: apt-get install chromium chromium-driver).")
 		t.Skip("no browser")

@@ -70,7 +70,7 @@ func TestMetrics(t *testing.T) {
 	promtool, err := osexec.LookPath("promtool")
 	if err != nil {
 		if os.Getenv("CI") != "" {
-			t.Fatal("promtool is missing: ./setup.sh test installs it")
+			t.Fatal("promtool is missing: .ci/setup.sh promtool installs it")
 		}
 		fmt.Fprintln(os.Stderr, "SKIPPED: the check of the metrics by promtool (Debian: prometheus)")
 		return
