@@ -1,13 +1,15 @@
 # go.mod names the toolchain; a machine may be set to "local".
 export GOTOOLCHAIN = auto
 
-.PHONY: help run test bench bench-growth lint build image
+.PHONY: help run test lint build image fault soak bench bench-growth bench-peers
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
+FAULT = go test -tags fault -count=1 -timeout 30m -v
+BENCH = go test -tags bench -run TestBench -timeout 60m -v ./test/bench -args
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 22
 
 run: ## install what is missing, and serve on port 8000
 	@./setup.sh
@@ -17,22 +19,13 @@ test: ## install what is missing, and run all tests on a PostgreSQL of their own
 	@./setup.sh test
 	go test -race ./...
 
-# ARGS are flags of bench_test.go, as in: make bench ARGS='-rows login -rounds 9'
-bench: ## measure the program on Linux, and write the table in BENCHMARKS.md
-	@./setup.sh test
-	@.ci/setup.sh wrk
-	go test -tags bench -run TestBench -timeout 60m -v -args $(ARGS)
-
-bench-growth: ## measure pages, search and sweep with a million accounts
-	@./setup.sh test
-	@.ci/setup.sh wrk
-	go test -tags bench -run TestBench -timeout 60m -v -args -users 1000000 -rows 'GET /users.?limit|sweep' $(ARGS)
-
 # What go.mod may require, and no fourth. govulncheck needs its database; without a network it says so.
 lint: ## check form, common mistakes, known vulnerabilities and go.mod
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "gofmt -w is due for:" $$files; exit 1; }
-	go vet ./... && go vet -tags fault . && go vet -tags bench .
-	go run $(STATICCHECK) ./... && go run $(STATICCHECK) -tags fault . && go run $(STATICCHECK) -tags bench .
+	go vet ./... && go vet -tags fault ./... && go vet -tags bench ./...
+	go run $(STATICCHECK) ./...
+	go run $(STATICCHECK) -tags fault ./...
+	go run $(STATICCHECK) -tags bench ./...
 	@out=$$(go run $(GOVULNCHECK) ./... 2>&1) && echo "$$out" || case "$$out" in \
 		*'fetching vulnerabilities'*) echo 'govulncheck: its database is out of reach; not checked' ;; \
 		*) echo "$$out"; exit 1 ;; esac
@@ -47,13 +40,28 @@ build: ## build the program as the image does
 image: ## build the container image
 	docker build -t latch .
 
-.PHONY: fault soak
 fault: ## break PostgreSQL, the network, disks and clients under load; some 8 minutes
 	@./setup.sh test
-	@.ci/setup.sh pgbouncer nginx haproxy
-	go test -tags fault -count=1 -timeout 30m -v -run '^TestFault' .
+	@.ci/setup.sh pgbouncer haproxy
+	$(FAULT) -run '^TestFault' ./test/faults
 
 soak: ## ten minutes of mixed load: memory and goroutines stay flat
 	@./setup.sh test
-	@.ci/setup.sh pgbouncer nginx haproxy
-	go test -tags fault -count=1 -timeout 30m -v -run '^TestSoak' .
+	@.ci/setup.sh pgbouncer haproxy
+	$(FAULT) -run '^TestSoak' ./test/faults
+
+# ARGS are flags of the test, as in: make bench ARGS='-rows login -rounds 9'
+bench: ## measure the program on Linux, and write the table in BENCHMARKS.md
+	@./setup.sh test
+	@.ci/setup.sh wrk
+	$(BENCH) $(ARGS)
+
+bench-growth: ## measure pages, search and sweep with a million accounts
+	@./setup.sh test
+	@.ci/setup.sh wrk
+	$(BENCH) -users 1000000 -rows 'GET /users.?limit|sweep' $(ARGS)
+
+bench-peers: ## measure other frameworks under the same load
+	@./setup.sh test
+	@.ci/setup.sh wrk
+	test/bench/peers/run.sh $(ARGS)
