@@ -1,7 +1,7 @@
 #!/bin/sh
-# Replaces the replicas one by one with what compose.yaml and the environment now say: a new image, a new
-# secret. Each drains first (SHUTDOWN_DELAY), and the next waits until its successor is healthy.
-# Without --no-deps, which is part of what Compose compares: the next "up -d" would take all for changed.
+# Replaces the replicas one by one with what compose.yaml and the environment now say: a new image,
+# a new secret. Each drains first (SHUTDOWN_DELAY); the next waits until its successor is healthy.
+# Not with --no-deps, which Compose compares too: the next "up -d" would replace all replicas.
 set -eu
 cd "$(dirname "$0")"
 for id in $(docker compose ps -aq app); do
