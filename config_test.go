@@ -308,7 +308,7 @@ func TestSettingsNamed(t *testing.T) {
 		}
 	}
 	compose := []string{"POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB", "POSTGRES_PORT", "REPLICATION_PASSWORD", "LATCH_IMAGE", "NAME_FILE"}
-	for _, file := range []string{".env.example", "README.md", "OPERATIONS.md", "SECURITY.md", "BENCHMARKS.md", "deploy/README.md"} {
+	for _, file := range []string{".env.example", "README.md", "deploy/OPERATIONS.md", "SECURITY.md", "BENCHMARKS.md", "deploy/README.md"} {
 		for _, name := range regexp.MustCompile(`\b[A-Z][A-Z0-9]*(_[A-Z0-9]+)+\b`).FindAllString(read(file), -1) {
 			if all[name].name == "" && !slices.Contains(compose, name) {
 				t.Errorf("%s names %s, which is no setting", file, name)

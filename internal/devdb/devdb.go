@@ -30,7 +30,7 @@ import (
 )
 
 // image is the Docker image, the same as in compose.yaml.
-const image = "pgvector/pgvector:pg17"
+const image = "pgvector/pgvector:0.8.6-pg17-bookworm"
 
 // maxSocketPath is the length of a socket's path on macOS, in bytes; Linux allows 107.
 const maxSocketPath = 103
