@@ -1,0 +1,139 @@
+package faults
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// The criteria of the rows of abuse. In the short selection there are fewer clients, so the memory
+// that a defect takes is less, and the bound is lower.
+var (
+	memoryLimit = pick(256.0, 128.0) // MiB of resident memory, whatever the clients do
+	otherLimit  = pick(100*time.Millisecond, 500*time.Millisecond)
+)
+
+// runawayMemory is the resident memory in MiB at which a row kills the service, to save the
+// machine.
+const runawayMemory = 1024
+
+// target is one replica that some clients misuse while another user goes on working.
+type target struct {
+	*row
+	*replica
+	db       *postgres
+	database string
+	before   float64 // MiB of resident memory before the first misuse
+	client   *client // of the test's own requests
+	user     member  // an ordinary user, whose tokens the misuse may have
+	other    member  // another user, who must hardly notice
+	end      time.Time
+}
+
+// newTarget starts a replica on a database of its own.
+func newTarget(t *testing.T, name string, env ...string) *target {
+	t.Helper()
+	r := newRow(t, name)
+	g := &target{row: r, db: sharedPostgres(t), database: strings.ReplaceAll(name, "-", "_")}
+	g.db.createDatabase(g.database)
+	g.replica = startReplica(t, g.db.url(g.database), env...)
+	g.client = &client{address: g.address(), timeout: time.Minute}
+	g.user = g.client.signUp(t, "user@example.com")
+	g.other = g.client.signUp(t, "other@example.com")
+	return g
+}
+
+// attacked says that the misuse goes on.
+func (g *target) attacked() bool { return time.Now().Before(g.end) && g.running() }
+
+// under runs a misuse for length, while the other user sends requests, and checks the memory and
+// the other user's latency. The name is that of the figures.
+func (g *target) under(name string, length time.Duration, misuse func()) {
+	g.row.t.Helper()
+	if !g.running() {
+		return // it has been killed: the row has failed
+	}
+	if g.before == 0 {
+		g.before = g.memory("VmRSS")
+	}
+	g.resetPeak()
+	ctx, cancel := context.WithCancel(context.Background())
+	var guard sync.WaitGroup
+	guard.Go(func() { g.killRunaway(ctx, name) })
+	g.end = time.Now().Add(length)
+	samples := g.probed(g.replica, g.other.AccessToken, misuse)
+	cancel()
+	guard.Wait()
+	if !g.running() {
+		return
+	}
+	g.atMost(name+"_rss_mib", g.memory("VmHWM"), memoryLimit)
+	p99 := quantile(samples, .99)
+	g.figure(name+"_p99_ms", milliseconds(p99))
+	if p99 > otherLimit {
+		g.fault("%s: the other user's p99 is %v, at most %v is allowed", name, p99, otherLimit)
+	}
+	g.settle(g.replica, g.other.AccessToken, g.before)
+}
+
+// killRunaway kills the service when its memory gets out of hand, until ctx ends.
+func (g *target) killRunaway(ctx context.Context, name string) {
+	for ctx.Err() == nil {
+		if mib := g.memory("VmRSS"); mib > runawayMemory {
+			g.replica.kill()
+			g.figure(name+"_rss_mib", mib)
+			g.fault("%s: the service had %.0f MiB and was killed; at most %.0f is allowed",
+				name, mib, memoryLimit)
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// each runs f for n clients, which begin one after another within ramp.
+func each(n int, ramp time.Duration, f func(i int)) {
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			time.Sleep(ramp * time.Duration(i) / time.Duration(n))
+			f(i)
+		})
+	}
+	wg.Wait()
+}
+
+// admin makes a member an admin.
+func (g *target) admin(m member) {
+	g.db.sql(g.database, fmt.Sprintf("UPDATE users SET is_admin = true WHERE id = %d", m.id))
+}
+
+// must sends a request of the test's own and fails the test where the status is not want.
+func (g *target) must(want int, method, path, token string, body any) answer {
+	g.row.t.Helper()
+	a := g.client.do(method, path, token, body)
+	if a.status() != want {
+		g.row.t.Fatalf("%v, want %d", a, want)
+	}
+	return a
+}
+
+// readHead reads the status line and the headers of an answer, and the body only where it is a
+// refusal. The rest of another answer stays unread.
+func (c *conn) readHead(call string) (a answer) {
+	a.call = call
+	var res *http.Response
+	if res, a.err = http.ReadResponse(c.r, nil); a.err != nil {
+		return a
+	}
+	a.Response = res
+	if res.StatusCode >= 300 {
+		buf := make([]byte, min(max(res.ContentLength, 0), 2048))
+		n, _ := res.Body.Read(buf)
+		a.body = buf[:n]
+	}
+	return a
+}
