@@ -6,7 +6,7 @@ export GOTOOLCHAIN = auto
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 FAULT = go test -tags fault -count=1 -timeout 30m -v
-BENCH = go test -tags bench -run TestBench -timeout 60m -v ./test/bench -args
+BENCH = go test -tags bench -run '^TestBench$$' -timeout 60m -v ./test/bench -args
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 22
@@ -59,7 +59,7 @@ bench: ## measure the program on Linux, and write the table in BENCHMARKS.md
 bench-growth: ## measure pages, search and sweep with a million accounts
 	@./setup.sh test
 	@.ci/setup.sh wrk
-	$(BENCH) -users 1000000 -rows 'GET /users.?limit|sweep' $(ARGS)
+	$(BENCH) -growth $(ARGS)
 
 bench-peers: ## measure other frameworks under the same load
 	@./setup.sh test

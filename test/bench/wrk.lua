@@ -1,6 +1,7 @@
--- Sends the requests of a file in turn: lines of method, path, token and JSON body, with tabs between. Each
--- thread takes its share and starts over at the end. Prints one line for bench_load_test.go.
--- Arguments: the file, the number of threads.
+-- Sends the requests of a file in turn: lines of method, path, token and JSON body, with tabs
+-- between. Each thread takes its share and starts over at the end.
+-- Prints one line for load_test.go.
+-- Arguments: the file, the number of threads, the prefix of all paths.
 local threads = 0
 
 function setup(thread)
@@ -17,7 +18,7 @@ function init(args)
       local headers = {}
       if token ~= "" then headers["Authorization"] = "Bearer " .. token end
       if body ~= "" then headers["Content-Type"] = "application/json" else body = nil end
-      requests[#requests + 1] = wrk.format(method, path, headers, body)
+      requests[#requests + 1] = wrk.format(method, args[3] .. path, headers, body)
     end
     i = i + 1
   end
@@ -30,6 +31,7 @@ end
 
 function done(summary, latency)
   local e = summary.errors
-  print(string.format("RESULT %d %d %d %d %d %d", summary.requests, summary.duration, e.connect + e.read + e.write + e.status + e.timeout,
+  print(string.format("RESULT %d %d %d %d %d %d", summary.requests, summary.duration,
+    e.connect + e.read + e.write + e.status + e.timeout,
     latency:percentile(50), latency:percentile(99), summary.bytes))
 end
