@@ -67,11 +67,13 @@ func (rt *route) problems() []*problem {
 	if rt.endpoint.input.body {
 		all = append(all, errMalformedBody, errBodyTooLarge, errUnsupportedMedia)
 	}
-	if rt.access > clients {
+	switch rt.access {
+	case admins:
+		all = append(all, errNotAuthenticated, errInvalidToken, errUnavailable, errAdminRequired)
+	case users:
 		all = append(all, errNotAuthenticated, errInvalidToken, errUnavailable)
-	}
-	if rt.access == admins {
-		all = append(all, errAdminRequired)
+	case clients:
+		all = append(all, errUnavailable)
 	}
 	return append(all, rt.refusals...)
 }

@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path"
+	"regexp"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -109,92 +110,81 @@ func (s *server) addRow(rt *route) {
 	s.route(rt.method, s.cfg.APIPrefix+rt.path, rt, s.serve)
 }
 
-type refusals = []*problem
-
-// routes is the table: all operations, and who may call them.
+// routes is the table: all operations, and who may call them. What every row of its kind can answer
+// is not listed: see problems.
 func (s *server) routes() []route {
+	type no = []*problem
+	account := no{errEmailTaken, errLastAdmin, errNotFound, errBusy}
+	embeds := no{errEmbeddingRequired, errEmbeddingsFailed, errEmbeddingsUnavailable, errBusy}
 	return []route{
 		{"GET", "/health", anyone, "health", handle(s.health), 200, nil,
 			"Liveness: the process answers, whatever the database does"},
 		{"GET", "/health/db", anyone, "healthDB", handle(s.healthDB), 200,
-			refusals{errUnavailable, errShuttingDown},
+			no{errUnavailable, errShuttingDown},
 			"Readiness: the database answers, and the server is not shutting down"},
 
 		{"POST", "/auth/register", anyone, "register", handle(s.register), 201,
-			refusals{errEmailTaken, errRegistrationClosed, errBusy, errUnavailable},
+			no{errEmailTaken, errRegistrationClosed, errBusy, errUnavailable},
 			"Create an account: not an admin, and not logged in"},
 		{"POST", "/auth/login", clients, "login", handle(s.login), 200,
-			refusals{errInvalidCredentials, errAccountInactive, errInvalidRefresh,
-				errRefreshReused, errBusy, errUnavailable},
-			"Log in: start a session with e-mail and password; with `grant_type=refresh_token`" +
-				" and `refresh_token`, the same as refresh"},
+			no{errInvalidCredentials, errAccountInactive, errInvalidRefresh, errRefreshReused, errBusy},
+			"Log in: start a session with e-mail and password, or, with " +
+				"grant_type=refresh_token, do what refresh does"},
 		{"POST", "/auth/refresh", clients, "refresh", handle(s.refresh), 200,
-			refusals{errInvalidRefresh, errRefreshReused, errUnavailable},
-			"Refresh tokens: exchange a refresh token for new tokens; using it again later ends" +
-				" the session"},
-		{"POST", "/auth/revoke", clients, "revoke", handle(s.revoke), 200,
-			refusals{errUnavailable},
-			"Revoke a token: end the session of an access or refresh token, also of an expired" +
-				" one (RFC 7009)"},
+			no{errInvalidRefresh, errRefreshReused},
+			"Refresh tokens: exchange a refresh token; using it again later ends the session"},
+		{"POST", "/auth/revoke", clients, "revoke", handle(s.revoke), 200, nil,
+			"Revoke a token: end the session of a token, also of an expired one (RFC 7009)"},
 		{"POST", "/auth/logout", users, "logout", handle(s.logout), 204, nil,
 			"Log out: end this session, the others, or all; their tokens end at once"},
 		{"GET", "/auth/sessions", users, "listSessions", handle(s.listSessions), 200, nil,
 			"List your sessions: the newest first"},
 		{"DELETE", "/auth/sessions/{id}", users, "endSession", handle(s.endSession), 204,
-			refusals{errNotFound}, "End one of your sessions"},
+			no{errNotFound}, "End one of your sessions"},
 
-		{"GET", "/users/me", users, "me", handle(s.me), 200, nil,
-			"Read your account"},
+		{"GET", "/users/me", users, "me", handle(s.me), 200, nil, "Read your account"},
 		{"PUT", "/users/me", users, "updateMe", handle(s.updateMe), 200,
-			refusals{errEmailTaken, errWrongPassword, errBusy},
-			"Change your account: omitted fields keep their value; a new password ends all" +
-				" other sessions"},
+			no{errEmailTaken, errWrongPassword, errBusy},
+			"Change your account: omitted fields keep their value; a new password ends all other " +
+				"sessions"},
 		{"PATCH", "/users/me", users, "patchMe", handle(s.updateMe), 200,
-			refusals{errEmailTaken, errWrongPassword, errBusy},
-			"Change your account: the same as PUT"},
+			no{errEmailTaken, errWrongPassword, errBusy}, "Change your account: the same as PUT"},
 		{"DELETE", "/users/me", users, "deleteMe", handle(s.deleteMe), 204,
-			refusals{errLastAdmin, errWrongPassword, errBusy},
+			no{errLastAdmin, errWrongPassword, errBusy},
 			"Delete your account: and all that belongs to it"},
 
 		{"GET", "/users", admins, "listUsers", handle(s.listUsers), 200, nil,
 			"List accounts: in the order of ids, a page at a time"},
 		{"POST", "/users", admins, "createUser", handle(s.createUser), 201,
-			refusals{errEmailTaken, errBusy},
+			no{errEmailTaken, errBusy},
 			"Create an account for somebody: also while registration is closed"},
-		{"GET", "/users/{id}", admins, "getUser", handle(s.getUser), 200,
-			refusals{errNotFound}, "Read an account"},
-		{"PUT", "/users/{id}", admins, "updateUser", handle(s.updateUser), 200,
-			refusals{errNotFound, errEmailTaken, errLastAdmin, errBusy},
-			"Change an account: omitted fields keep their value; a new password and a" +
-				" deactivation end all its sessions"},
-		{"PATCH", "/users/{id}", admins, "patchUser", handle(s.updateUser), 200,
-			refusals{errNotFound, errEmailTaken, errLastAdmin, errBusy},
+		{"GET", "/users/{id}", admins, "getUser", handle(s.getUser), 200, no{errNotFound},
+			"Read an account"},
+		{"PUT", "/users/{id}", admins, "updateUser", handle(s.updateUser), 200, account,
+			"Change an account: omitted fields keep their value; a new password and a " +
+				"deactivation end all its sessions"},
+		{"PATCH", "/users/{id}", admins, "patchUser", handle(s.updateUser), 200, account,
 			"Change an account: the same as PUT"},
 		{"DELETE", "/users/{id}", admins, "deleteUser", handle(s.deleteUser), 204,
-			refusals{errNotFound, errSelfDelete, errLastAdmin, errBusy},
+			no{errNotFound, errSelfDelete, errLastAdmin, errBusy},
 			"Delete an account: but not your own"},
 
-		{"POST", "/documents", users, "createDocument", handle(s.createDocument), 201,
-			refusals{errEmbeddingRequired, errEmbeddingsFailed, errEmbeddingsUnavailable, errBusy},
+		{"POST", "/documents", users, "createDocument", handle(s.createDocument), 201, embeds,
 			"Store a document"},
 		{"POST", "/documents/batch", users, "createDocuments", handle(s.createDocuments), 201,
-			refusals{errEmbeddingRequired, errEmbeddingsFailed, errEmbeddingsUnavailable, errBusy},
-			"Store several documents: all or none, answered in the same order"},
-		{"GET", "/documents", users, "listDocuments", handle(s.listDocuments), 200,
-			refusals{errBusy},
-			"List your documents: in the order of ids, a page at a time; a page is shorter than" +
-				" `limit` where its documents are long"},
+			embeds, "Store several documents: all or none, answered in the same order"},
+		{"GET", "/documents", users, "listDocuments", handle(s.listDocuments), 200, no{errBusy},
+			"List your documents: in the order of ids, a page at a time, which is shorter than " +
+				"limit where they are long"},
 		{"GET", "/documents/{id}", users, "getDocument", handle(s.getDocument), 200,
-			refusals{errNotFound, errBusy}, "Read one of your documents"},
+			no{errNotFound, errBusy}, "Read one of your documents"},
 		{"PUT", "/documents/{id}", users, "updateDocument", handle(s.updateDocument), 200,
-			refusals{errNotFound, errEmbeddingRequired, errEmbeddingsFailed,
-				errEmbeddingsUnavailable, errBusy},
+			append(no{errNotFound}, embeds...),
 			"Change one of your documents: omitted fields keep their value"},
 		{"DELETE", "/documents/{id}", users, "deleteDocument", handle(s.deleteDocument), 204,
-			refusals{errNotFound}, "Delete one of your documents"},
-		{"POST", "/documents/search", users, "searchDocuments", handle(s.search), 200,
-			refusals{errEmbeddingRequired, errEmbeddingsFailed, errEmbeddingsUnavailable, errBusy},
-			"Search your documents: exact nearest neighbours, up to `limit`"},
+			no{errNotFound}, "Delete one of your documents"},
+		{"POST", "/documents/search", users, "searchDocuments", handle(s.search), 200, embeds,
+			"Search your documents: exact nearest neighbours, up to limit"},
 	}
 }
 
@@ -404,26 +394,17 @@ func (s *server) cors(w *responseWriter, r *http.Request) (answered bool) {
 		return false
 	}
 	h.Set("Access-Control-Allow-Methods", "GET, POST, PUT, PATCH, DELETE")
-	h.Set("Access-Control-Allow-Headers", allowedHeaders(r))
+	if asked := r.Header.Get("Access-Control-Request-Headers"); headerNames.MatchString(asked) {
+		h.Set("Access-Control-Allow-Headers", asked)
+	}
 	h.Add("Vary", "Access-Control-Request-Headers")
 	h.Set("Access-Control-Max-Age", "600")
 	w.WriteHeader(http.StatusNoContent)
 	return true
 }
 
-// allowedHeaders returns the header names that a preflight asks for, where they are names.
-func allowedHeaders(r *http.Request) string {
-	asked := strings.Join(r.Header.Values("Access-Control-Request-Headers"), ",")
-	other := func(c rune) bool {
-		const token = "!#$%&'*+-.^_`|~, " // RFC 9110, section 5.6.2, in a list
-		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
-		return !letter && !strings.ContainsRune(token, c)
-	}
-	if asked == "" || strings.ContainsFunc(asked, other) {
-		return "Authorization, Content-Type, X-Request-Id"
-	}
-	return asked
-}
+// headerNames matches a list of header names (tokens of RFC 9110, section 5.6.2).
+var headerNames = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~, -]+$")
 
 // noRoute answers what no row matches: 405 where the path supports another method, else 404.
 func (s *server) noRoute(w *responseWriter, r *http.Request) {
@@ -491,8 +472,8 @@ type readiness struct {
 	Database string `json:"database" example:"connected"`
 }
 
-// health answers as long as the process does. It asks nobody, so that an orchestrator does not
-// restart every replica because the database is away.
+// health does not ask the database, so that an orchestrator does not restart every replica because
+// that is away.
 func (s *server) health(context.Context, *caller, none) (liveness, error) {
 	return liveness{"healthy"}, nil
 }
