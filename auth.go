@@ -53,25 +53,26 @@ type loginInput struct {
 
 // login checks a password and starts a session; as OAuth 2's one token URL, it also refreshes.
 func (s *server) login(ctx context.Context, c *caller, in loginInput) (tokens, error) {
-	required := map[string]*string{"username": in.Username, "password": in.Password}
-	if in.GrantType != nil && *in.GrantType == "refresh_token" {
-		required = map[string]*string{"refresh_token": in.RefreshToken}
-	}
+	refreshes := in.GrantType != nil && *in.GrantType == "refresh_token"
 	var missing []fieldError
-	for _, name := range []string{"username", "password", "refresh_token"} {
-		if value, ok := required[name]; ok && value == nil {
+	require := func(name string, given bool) {
+		if !given {
 			missing = append(missing, fieldError{[]any{"body", name}, "is required", "missing"})
 		}
 	}
+	require("username", in.Username != nil || refreshes)
+	require("password", in.Password != nil || refreshes)
+	require("refresh_token", in.RefreshToken != nil || !refreshes)
 	switch {
 	case missing != nil:
 		return tokens{}, invalid(missing...)
-	case required["refresh_token"] != nil:
+	case refreshes:
 		return s.rotate(ctx, c, *in.RefreshToken)
 	case s.hasher.slots.full(): // then most logins are refused, which must not cost a query each
 		return tokens{}, s.hasher.slots.busy()
 	}
-	return s.startSession(ctx, c, lowerASCII(strings.TrimSpace(*in.Username)), *in.Password)
+	email, _ := parseEmail(strings.TrimSpace(*in.Username)) // "" is nobody's
+	return s.startSession(ctx, c, email, *in.Password)
 }
 
 // startSession logs in to the account called email.

@@ -236,7 +236,7 @@ func (c *config) check() (problems []error) {
 	for _, origin := range c.CORSOrigins {
 		u, err := url.Parse(origin)
 		fault(err != nil || u.Host == "" || u.Scheme+"://"+u.Host != origin ||
-			origin != lowerASCII(origin) || strings.Contains(origin, "*"), "CORS_ORIGINS: must "+
+			origin != strings.ToLower(origin) || strings.Contains(origin, "*"), "CORS_ORIGINS: must "+
 			"be exact origins such as https://app.example.com, in lower case and without a "+
 			"path; * is not one")
 	}

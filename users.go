@@ -52,19 +52,19 @@ type userChange struct {
 }
 
 // addUser checks and hashes the password and stores the account.
-func (s *server) addUser(
-	ctx context.Context, c *caller, n newUser, password string,
-) (u user, err error) {
-	if n.PasswordHash, err = s.newPassword(ctx, c, password, n.Email); err != nil {
+func (s *server) addUser(ctx context.Context, c *caller, n newUser, password string) (user, error) {
+	hash, err := s.newPassword(ctx, c, password, n.Email)
+	if err != nil {
 		return user{}, err
 	}
+	n.PasswordHash = hash
 	return s.store.createUser(ctx, n)
 }
 
 // newPassword returns the hash of a password that email's account may have, or why it may not.
 func (s *server) newPassword(
 	ctx context.Context, c *caller, password, email string,
-) (hash string, err error) {
+) (string, error) {
 	if refusal := checkPasswordChoice(password, email, s.cfg.AppName); refusal != "" {
 		return "", invalidField("password", "value_error", refusal)
 	}
@@ -74,30 +74,26 @@ func (s *server) newPassword(
 // me returns the caller, as the query that checked the token read it.
 func (s *server) me(_ context.Context, c *caller, _ none) (user, error) { return c.user, nil }
 
-// sentBack are the members of an account that clients may send back but not change.
+// sentBack are members that clients may send back as they got them, but not change.
 type sentBack struct {
 	SentID    *int64     `json:"id" readonly:"true"`
 	CreatedAt *time.Time `json:"created_at" readonly:"true"`
 	UpdatedAt *time.Time `json:"updated_at" readonly:"true"`
 }
 
-// check returns the 422 for members that do not equal what is stored.
-func (b sentBack) check(id int64, created, updated time.Time, more ...fieldError) error {
-	faults := append(more, readOnlyFault("id", b.SentID, id)...)
-	if b.CreatedAt != nil && !b.CreatedAt.Equal(created) {
-		faults = append(faults, readOnlyFault("created_at", b.CreatedAt, created)...)
-	}
-	if b.UpdatedAt != nil && !b.UpdatedAt.Equal(updated) {
-		faults = append(faults, readOnlyFault("updated_at", b.UpdatedAt, updated)...)
-	}
+// check returns the 422 for members that do not equal what is stored, and for further faults.
+func (b sentBack) check(id int64, created, updated time.Time, faults ...fieldError) error {
+	faults = append(faults, readOnly("id", b.SentID, id)...)
+	faults = append(faults, readOnly("created_at", b.CreatedAt, created)...)
+	faults = append(faults, readOnly("updated_at", b.UpdatedAt, updated)...)
 	if faults == nil {
 		return nil
 	}
 	return invalid(faults...)
 }
 
-// readOnlyFault returns a fault where a member was sent and is not the stored value.
-func readOnlyFault[T comparable](name string, sent *T, stored T) []fieldError {
+// readOnly returns a fault where a member was sent and is not the stored value. Times are in UTC.
+func readOnly[T comparable](name string, sent *T, stored T) []fieldError {
 	if sent == nil || *sent == stored {
 		return nil
 	}
@@ -118,22 +114,21 @@ type updateMeInput struct {
 // updateMe changes the caller's account. A new password needs the current one, and ends all other
 // sessions.
 func (s *server) updateMe(ctx context.Context, c *caller, in updateMeInput) (user, error) {
-	fixed := append(readOnlyFault("is_active", in.IsActive, c.IsActive),
-		readOnlyFault("is_admin", in.IsAdmin, c.IsAdmin)...)
-	if err := in.check(c.ID, c.CreatedAt, c.UpdatedAt, fixed...); err != nil {
+	faults := append(readOnly("is_active", in.IsActive, c.IsActive),
+		readOnly("is_admin", in.IsAdmin, c.IsAdmin)...)
+	if in.Password != nil && in.CurrentPassword == nil {
+		faults = append(faults, fieldError{[]any{"body", "current_password"},
+			"is required to change the password", "missing"})
+	}
+	if err := in.check(c.ID, c.CreatedAt, c.UpdatedAt, faults...); err != nil {
 		return user{}, err
 	}
 	change := userChange{Email: in.Email, FullName: in.FullName, KeepSession: c.session}
-	if in.Password != nil && in.CurrentPassword == nil {
-		return user{}, invalidField("current_password", "missing",
-			"is required to change the password")
-	}
+	var err error
 	if in.CurrentPassword != nil {
-		hash, err := s.confirmPassword(ctx, c, *in.CurrentPassword)
-		if err != nil {
+		if change.OldHash, err = s.confirmPassword(ctx, c, *in.CurrentPassword); err != nil {
 			return user{}, err
 		}
-		change.OldHash = hash
 	}
 	if in.Email != nil && *in.Email != c.Email {
 		release, err := s.emailChanges.acquire(ctx, c.key(), 1)
@@ -157,10 +152,8 @@ func accountGone(err error) error {
 
 // confirmPassword returns the hash of the caller's password if it is the given one, else
 // errWrongPassword.
-func (s *server) confirmPassword(
-	ctx context.Context, c *caller, password string,
-) (hash string, err error) {
-	hash, err = s.store.passwordHash(ctx, c.ID)
+func (s *server) confirmPassword(ctx context.Context, c *caller, password string) (string, error) {
+	hash, err := s.store.passwordHash(ctx, c.ID)
 	if err != nil {
 		return "", accountGone(err)
 	}
@@ -329,14 +322,4 @@ func parseEmail(text string) (value, refusal string) {
 		return "", "must be an e-mail address such as name@example.com"
 	}
 	return strings.ToLower(text), ""
-}
-
-// lowerASCII lowers A to Z and nothing else: strings.ToLower makes a k of the Kelvin sign.
-func lowerASCII(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r >= 'A' && r <= 'Z' {
-			return r + 'a' - 'A'
-		}
-		return r
-	}, s)
 }
