@@ -229,6 +229,40 @@ func TestBodies(t *testing.T) {
 	a.want(post("application/x-www-form-urlencoded", "username=%ff&password=x"), 422, "invalid_request")
 }
 
+// TestAssets: the page and the document are answered whole, or not at all where the browser has them.
+func TestAssets(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	for _, path := range []string{"/docs", "/openapi.json"} {
+		get := func(name, value string) (int, http.Header, string) {
+			r, _ := http.NewRequest("GET", a.web.URL+path, nil)
+			r.Header.Set(name, value)
+			res, err := a.web.Client().Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer res.Body.Close()
+			body, _ := io.ReadAll(res.Body)
+			return res.StatusCode, res.Header, string(body)
+		}
+		_, header, whole := get("Accept", "*/*")
+		for _, h := range [][2]string{{"Range", "bytes=x"}, {"Range", "bytes=99999999-"},
+			{"If-Match", `"x"`}, {"If-Unmodified-Since", "Mon, 01 Jan 2001 00:00:00 GMT"}} {
+			if status, _, body := get(h[0], h[1]); status != 200 || body != whole {
+				t.Errorf("%s with %s: %s = %d, %d bytes", path, h[0], h[1], status, len(body))
+			}
+		}
+		tag := header.Get("ETag")
+		if status, _, body := get("If-None-Match", "W/"+tag); status != 304 || body != "" || tag == "" {
+			t.Errorf("%s with its ETag = %d, %d bytes", path, status, len(body))
+		}
+		ans := a.want(a.do("POST", path, "", nil), 405, "method_not_allowed")
+		if got := ans.header.Get("Allow"); got != "GET, HEAD" {
+			t.Errorf("POST %s allows %s", path, got)
+		}
+	}
+}
+
 func TestRequestID(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)

@@ -43,6 +43,31 @@ func TestMe(t *testing.T) {
 	a.want(put(`{"full_name":"`+strings.Repeat("ü", 255)+`"}`), 200, "")
 }
 
+// TestEmailChanges: whoever has a token cannot list accounts by changing its address.
+func TestEmailChanges(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m, other := a.signUp("ada"), a.signUp("bob")
+	change := func(m member, email string) answer {
+		return a.do("PUT", "/api/v1/users/me", m.AccessToken, map[string]string{"email": email})
+	}
+	refused := 0
+	for i := range 2 * maxEmailChanges {
+		email := []string{"bob@example.com", fmt.Sprintf("new%d@example.com", i)}[i%2]
+		if ans := change(m, email); ans.code() == "busy" {
+			refused++
+		} else if i%2 == 0 {
+			a.want(ans, 409, "email_taken")
+		}
+	}
+	if refused != maxEmailChanges {
+		t.Errorf("of %d changes %d were refused, want %d", 2*maxEmailChanges, refused, maxEmailChanges)
+	}
+	current := decode[user](a.do("GET", "/api/v1/users/me", m.AccessToken, nil)).Email
+	a.want(change(m, current), 200, "") // no change
+	a.want(change(other, "robert@example.com"), 200, "")
+}
+
 func TestChangePassword(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)
