@@ -185,6 +185,7 @@ func (s *server) receive(w *responseWriter, r *http.Request, limit int64) ([]byt
 		case int64(body.Len()) > limit:
 			return nil, tooLarge
 		case n < part: // the end
+			w.unread = false
 			conn.SetReadDeadline(time.Time{}) // it would end the context of a slow handler
 			return body.Bytes(), nil
 		case w.release == nil && body.Len() > maxBody:

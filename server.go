@@ -13,6 +13,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -40,6 +41,8 @@ const (
 	idleTimeout    = 2 * time.Minute  // more than the 60 s for which load balancers keep connections
 	minRate        = 32 << 10         // bytes a second of a large body: a quarter of 1 Mbit/s
 	rateWindow     = 5 * time.Second  // in which the rate may be uneven
+	unreadTimeout  = 2 * time.Second  // for the rest of a body that was refused,
+	maxUnread      = 1 << 20          // of which so many bytes are read: see discard
 
 	// Memory of bodies that are longer than maxBody, and of answers that are longer than
 	// largeAnswer. Decoding takes as much again, and Go's collector twice the sum, which together
@@ -209,6 +212,7 @@ type responseWriter struct {
 	start   time.Time
 	status  int
 	bytes   int
+	unread  bool   // the request has a body that was not read to its end
 	release func() // gives back the memory of a large body; nil: it has none
 }
 
@@ -224,6 +228,19 @@ func (w *responseWriter) Write(b []byte) (int, error) {
 	n, err := w.ResponseWriter.Write(b)
 	w.bytes += n
 	return n, err
+}
+
+// discard reads the rest of a body that was refused, after the answer is on its way. Where the
+// connection closes with bytes unread, as behind nginx, which uses a new one for each request, the
+// reset overtakes the answer, and the client sees 502 instead of 401.
+func (w *responseWriter) discard(r *http.Request) {
+	if r.Header.Get("Expect") != "" { // then the client sends none
+		return
+	}
+	conn := http.NewResponseController(w.ResponseWriter)
+	conn.Flush()
+	conn.SetReadDeadline(time.Now().Add(unreadTimeout))
+	io.CopyN(io.Discard, r.Body, maxUnread)
 }
 
 // ServeHTTP passes a request on to its row if the path has its one spelling. ServeMux would
@@ -259,7 +276,8 @@ func (s *server) wrap(
 	rt *route, stats *routeStats, next func(*responseWriter, *http.Request),
 ) http.HandlerFunc {
 	return func(rw http.ResponseWriter, r *http.Request) {
-		w := &responseWriter{ResponseWriter: rw, server: s, route: rt, stats: stats, start: time.Now()}
+		w := &responseWriter{ResponseWriter: rw, server: s, route: rt, stats: stats,
+			start: time.Now(), unread: r.ContentLength != 0}
 		s.stats.inFlight.Add(1)
 		defer s.finish(w, r)
 		var https bool
@@ -290,6 +308,9 @@ func (s *server) finish(w *responseWriter, r *http.Request) {
 	}
 	if w.release != nil {
 		w.release()
+	}
+	if w.unread && cause == nil {
+		w.discard(r)
 	}
 	took := time.Since(w.start)
 	s.stats.inFlight.Add(-1)

@@ -229,6 +229,49 @@ func TestBodies(t *testing.T) {
 	a.want(post("application/x-www-form-urlencoded", "username=%ff&password=x"), 422, "invalid_request")
 }
 
+// TestRefusedBodies sends long bodies that are refused before they are read, over connections that
+// close afterwards: the answer arrives, not a reset.
+func TestRefusedBodies(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	token := a.signUp("ada").AccessToken
+	for name, row := range map[string]struct {
+		head string
+		size int
+		want string
+	}{
+		"expired token, HTTP/1.0": {"POST /api/v1/documents HTTP/1.0\r\nAuthorization: Bearer x\r\n", 50_000, "401"},
+		"expired token, close":    {"POST /api/v1/documents HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer x\r\n", 900_000, "401"},
+		"kept alive":              {"POST /api/v1/documents HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer x\r\n", 900_000, "401"},
+		"no route":                {"POST /nothing HTTP/1.0\r\n", 500_000, "404"},
+		"method":                  {"PUT /api/v1/health HTTP/1.0\r\n", 500_000, "405"},
+		"too large":               {"POST /api/v1/auth/login HTTP/1.0\r\nContent-Type: application/json\r\n", 500_000, "413"},
+		"media type":              {"POST /api/v1/documents HTTP/1.0\r\nAuthorization: Bearer " + token + "\r\n", 500_000, "415"},
+		"no body wanted":          {"POST /api/v1/auth/logout?scope=x HTTP/1.0\r\nAuthorization: Bearer " + token + "\r\n", 500_000, "422"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			conn, err := net.Dial("tcp", a.web.Listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			conn.SetDeadline(time.Now().Add(20 * time.Second))
+			fmt.Fprintf(conn, "%sContent-Length: %d\r\n\r\n", row.head, row.size)
+			for range 10 { // slowly, and all of it before reading, as simple clients do
+				time.Sleep(80 * time.Millisecond)
+				if _, err := conn.Write(make([]byte, row.size/10)); err != nil {
+					t.Fatalf("sending: %v", err)
+				}
+			}
+			line, err := bufio.NewReader(conn).ReadString('\n')
+			if err != nil || !strings.Contains(line, " "+row.want+" ") {
+				t.Errorf("%q, %v, want %s", line, err, row.want)
+			}
+		})
+	}
+}
+
 // TestAssets: the page and the document are answered whole, or not at all where the browser has them.
 func TestAssets(t *testing.T) {
 	t.Parallel()
