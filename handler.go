@@ -224,8 +224,11 @@ func (s *server) fail(w *responseWriter, err error) {
 		s.log.Warn(p.code, "request_id", c.requestID, "route", w.route.path, "user_id", c.ID,
 			"error", err.Error())
 	}
+	h := w.Header()
+	h.Del("Link") // of the answer that did not come about
+	h.Del("Location")
 	if p.header[0] != "" {
-		w.Header().Set(p.header[0], p.header[1])
+		h.Set(p.header[0], p.header[1])
 	}
 	document := p.document(c.requestID)
 	if w.route.access == clients {
