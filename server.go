@@ -370,29 +370,58 @@ func setHeaders(h http.Header, requestID string, https bool) {
 	}
 }
 
-// origin returns the address of the client and whether it came by TLS. X-Forwarded-For is read from
-// the right, and only as far as each hop is a trusted proxy, so that a client cannot choose its
-// address.
+// origin returns the address of the client and whether it came by TLS. The headers of proxies are
+// read from the right, and only as far as each hop is a trusted proxy, so that a client cannot choose
+// its address.
 func (s *server) origin(r *http.Request) (client netip.Addr, https bool) {
 	trusted := func(a netip.Addr) bool {
 		contains := func(p netip.Prefix) bool { return p.Contains(a) }
 		return slices.ContainsFunc(s.cfg.TrustedProxies, contains)
 	}
-	peer, _ := netip.ParseAddrPort(r.RemoteAddr)
-	client, https = peer.Addr().Unmap().WithZone(""), r.TLS != nil
+	client, _ = parseHop(r.RemoteAddr)
 	if !trusted(client) {
-		return client, https
+		return client, r.TLS != nil
 	}
-	https = https || strings.EqualFold(r.Header.Get("X-Forwarded-Proto"), "https")
-	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	hops, https := forwarded(r.Header)
 	for _, hop := range slices.Backward(hops) {
-		a, err := netip.ParseAddr(strings.TrimSpace(hop))
+		a, err := parseHop(hop)
 		if err != nil || !trusted(client) {
 			break
 		}
-		client = a.Unmap().WithZone("")
+		client = a
 	}
-	return client, https
+	return client, https || r.TLS != nil
+}
+
+// forwarded returns the addresses that proxies have added, as they stand there, and whether the
+// client came by TLS: from X-Forwarded-For and -Proto, or from Forwarded (RFC 7239).
+func forwarded(h http.Header) (hops []string, https bool) {
+	https = strings.EqualFold(h.Get("X-Forwarded-Proto"), "https")
+	if list := h.Values("X-Forwarded-For"); list != nil {
+		return strings.Split(strings.Join(list, ","), ","), https
+	}
+	for element := range strings.SplitSeq(strings.Join(h.Values("Forwarded"), ","), ",") {
+		for pair := range strings.SplitSeq(element, ";") {
+			name, value, _ := strings.Cut(strings.TrimSpace(pair), "=")
+			switch strings.ToLower(name) {
+			case "for":
+				hops = append(hops, value)
+			case "proto":
+				https = strings.EqualFold(strings.Trim(value, `"`), "https")
+			}
+		}
+	}
+	return hops, https
+}
+
+// parseHop reads an address that may have quotes, brackets and a port.
+func parseHop(text string) (netip.Addr, error) {
+	text = strings.Trim(text, ` "`)
+	if both, err := netip.ParseAddrPort(text); err == nil {
+		return both.Addr().Unmap().WithZone(""), nil
+	}
+	a, err := netip.ParseAddr(strings.Trim(text, "[]"))
+	return a.Unmap().WithZone(""), err
 }
 
 // cors lets the pages of the configured origins call the API, and answers their preflights, with

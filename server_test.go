@@ -354,10 +354,37 @@ func TestOrigin(t *testing.T) {
 		{"10.0.0.1:1", "", "", "10.0.0.1", false},
 		{"[::1]:1", "2001:db8::1", "", "2001:db8::1", false},
 		{"[::ffff:10.0.0.1]:1", "198.51.100.9", "", "198.51.100.9", false},
+		{"10.0.0.1:1", "203.0.113.9:51234", "", "203.0.113.9", false},
+		{"10.0.0.1:1", "[2001:db8::1]:443, [::1]", "", "2001:db8::1", false},
+		{"10.0.0.1:1", "1.1.1.1, 203.0.113.9:x", "", "10.0.0.1", false},
 	} {
 		r := &http.Request{RemoteAddr: row.peer, Header: http.Header{"X-Forwarded-For": {row.forwarded}, "X-Forwarded-Proto": {row.proto}}}
 		if got, https := s.origin(r); got.String() != row.want || https != row.https {
 			t.Errorf("origin(%s, %q, %q) = %s, %v, want %s, %v", row.peer, row.forwarded, row.proto, got, https, row.want, row.https)
+		}
+	}
+}
+
+func TestForwarded(t *testing.T) {
+	t.Parallel()
+	s := &server{cfg: &config{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}}
+	for value, want := range map[string]string{
+		`for=192.0.2.60;proto=https;by=203.0.113.43`:       "192.0.2.60 true",
+		`For="[2001:db8:cafe::17]:4711"`:                   "2001:db8:cafe::17 false",
+		`for=1.1.1.1, for=198.51.100.9; Proto="https"`:     "198.51.100.9 true",
+		`for=198.51.100.9;proto=https, for="10.0.0.2:443"`: "198.51.100.9 true",
+		`for=198.51.100.9, for=unknown`:                    "10.0.0.1 false",
+		`for=_hidden`:                                      "10.0.0.1 false",
+		``:                                                 "10.0.0.1 false",
+	} {
+		r := &http.Request{RemoteAddr: "10.0.0.1:1", Header: http.Header{"Forwarded": {value}}}
+		client, https := s.origin(r)
+		if got := fmt.Sprint(client, https); got != want {
+			t.Errorf("origin with Forwarded: %s = %s, want %s", value, got, want)
+		}
+		r.RemoteAddr = "192.0.2.1:1"
+		if client, https := s.origin(r); client.String() != "192.0.2.1" || https {
+			t.Errorf("an untrusted peer is believed: %v, %v", client, https)
 		}
 	}
 }
