@@ -10,6 +10,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/argon2"
+	"golang.org/x/crypto/bcrypt"
 )
 
 func TestRegister(t *testing.T) {
@@ -167,6 +170,39 @@ func TestLoginRehashes(t *testing.T) {
 	a.login(m.Email, goodPass)
 	if !old.alive(m.AccessToken) {
 		t.Error("a rehash ended a session")
+	}
+}
+
+// TestForeignHashes logs in with the hashes of other frameworks, which are hashed anew.
+func TestForeignHashes(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m := a.signUp("ada")
+	made, err := bcrypt.GenerateFromPassword([]byte(goodPass), bcrypt.MinCost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign := argonParams{memory: 65536, time: 3, threads: 4} // pwdlib's, and passlib's
+	tag := argon2.IDKey([]byte(goodPass), []byte("0123456789abcdef"), 3, 65536, 4, 32)
+	argon := formatPHC(foreign, []byte("0123456789abcdef"), tag)
+	for _, hash := range []string{string(made), strings.Replace(string(made), "$2a$", "$2b$", 1), argon} {
+		a.sql(`UPDATE users SET password_hash = $1`, hash)
+		a.want(a.tryLogin(m.Email, "a wrong canary"), 401, "invalid_credentials")
+		a.login(m.Email, goodPass)
+		after, err := a.store.passwordHash(t.Context(), m.ID)
+		if rehashed := strings.Contains(after, "m=64,t=1"); err != nil || rehashed != (hash != argon) {
+			t.Errorf("%.12s became %.30s, %v", hash, after, err)
+		}
+		a.login(m.Email, goodPass)
+	}
+	for _, hash := range []string{"$2b$15$" + string(made[7:]), "$pbkdf2-sha256$29000$x$y", "x"} {
+		a.sql(`UPDATE users SET password_hash = $1`, hash)
+		a.want(a.tryLogin(m.Email, goodPass), 401, "invalid_credentials")
+		change := map[string]string{"full_name": "x", "current_password": goodPass}
+		a.want(a.do("PUT", "/api/v1/users/me", m.AccessToken, change), 403, "wrong_password")
+	}
+	if !strings.Contains(suiteLog.text(), `"msg":"malformed_hash"`) {
+		t.Error("no malformed_hash in the log")
 	}
 }
 

@@ -24,6 +24,7 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/crypto/argon2"
+	"golang.org/x/crypto/bcrypt"
 )
 
 // argonParams are the cost of a hash.
@@ -41,6 +42,7 @@ const (
 	saltBytes = 16 // RFC 9106, section 3.1
 	tagBytes  = 32
 
+	maxBcryptCost    = 14   // about 1 s of one core
 	maxPasswordBytes = 1024 // enough for any passphrase; bounds what one request makes us hash
 
 	hashTimeout = 2 * time.Second // the wait for a slot: what a person who logs in accepts
@@ -81,34 +83,38 @@ func (h *hasher) hash(ctx context.Context, client clientKey, password string) (s
 	return h.compute(password), nil
 }
 
-// verify reports whether password has the hash encoded. An empty hash stands for an unknown
-// account: it costs as much as a known one and matches nothing, and so does one that is not ours,
-// which is errMalformedHash. Other errors are those of limiter.acquire.
+// verify reports whether password has the hash encoded: of Argon2id, or of bcrypt, as databases of
+// other frameworks have it. An empty hash stands for an unknown account: it costs as much as a known
+// one and matches nothing, and so does a hash of another kind, which is errMalformedHash. Other errors
+// are those of limiter.acquire.
 func (h *hasher) verify(
 	ctx context.Context, client clientKey, password, encoded string,
-) (bool, error) {
-	params, salt, want, malformed := parsePHC(encoded)
-	if malformed != nil {
-		params, salt, want, _ = parsePHC(h.dummy)
-	}
+) (same bool, err error) {
 	release, err := h.slots.acquire(ctx, client, 1)
 	if err != nil {
 		return false, err
 	}
-	defer h.collect(release, params.memory)
-	got := argon2.IDKey([]byte(password), salt, params.time, params.memory, params.threads,
-		uint32(len(want)))
-	same := subtle.ConstantTimeCompare(got, want) == 1
-	if malformed != nil && encoded != "" {
-		return false, malformed
+	if cost, err := bcrypt.Cost([]byte(encoded)); err == nil && cost <= maxBcryptCost {
+		defer release()
+		return bcrypt.CompareHashAndPassword([]byte(encoded), []byte(password)) == nil, nil
 	}
-	return same && malformed == nil, nil
+	p, salt, want, malformed := parsePHC(encoded)
+	if malformed != nil {
+		p, salt, want, _ = parsePHC(h.dummy)
+	}
+	defer h.collect(release, p.memory)
+	got := argon2.IDKey([]byte(password), salt, p.time, p.memory, p.threads, uint32(len(want)))
+	same = subtle.ConstantTimeCompare(got, want) == 1 && malformed == nil
+	if encoded == "" {
+		malformed = nil
+	}
+	return same, malformed
 }
 
-// outdated reports whether encoded was made with less than today's cost.
+// outdated reports whether encoded, which verify accepts, was made with less than today's cost.
 func (h *hasher) outdated(encoded string) bool {
 	p, salt, tag, err := parsePHC(encoded)
-	return err == nil && (p.memory < h.params.memory || p.time < h.params.time ||
+	return err != nil || (p.memory < h.params.memory || p.time < h.params.time ||
 		len(salt) < saltBytes || len(tag) < tagBytes)
 }
 
