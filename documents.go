@@ -13,7 +13,6 @@ import (
 	"unicode"
 
 	"encoding/json/jsontext"
-	json "encoding/json/v2"
 )
 
 // document is a document as its owner sees it.
@@ -43,7 +42,6 @@ func (d document) size() int {
 	return n
 }
 
-// documents is a list of documents.
 type documents []document
 
 func (list documents) size() (n int) {
@@ -53,12 +51,12 @@ func (list documents) size() (n int) {
 	return n
 }
 
-// batch is several documents.
 type batch struct {
 	Documents documents `json:"documents"`
 }
 
-func (b batch) size() int { return b.Documents.size() }
+func (b batch) size() int        { return b.Documents.size() }
+func (b batch) location() string { return "/documents" }
 
 type documentInput struct {
 	Content   string     `json:"content" min:"1" max:"65536" example:"Ada wrote the first program."`
@@ -66,51 +64,27 @@ type documentInput struct {
 	Embedding vector     `json:"embedding"`
 }
 
-// createDocumentInput is one document, or, as createDocumentsInput has it, several.
+// createDocumentInput is one document, or, in the older form, several as createDocumentsInput has
+// them.
 type createDocumentInput struct {
 	documentInput
 	Documents []documentInput `json:"documents" min:"1" max:"500" exclusive:"true" doc:"-"`
 	Include   *string         `query:"include" enum:"embedding"`
 }
 
-// createDocument stores one document. The older form with several is answered as createDocuments
-// is.
+// createDocument stores one document and returns it. The older form returns a batch.
 func (s *server) createDocument(
 	ctx context.Context, c *caller, in createDocumentInput,
-) (created, error) {
+) (any, error) {
 	if in.Documents != nil {
-		several, err := s.createDocuments(ctx, c, createDocumentsInput{in.Documents, in.Include})
-		return created{batch: &several}, err
+		return s.createDocuments(ctx, c, createDocumentsInput{in.Documents, in.Include})
 	}
 	loc := func(int) []any { return []any{"body", "embedding"} }
 	docs, err := s.embedAndStore(ctx, c, []documentInput{in.documentInput}, in.Include != nil, loc)
 	if err != nil {
-		return created{}, err
+		return nil, err
 	}
-	return created{document: &docs[0]}, nil
-}
-
-// created is the answer to createDocument: a document or, for the older form, a batch.
-type created struct {
-	document *document
-	batch    *batch
-}
-
-// documented is what the OpenAPI document says of it.
-func (created) documented() any { return document{} }
-
-func (c created) MarshalJSONTo(enc *jsontext.Encoder) error {
-	if c.document == nil {
-		return json.MarshalEncode(enc, c.batch)
-	}
-	return json.MarshalEncode(enc, c.document)
-}
-
-func (c created) location() string {
-	if c.document == nil {
-		return "/documents"
-	}
-	return c.document.location()
+	return docs[0], nil
 }
 
 type createDocumentsInput struct {
@@ -186,9 +160,7 @@ type documentIDInput struct {
 	Include *string `query:"include" enum:"embedding"`
 }
 
-func (s *server) getDocument(
-	ctx context.Context, c *caller, in documentIDInput,
-) (document, error) {
+func (s *server) getDocument(ctx context.Context, c *caller, in documentIDInput) (document, error) {
 	return s.store.getDocument(ctx, c.ID, in.ID, in.Include != nil)
 }
 
@@ -263,7 +235,6 @@ type match struct {
 	Distance *float64 `json:"distance,omitempty" example:"0.13"`
 }
 
-// matches is the answer to a search.
 type searchResult struct {
 	Mode    string  `json:"mode" example:"vector" doc:"The mode that ran."`
 	Results []match `json:"results" doc:"The best first, equals by id."`

@@ -71,10 +71,12 @@ func newEmbedder(cfg *config) *embedder {
 	e.client = &http.Client{
 		Transport: &http.Transport{Proxy: http.ProxyFromEnvironment,
 			MaxIdleConnsPerHost: maxCalls, MaxConnsPerHost: maxCalls, IdleConnTimeout: time.Minute},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		CheckRedirect: noRedirect,
 	}
 	return e
 }
+
+func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // embed returns a vector for each text, by one call for a client: errEmbeddingsUnavailable when the
 // provider is away, overloaded or too slow, errEmbeddingsFailed when it refuses or its answer is

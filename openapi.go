@@ -296,8 +296,6 @@ func (d *specification) success(rt *route) *response {
 	case pager:
 		items, _ := out.content()
 		t, names = reflect.TypeOf(items), append(names, "Link")
-	case interface{ documented() any }:
-		t = reflect.TypeOf(out.documented())
 	}
 	body := mediaBody{Schema: d.schema(t), Example: example("", t, "").Interface()}
 	return &response{Description: http.StatusText(rt.status), Headers: headerRefs(names...),

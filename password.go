@@ -84,9 +84,9 @@ func (h *hasher) hash(ctx context.Context, client clientKey, password string) (s
 }
 
 // verify reports whether password has the hash encoded: of Argon2id, or of bcrypt, as databases of
-// other frameworks have it. An empty hash stands for an unknown account: it costs as much as a known
-// one and matches nothing, and so does a hash of another kind, which is errMalformedHash. Other errors
-// are those of limiter.acquire.
+// other frameworks have it. An empty hash stands for an unknown account: it costs as much as a
+// known one and matches nothing, and so does a hash of another kind, which is errMalformedHash.
+// Other errors are those of limiter.acquire.
 func (h *hasher) verify(
 	ctx context.Context, client clientKey, password, encoded string,
 ) (same bool, err error) {

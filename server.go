@@ -38,7 +38,7 @@ const (
 	requestTimeout = 15 * time.Second // for headers and body: 16 KiB at a modem's 1.2 KiB/s
 	largeTimeout   = time.Minute      // for a body of up to maxLargeBody: 2.2 Mbit/s
 	writeTimeout   = 30 * time.Second // from the end of the headers or of a large body
-	idleTimeout    = 2 * time.Minute  // more than the 60 s for which load balancers keep connections
+	idleTimeout    = 2 * time.Minute  // more than the 60 s of common load balancers
 	minRate        = 32 << 10         // bytes a second of a large body: a quarter of 1 Mbit/s
 	rateWindow     = 5 * time.Second  // in which the rate may be uneven
 	unreadTimeout  = 2 * time.Second  // for the rest of a body that was refused,
@@ -130,7 +130,8 @@ func (s *server) routes() []route {
 			no{errEmailTaken, errRegistrationClosed, errBusy, errUnavailable},
 			"Create an account: not an admin, and not logged in"},
 		{"POST", "/auth/login", clients, "login", handle(s.login), 200,
-			no{errInvalidCredentials, errAccountInactive, errInvalidRefresh, errRefreshReused, errBusy},
+			no{errInvalidCredentials, errAccountInactive, errInvalidRefresh, errRefreshReused,
+				errBusy},
 			"Log in: start a session with e-mail and password, or, with " +
 				"grant_type=refresh_token, do what refresh does"},
 		{"POST", "/auth/refresh", clients, "refresh", handle(s.refresh), 200,
@@ -172,8 +173,8 @@ func (s *server) routes() []route {
 			no{errNotFound, errSelfDelete, errLastAdmin, errBusy},
 			"Delete an account: but not your own"},
 
-		{"POST", "/documents", users, "createDocument", handle(s.createDocument), 201, embeds,
-			"Store a document"},
+		{"POST", "/documents", users, "createDocument",
+			handle(s.createDocument).returning(document{}), 201, embeds, "Store a document"},
 		{"POST", "/documents/batch", users, "createDocuments", handle(s.createDocuments), 201,
 			embeds, "Store several documents: all or none, answered in the same order"},
 		{"GET", "/documents", users, "listDocuments", handle(s.listDocuments), 200, no{errBusy},
@@ -371,8 +372,8 @@ func setHeaders(h http.Header, requestID string, https bool) {
 }
 
 // origin returns the address of the client and whether it came by TLS. The headers of proxies are
-// read from the right, and only as far as each hop is a trusted proxy, so that a client cannot choose
-// its address.
+// read from the right, and only as far as each hop is a trusted proxy, so that a client cannot
+// choose its address.
 func (s *server) origin(r *http.Request) (client netip.Addr, https bool) {
 	trusted := func(a netip.Addr) bool {
 		contains := func(p netip.Prefix) bool { return p.Contains(a) }

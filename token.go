@@ -95,7 +95,8 @@ var encoding = base64.RawURLEncoding.Strict()
 func newKeyring(secrets []string, accessTTL time.Duration) *keyring {
 	k := &keyring{accessTTL: accessTTL}
 	for _, secret := range secrets {
-		derived, err := hkdf.Key(sha256.New, []byte(secret), nil, "latch refresh token", sha256.Size)
+		const label = "latch refresh token"
+		derived, err := hkdf.Key(sha256.New, []byte(secret), nil, label, sha256.Size)
 		if err != nil {
 			panic(err) // only for an output of over 8,160 bytes
 		}
@@ -113,7 +114,8 @@ func newSigner(typ string, key []byte) signer {
 // issue returns the tokens of a session's state. They are a pure function of it: the same
 // generation gives the same bytes on every replica, so a repeated refresh is harmless.
 func (k *keyring) issue(s session) tokens {
-	sub, iat, ttl := strconv.FormatInt(s.UserID, 10), s.RotatedAt.Unix(), int64(k.accessTTL.Seconds())
+	sub, iat := strconv.FormatInt(s.UserID, 10), s.RotatedAt.Unix()
+	ttl := int64(k.accessTTL.Seconds())
 	id := fmt.Sprintf("%d.%d", s.ID, s.Generation)
 	access := accessClaims{tokenIssuer, tokenIssuer, sub, s.ID, id, iat, iat + ttl}
 	refresh := refreshClaims{sub, s.ID, s.Generation, iat, s.ExpiresAt.Unix()}
