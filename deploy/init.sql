@@ -1,7 +1,9 @@
 -- Creates the role of the service, which owns its database and is no superuser. The image runs this
--- at the first start of an empty volume. It may run again: then it sets the role's password anew,
--- and gives tables that belong to the superuser, as those of older releases do, to the role.
+-- at the first start of an empty volume. It may run again, to set another POSTGRES_PASSWORD, or to
+-- give the tables of an older volume, whose service was the superuser, to the role:
+--   docker compose exec db psql -U postgres -d app_db -f /docker-entrypoint-initdb.d/init.sql
 \set ON_ERROR_STOP on
+SET client_min_messages = warning;
 \getenv role SERVICE_ROLE
 \getenv password POSTGRES_PASSWORD
 \getenv replication REPLICATION_PASSWORD

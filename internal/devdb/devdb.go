@@ -55,7 +55,7 @@ func Start(dir string, settings ...string) (*DB, error) {
 		return nil, err
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil { // under root, PostgreSQL is another user
-		return nil, err
+		return nil, fmt.Errorf("there is no DATABASE_URL, and for a private PostgreSQL: %w", err)
 	}
 	db := &DB{Dir: dir}
 	starting, err := db.lockFile("start.lock", syscall.LOCK_EX)
