@@ -154,7 +154,7 @@ func (h *haproxy) run(path, file string) {
 	defer log.Close()
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
-		h.t.Fatalf("%v; ./setup.sh fault installs HAProxy", err)
+		h.t.Fatalf("%v; .ci/setup.sh haproxy installs HAProxy", err)
 	}
 	h.t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 	h.waitFor(2)

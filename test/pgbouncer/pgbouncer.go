@@ -29,7 +29,7 @@ func Start(dir, host string, port int, settings ...string) (*Server, error) {
 		path, err = exec.LookPath("/usr/sbin/pgbouncer") // which is not in every PATH
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w; ./setup.sh fault installs it", err)
+		return nil, fmt.Errorf("%w; .ci/setup.sh pgbouncer installs it", err)
 	}
 	address, err := freeAddress()
 	if err != nil {
