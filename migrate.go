@@ -28,7 +28,15 @@ const (
 	lockPoll      = 50 * time.Millisecond
 	databaseWait  = 60 * time.Second // for a database that is still starting, as in compose
 	databasePoll  = 250 * time.Millisecond
+	tablePoll     = 2 * time.Second // for a table that others use: requests go on meanwhile
 )
+
+// timeouts lifts the time-outs that a role or the URL may set, which end a section that takes
+// longer, and sets lock_timeout to $1: a statement that waits for a table stops all that come after
+// it, and those of requests wait for 2 s themselves. It holds for the transaction where $2 is true.
+const timeouts = `SELECT set_config(name, CASE name WHEN 'lock_timeout' THEN $1 ELSE '0' END, $2)
+	FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout', 'lock_timeout',
+	'idle_in_transaction_session_timeout')`
 
 // migration is one section.
 type migration struct {
@@ -49,7 +57,8 @@ func parseMigrations(schema string) (all []migration) {
 		}
 		name, outsideTx := strings.CutSuffix(name, " (no transaction)")
 		sql = strings.TrimSpace(sql)
-		all = append(all, migration{i + 1, name, sql, fmt.Sprintf("%x", sha256.Sum256([]byte(sql))), outsideTx})
+		sum := fmt.Sprintf("%x", sha256.Sum256([]byte(sql)))
+		all = append(all, migration{i + 1, name, sql, sum, outsideTx})
 	}
 	return all
 }
@@ -58,8 +67,10 @@ func parseMigrations(schema string) (all []migration) {
 // those of the text without them.
 func migrations(cfg *config) []migration {
 	all := parseMigrations(schemaSQL)
+	values := strings.NewReplacer("{text_search}", cfg.TextSearch,
+		"{dimensions}", strconv.FormatInt(cfg.EmbeddingDimensions, 10))
 	for i := range all {
-		all[i].sql = strings.NewReplacer("{dimensions}", strconv.FormatInt(cfg.EmbeddingDimensions, 10), "{text_search}", cfg.TextSearch).Replace(all[i].sql)
+		all[i].sql = values.Replace(all[i].sql)
 	}
 	return all
 }
@@ -67,10 +78,13 @@ func migrations(cfg *config) []migration {
 // errPending says that migrations have to be applied.
 var errPending = errors.New("migrations are pending")
 
-// migrate brings the database at url up to all. It waits for a database that is still starting.
-// With checkOnly it changes nothing and returns errPending where something is to be done. An
-// edited section and a database that is newer than this program are errors.
-func migrate(ctx context.Context, url string, all []migration, checkOnly bool, log *slog.Logger) error {
+// migrate brings the database at url up to all. It waits for a database that is still starting, and
+// for tables that others use. With checkOnly it changes nothing and returns errPending where
+// something is to be done. An edited section and a database that is newer than this program are
+// errors.
+func migrate(
+	ctx context.Context, url string, all []migration, checkOnly bool, log *slog.Logger,
+) error {
 	conn, err := connectWhenReady(ctx, url, log)
 	if err != nil {
 		return err
@@ -84,13 +98,16 @@ func migrate(ctx context.Context, url string, all []migration, checkOnly bool, l
 		case checkOnly:
 			return fmt.Errorf("%w: from %d (%s) on", errPending, next.version, next.name)
 		}
-		applied, err := apply(ctx, conn, all, next.version)
-		if err != nil {
+		applied, err := next.apply(ctx, conn, all)
+		switch {
+		case sqlState(err, "55P03", "40P01"): // lock_timeout, or a deadlock with requests
+			log.Warn("migration_waits", "version", next.version, "error", describe(err).Error())
+			time.Sleep(tablePoll)
+		case err != nil:
 			return fmt.Errorf("migration %d (%s): %w", next.version, next.name, describe(err))
-		}
-		if applied {
+		case applied:
 			log.Info("migrated", "version", next.version, "name", next.name)
-		} else {
+		default:
 			time.Sleep(lockPoll)
 		}
 	}
@@ -100,18 +117,18 @@ func migrate(ctx context.Context, url string, all []migration, checkOnly bool, l
 // migration makes. Only a database that is not there yet is waited for, not one that refuses the
 // password.
 func connectWhenReady(ctx context.Context, url string, log *slog.Logger) (*pgx.Conn, error) {
-	conf, err := pgx.ParseConfig(url)
+	conf, err := parseURL(url)
 	if err != nil {
-		return nil, errors.New("DATABASE_URL: is not a PostgreSQL URL") // pgx's error would hold it
+		return nil, err
 	}
-	conf.ConnectTimeout = connectTimeout
-	conf.DefaultQueryExecMode = pgx.QueryExecModeExec
+	conf.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
 	for start := time.Now(); ; time.Sleep(databasePoll) {
-		conn, err := pgx.ConnectConfig(ctx, conf)
-		switch {
-		case err == nil:
+		conn, err := pgx.ConnectConfig(ctx, conf.ConnConfig)
+		if err == nil {
 			return conn, nil
-		case ctx.Err() != nil || time.Since(start) > databaseWait || !isNetwork(err) && !sqlState(err, "57P03", "53300"):
+		}
+		waits := isNetwork(err) || sqlState(err, "57P03", "53300")
+		if ctx.Err() != nil || time.Since(start) > databaseWait || !waits {
 			return nil, fmt.Errorf("cannot connect to the database: %w", describe(err))
 		}
 		log.Warn("waiting_for_database", "error", describe(err).Error())
@@ -119,28 +136,28 @@ func connectWhenReady(ctx context.Context, url string, log *slog.Logger) (*pgx.C
 }
 
 // nextMigration compares what was applied with all, and returns the first that is missing, or nil.
-// It takes no lock, so a start on a current database waits for nobody.
+// It takes no lock, so a start on a current database waits for nobody. It does not ask to_regclass,
+// which may answer from a cache that is older than the lock that was just taken.
 func nextMigration(ctx context.Context, q querier, all []migration) (*migration, error) {
-	var exists bool
-	// Not to_regclass: that may answer from a cache which is older than the lock that was just
-	// taken.
-	if err := q.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = current_schema() AND tablename = 'schema_migrations')`).Scan(&exists); err != nil {
-		return nil, describe(err)
+	exists, err := queryOne(ctx, on(q), pgx.RowTo[bool], `
+		SELECT EXISTS (SELECT FROM pg_tables
+		    WHERE schemaname = current_schema() AND tablename = 'schema_migrations')`)
+	var sums []string
+	if exists {
+		sums, err = queryAll(ctx, on(q), pgx.RowTo[string],
+			`SELECT checksum FROM schema_migrations ORDER BY version`)
 	}
-	if !exists {
-		return &all[0], nil
-	}
-	rows, _ := q.Query(ctx, `SELECT checksum FROM schema_migrations ORDER BY version`)
-	sums, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
 		return nil, describe(err)
 	}
 	for i, sum := range sums {
-		if i >= len(all) {
-			return nil, fmt.Errorf("the database is at migration %d, and this program knows only %d: run a newer latch", len(sums), len(all))
-		}
-		if sum != all[i].sum {
-			return nil, fmt.Errorf("migration %d (%s) was edited after it was applied: restore its text, and put the change into a new section", i+1, all[i].name)
+		switch {
+		case i >= len(all):
+			return nil, fmt.Errorf("the database is at migration %d, and this program knows "+
+				"only %d: run a newer latch", len(sums), len(all))
+		case sum != all[i].sum:
+			return nil, fmt.Errorf("migration %d (%s) was edited after it was applied: restore "+
+				"its text, and put the change into a new section", i+1, all[i].name)
 		}
 	}
 	if len(sums) == len(all) {
@@ -149,31 +166,39 @@ func nextMigration(ctx context.Context, q querier, all []migration) (*migration,
 	return &all[len(sums)], nil
 }
 
-// apply applies the migration of this version, unless another process has the lock or was faster.
-func apply(ctx context.Context, conn *pgx.Conn, all []migration, version int) (applied bool, err error) {
+// apply applies m, unless another process has the lock or was faster.
+func (m *migration) apply(
+	ctx context.Context, conn *pgx.Conn, all []migration,
+) (applied bool, err error) {
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		var locked bool
-		if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, int64(migrationLock)).Scan(&locked); err != nil || !locked {
+		locked, err := queryOne(ctx, on(tx), pgx.RowTo[bool],
+			`SELECT pg_try_advisory_xact_lock($1)`, int64(migrationLock))
+		if err != nil || !locked {
 			return err
 		}
 		next, err := nextMigration(ctx, tx, all)
-		if err != nil || next == nil || next.version != version {
+		if err != nil || next == nil || next.version != m.version {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `
+		if _, err := tx.Exec(ctx, timeouts, "2s", true); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `
 			CREATE TABLE IF NOT EXISTS schema_migrations (
 			    version    integer     PRIMARY KEY,
 			    name       text        NOT NULL,
 			    checksum   text        NOT NULL, -- SHA-256 of the section, hexadecimal
 			    applied_at timestamptz NOT NULL DEFAULT now()
-			)`); err != nil {
-			return err
+			)`)
+		if err == nil {
+			err = m.run(ctx, conn)
 		}
-		if err := next.run(ctx, tx.Conn()); err != nil {
-			return err
+		if err == nil {
+			_, err = tx.Exec(ctx, `
+				INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)`,
+				m.version, m.name, m.sum)
 		}
-		applied = true
-		_, err = tx.Exec(ctx, `INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)`, version, next.name, next.sum)
+		applied = err == nil
 		return err
 	})
 	return applied && err == nil, err
@@ -190,12 +215,14 @@ func (m *migration) run(ctx context.Context, conn *pgx.Conn) error {
 		return err
 	}
 	defer second.Close(context.WithoutCancel(ctx))
+	// CREATE INDEX CONCURRENTLY waits for all transactions, but nobody waits for it.
+	_, err = second.Exec(ctx, timeouts, "0", false)
 	for statement := range strings.SplitSeq(m.sql, ";\n") {
-		if err := second.PgConn().Exec(ctx, statement).Close(); err != nil {
-			return err
+		if err == nil {
+			err = second.PgConn().Exec(ctx, statement).Close()
 		}
 	}
-	return nil
+	return err
 }
 
 // checkChoices compares the settings that were fixed when the documents table was made, or with
@@ -216,25 +243,21 @@ func (st *store) readChoices(ctx context.Context, cfg *config) error {
 		"EMBEDDINGS_MODEL":     cfg.EmbeddingsModel,
 		"TEXT_SEARCH_CONFIG":   cfg.TextSearch,
 	}
-	return st.run(ctx, func(ctx context.Context, q querier) error {
-		if cfg.EmbeddingsModel != "" {
-			if _, err := q.Exec(ctx, `
-				INSERT INTO choices (name, value) VALUES ('EMBEDDINGS_MODEL', $1)
-				ON CONFLICT DO NOTHING`, cfg.EmbeddingsModel); err != nil {
-				return err
-			}
+	_, err := exec(ctx, st.run, `INSERT INTO choices SELECT 'EMBEDDINGS_MODEL', $1 WHERE $1 <> ''
+		ON CONFLICT DO NOTHING`, cfg.EmbeddingsModel)
+	if err != nil {
+		return err
+	}
+	type choice struct{ Name, Value string }
+	choices, err := queryAll(ctx, st.run, pgx.RowToStructByPos[choice],
+		`SELECT name, value FROM choices ORDER BY name`)
+	var problems []error
+	for _, c := range choices {
+		if now := current[c.Name]; now != "" && now != c.Value {
+			problems = append(problems, fmt.Errorf("%s is %s, but the documents table was "+
+				"made with %s: set it back to %s, or see \"Changing the embeddings\" in the "+
+				"README", c.Name, now, c.Value, c.Value))
 		}
-		rows, _ := q.Query(ctx, `SELECT name, value FROM choices ORDER BY name`)
-		var problems []error
-		var name, value string
-		_, err := pgx.ForEachRow(rows, []any{&name, &value}, func() error {
-			if current[name] != "" && current[name] != value {
-				problems = append(problems, fmt.Errorf("%s is %s, but the documents table was "+
-					"made with %s: set it back to %s, or see \"Changing the embeddings\" in the "+
-					"README", name, current[name], value, value))
-			}
-			return nil
-		})
-		return errors.Join(append(problems, err)...)
-	})
+	}
+	return errors.Join(append(problems, err)...)
 }

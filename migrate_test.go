@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -26,7 +27,7 @@ CREATE INDEX CONCURRENTLY a_x ON a (x);
 // one reads a single value.
 func one[T any](t *testing.T, url, sql string) (v T) {
 	t.Helper()
-	conn, err := pgx.Connect(t.Context(), (url))
+	conn, err := pgx.Connect(t.Context(), url)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,10 +41,12 @@ func one[T any](t *testing.T, url, sql string) (v T) {
 func TestParseMigrations(t *testing.T) {
 	t.Parallel()
 	got := parseMigrations(twoSections)
-	if len(got) != 2 || got[0].name != "first" || got[0].outsideTx || got[1].name != "an index" || !got[1].outsideTx || !strings.HasPrefix(got[1].sql, "DROP INDEX") {
+	if len(got) != 2 || got[0].name != "first" || got[0].outsideTx || got[1].name != "an index" ||
+		!got[1].outsideTx || !strings.HasPrefix(got[1].sql, "DROP INDEX") {
 		t.Errorf("parseMigrations = %+v", got)
 	}
-	if crlf := parseMigrations(strings.ReplaceAll(twoSections, "\n", "\r\n")); crlf[0].sum != got[0].sum {
+	crlf := parseMigrations(strings.ReplaceAll(twoSections, "\n", "\r\n"))
+	if crlf[0].sum != got[0].sum {
 		t.Error("line ends change the checksum")
 	}
 	defer func() {
@@ -58,14 +61,17 @@ func TestMigrate(t *testing.T) {
 	t.Parallel()
 	url := newDatabase(t, "")
 	all := parseMigrations(twoSections)
-	up := func(all []migration, checkOnly bool) error { return migrate(t.Context(), url, all, checkOnly, quiet) }
+	up := func(all []migration, checkOnly bool) error {
+		return migrate(t.Context(), url, all, checkOnly, quiet)
+	}
 	if err := up(all, true); !errors.Is(err, errPending) {
 		t.Errorf("check on an empty database = %v", err)
 	}
 	if err := up(all[:1], false); err != nil {
 		t.Fatal(err)
 	}
-	if err := up(all, true); !errors.Is(err, errPending) || !strings.Contains(err.Error(), "2 (an index)") {
+	err := up(all, true)
+	if !errors.Is(err, errPending) || !strings.Contains(err.Error(), "2 (an index)") {
 		t.Errorf("check with one pending = %v", err)
 	}
 	if err := up(all, false); err != nil {
@@ -77,12 +83,13 @@ func TestMigrate(t *testing.T) {
 	if !one[bool](t, url, `SELECT indisvalid FROM pg_index WHERE indexrelid = 'a_x'::regclass`) {
 		t.Error("the index outside a transaction is not valid")
 	}
-	if err := up(all[:1], false); err == nil || !strings.Contains(err.Error(), "run a newer latch") {
+	if err = up(all[:1], false); err == nil || !strings.Contains(err.Error(), "run a newer latch") {
 		t.Errorf("a database that is newer than the program = %v", err)
 	}
 	edited := parseMigrations(strings.Replace(twoSections, "VALUES (1)", "VALUES (2)", 1))
 	for _, checkOnly := range []bool{true, false} {
-		if err := up(edited, checkOnly); err == nil || !strings.Contains(err.Error(), "migration 1 (first) was edited") {
+		err := up(edited, checkOnly)
+		if err == nil || !strings.Contains(err.Error(), "migration 1 (first) was edited") {
 			t.Errorf("an edited section, check %v = %v", checkOnly, err)
 		}
 	}
@@ -91,11 +98,13 @@ func TestMigrate(t *testing.T) {
 func TestMigrateFailure(t *testing.T) {
 	t.Parallel()
 	url := newDatabase(t, "")
-	bad := parseMigrations("-- migration 1: bad\nCREATE TABLE a (x integer);\nCREATE TABLE a (x integer);\n")
-	if err := migrate(t.Context(), url, bad, false, quiet); err == nil || !strings.Contains(err.Error(), "42P07") {
+	const create = "CREATE TABLE a (x integer);\n"
+	bad := parseMigrations("-- migration 1: bad\n" + create + create)
+	err := migrate(t.Context(), url, bad, false, quiet)
+	if err == nil || !strings.Contains(err.Error(), "42P07") {
 		t.Errorf("migrate = %v, want SQLSTATE 42P07", err)
 	}
-	if one[bool](t, url, `SELECT to_regclass('a') IS NOT NULL OR to_regclass('schema_migrations') IS NOT NULL`) {
+	if one[int](t, url, `SELECT count(*) FROM pg_tables WHERE schemaname = 'public'`) > 0 {
 		t.Error("a failed section left something")
 	}
 }
@@ -105,18 +114,20 @@ func TestMigrateAtOnce(t *testing.T) {
 	t.Parallel()
 	url := newDatabase(t, "")
 	dir := t.TempDir()
+	env := []string{"DATABASE_URL=" + url, "SECRET_KEY=" + testKey}
 	parallel(8, func(int) {
-		if out, err := latch(t, dir, []string{"DATABASE_URL=" + url, "SECRET_KEY=" + testKey}, "migrate").CombinedOutput(); err != nil {
+		if out, err := latch(t, dir, env, "migrate").CombinedOutput(); err != nil {
 			t.Errorf("latch migrate: %v\n%s", err, out)
 		}
 	})
-	if got, want := one[int](t, url, `SELECT count(*) FROM schema_migrations`), len(parseMigrations(schemaSQL)); got != want {
+	want := len(parseMigrations(schemaSQL))
+	if got := one[int](t, url, `SELECT count(*) FROM schema_migrations`); got != want {
 		t.Errorf("%d migrations are recorded, want %d", got, want)
 	}
 }
 
-// TestMigrateConcurrentIndexAtOnce lets eight migrate at once where one section is outside a transaction:
-// none may wait in a statement, or CREATE INDEX CONCURRENTLY would wait for it for ever.
+// TestMigrateConcurrentIndexAtOnce lets eight migrate at once where one section is outside a
+// transaction: none may wait in a statement, or CREATE INDEX CONCURRENTLY would wait for it.
 func TestMigrateConcurrentIndexAtOnce(t *testing.T) {
 	t.Parallel()
 	url := newDatabase(t, "")
@@ -138,17 +149,101 @@ func TestMigrateKilled(t *testing.T) {
 	url := newDatabase(t, "")
 	ctx, kill := context.WithCancel(t.Context())
 	done := make(chan error)
-	slow := parseMigrations("-- migration 1: slow\nCREATE TABLE half (x integer);\nSELECT pg_sleep(60);\n")
+	const head, create = "-- migration 1: x\n", "CREATE TABLE half (x integer);\n"
+	slow := parseMigrations(head + create + "SELECT pg_sleep(60);\n")
 	go func() { done <- migrate(ctx, url, slow, false, quiet) }()
 	eventually(t, "the section to run", func() bool {
-		return one[bool](t, url, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)%' AND datname = current_database() AND pid <> pg_backend_pid())`)
+		return one[bool](t, url, `SELECT count(*) > 0 FROM pg_stat_activity
+			WHERE wait_event = 'PgSleep' AND datname = current_database()`)
 	})
 	kill() // pgx closes the connection, as the death of the process does
 	if err := <-done; err == nil {
 		t.Fatal("migrate ended well")
 	}
-	fast := parseMigrations("-- migration 1: fast\nCREATE TABLE half (x integer);\n")
-	eventually(t, "the next migration", func() bool { return migrate(t.Context(), url, fast, false, quiet) == nil })
+	fast := parseMigrations(head + create)
+	eventually(t, "the next migration", func() bool {
+		return migrate(t.Context(), url, fast, false, quiet) == nil
+	})
+}
+
+// TestMigrateTimeouts migrates where the database, as a role or the URL may, sets time-outs that
+// every section exceeds.
+func TestMigrateTimeouts(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t, "")
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	alter := "ALTER DATABASE " + conn.Config().Database + " SET "
+	for _, name := range []string{"statement_timeout", "idle_in_transaction_session_timeout"} {
+		if _, err := conn.Exec(t.Context(), alter+name+" = 200"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	slow := parseMigrations("-- migration 1: x\nSELECT pg_sleep(0.5);\n" +
+		"-- migration 2: y (no transaction)\nSELECT pg_sleep(0.5);\n")
+	if err := migrate(t.Context(), url, slow, false, quiet); err != nil {
+		t.Errorf("migrate = %v", err)
+	}
+}
+
+// TestMigrateBusyTable alters a table that a long transaction reads: it waits for its end, and the
+// requests that come meanwhile do not.
+func TestMigrateBusyTable(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t, "")
+	const first = "-- migration 1: x\nCREATE TABLE a (x integer);\n"
+	if err := migrate(t.Context(), url, parseMigrations(first), false, quiet); err != nil {
+		t.Fatal(err)
+	}
+	end := hold(t, url, `SELECT FROM a`)
+	var log logBuffer
+	done := make(chan error)
+	go func() {
+		all := parseMigrations(first + "-- migration 2: y\nALTER TABLE a ADD y integer;\n")
+		done <- migrate(t.Context(), url, all, false, slog.New(slog.NewTextHandler(&log, nil)))
+	}()
+	var longest time.Duration
+	eventually(t, "a second try", func() bool {
+		start := time.Now()
+		one[int](t, url, `SELECT count(*) FROM a`)
+		longest = max(longest, time.Since(start))
+		return strings.Count(log.text(), "msg=migration_waits version=2") == 2
+	})
+	if longest > 3*time.Second || longest < time.Second {
+		t.Errorf("a request waited for %v, want some 2 s", longest)
+	}
+	end()
+	if err := <-done; err != nil || one[int](t, url, `SELECT count(y) FROM a`) != 0 {
+		t.Errorf("migrate = %v", err)
+	}
+}
+
+// TestSchemaRefuses proves the constraints that stand behind the checks of the program.
+func TestSchemaRefuses(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m := a.signUp("ada")
+	const account = `INSERT INTO users (email, password_hash) VALUES `
+	const session = `INSERT INTO sessions (id, user_id, expires_at, user_agent) VALUES `
+	for name, sql := range map[string]string{
+		"upper case":       account + `('A@example.com', '')`,
+		"the same e-mail":  account + `('ada@example.com', '')`,
+		"long e-mail":      account + `(repeat('a', 255), '')`,
+		"long name":        `UPDATE users SET full_name = repeat('a', 256)`,
+		"orphaned session": session + `(7, 99999, now(), '')`,
+		"session id":       session + `(9007199254740992, ` + fmt.Sprint(m.ID) + `, now(), '')`,
+	} {
+		if _, err := a.store.pool.Exec(t.Context(), sql); !sqlState(err, "23") {
+			t.Errorf("%s: %v, want a violation", name, err)
+		}
+	}
+	a.sql(`DELETE FROM users WHERE id = $1`, m.ID)
+	if got := one[int](t, a.url, `SELECT count(*) FROM sessions`); got != 0 {
+		t.Errorf("%d sessions outlive their account", got)
+	}
 }
 
 func TestMigrateCommand(t *testing.T) {
@@ -159,8 +254,10 @@ func TestMigrateCommand(t *testing.T) {
 		args string
 		exit int
 	}{{"migrate -check", 1}, {"migrate", 0}, {"migrate -check", 0}, {"migrate -x", 2}} {
-		if exit, stdout, stderr := runLatch(t, t.TempDir(), env, "", strings.Fields(row.args)...); exit != row.exit {
-			t.Errorf("%d: latch %s exits with %d, want %d: %s%s", i, row.args, exit, row.exit, stdout, stderr)
+		exit, stdout, stderr := runLatch(t, t.TempDir(), env, "", strings.Fields(row.args)...)
+		if exit != row.exit {
+			t.Errorf("%d: latch %s exits with %d, want %d: %s%s",
+				i, row.args, exit, row.exit, stdout, stderr)
 		}
 	}
 }

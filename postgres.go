@@ -26,6 +26,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/tracelog"
 	pgxvector "github.com/pgvector/pgvector-go/pgx"
 )
 
@@ -61,20 +62,31 @@ type store struct {
 // openStore opens a pool for a database that has been migrated. It reports only faults of the
 // settings.
 func openStore(ctx context.Context, url string, maxConns int64, echo *slog.Logger) (*store, error) {
-	conf, err := pgxpool.ParseConfig(url)
+	conf, err := parseURL(url)
 	if err != nil {
-		return nil, errors.New("DATABASE_URL is not a PostgreSQL URL") // pgx's error would hold it
+		return nil, err
 	}
-	configure(conf.ConnConfig, echo)
-	conf.MaxConns = int32(maxConns)
-	expensive, bulk := max(1, maxConns/2), max(1, maxConns/4)
 	st := &store{
-		expensive: limiter{total: expensive, share: max(1, expensive/2), queue: 256,
+		expensive: limiter{total: max(1, maxConns/2), share: max(1, maxConns/4), queue: 256,
 			timeout: acquireTimeout, detail: "Too many searches are in progress; try again."},
-		bulk: limiter{total: bulk, share: max(1, bulk/2), queue: 64, timeout: bulkTimeout,
-			detail: "Too many batches are in progress; try again."},
+		bulk: limiter{total: max(1, maxConns/4), share: max(1, maxConns/8), queue: 64,
+			timeout: bulkTimeout, detail: "Too many batches are in progress; try again."},
 	}
 	st.lookups = newBatcher(st.runLookups)
+	conf.MaxConns = int32(maxConns)
+	for name, value := range serverSettings {
+		conf.ConnConfig.RuntimeParams[name] = cmp.Or(conf.ConnConfig.RuntimeParams[name], value)
+	}
+	if echo != nil {
+		conf.ConnConfig.Tracer = echoTracer(echo)
+	}
+	conf.ConnConfig.OnPgError = func(_ *pgconn.PgConn, err *pgconn.PgError) (keep bool) {
+		if sqlState(err, pgbouncerCodes...) {
+			st.pgbouncer.Store(true)
+		}
+		fatal := err.SeverityUnlocalized == "FATAL" || err.Severity == "FATAL"
+		return !fatal && err.Code != "25006" // read only: no longer the primary
+	}
 	conf.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error {
 		if st.pgbouncer.Load() {
 			for name := range serverSettings {
@@ -93,33 +105,26 @@ func openStore(ctx context.Context, url string, maxConns int64, echo *slog.Logge
 			&pgtype.Type{Name: "timestamptz", OID: pgtype.TimestamptzOID, Codec: utc})
 		return pgxvector.RegisterTypes(ctx, c)
 	}
-	if st.pool, err = pgxpool.NewWithConfig(ctx, conf); err != nil {
-		return nil, describe(err)
-	}
-	return st, nil
+	st.pool, err = pgxpool.NewWithConfig(ctx, conf)
+	return st, err
 }
 
-// configure gives a connection of the program its name, its limits and, with echo, its log.
-func configure(conf *pgx.ConnConfig, echo *slog.Logger) {
-	conf.ConnectTimeout = connectTimeout
-	conf.DialFunc = dial
-	conf.LookupFunc = func(ctx context.Context, host string) ([]string, error) {
+// parseURL reads DATABASE_URL and gives its connections the program's name and time-outs.
+func parseURL(url string) (*pgxpool.Config, error) {
+	conf, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, errors.New("DATABASE_URL is not a PostgreSQL URL") // pgx's error would hold it
+	}
+	c := conf.ConnConfig
+	c.ConnectTimeout = connectTimeout
+	c.DialFunc = dial
+	c.LookupFunc = func(ctx context.Context, host string) ([]string, error) {
 		ctx, cancel := context.WithTimeout(ctx, connectTimeout) // pgx's own begins with dialing
 		defer cancel()
 		return net.DefaultResolver.LookupHost(ctx, host)
 	}
-	conf.OnPgError = func(_ *pgconn.PgConn, err *pgconn.PgError) bool {
-		fatal := err.SeverityUnlocalized == "FATAL" || err.Severity == "FATAL"
-		return !fatal && err.Code != "25006" // read only: no longer the primary
-	}
-	params := conf.RuntimeParams
-	params["application_name"] = cmp.Or(params["application_name"], "latch")
-	for name, value := range serverSettings {
-		params[name] = cmp.Or(params[name], value)
-	}
-	if echo != nil {
-		conf.Tracer = &echoTracer{echo}
-	}
+	c.RuntimeParams["application_name"] = cmp.Or(c.RuntimeParams["application_name"], "latch")
+	return conf, nil
 }
 
 func (st *store) close() { st.pool.Close() }
@@ -133,16 +138,17 @@ func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	bounded := boundedConn{c}
 	if end, ok := ctx.Deadline(); ok && time.Until(end) > 2*connectTimeout {
-		c.SetDeadline(time.Now().Add(closeTimeout))
+		bounded.SetDeadline(end)
 	}
-	return &boundedConn{c}, nil
+	return bounded, nil
 }
 
 // boundedConn closes within closeTimeout: pgx sets deadlines in the future for closing only.
 type boundedConn struct{ net.Conn }
 
-func (c *boundedConn) SetDeadline(t time.Time) error {
+func (c boundedConn) SetDeadline(t time.Time) error {
 	if last := time.Now().Add(closeTimeout); t.After(last) {
 		t = last
 	}
@@ -150,27 +156,19 @@ func (c *boundedConn) SetDeadline(t time.Time) error {
 }
 
 // echoTracer logs statements and their duration, never their arguments.
-type echoTracer struct{ log *slog.Logger }
-
-type echoKey struct{}
-
-func (t *echoTracer) TraceQueryStart(
-	ctx context.Context, _ *pgx.Conn, q pgx.TraceQueryStartData,
-) context.Context {
-	sql, start := strings.Join(strings.Fields(q.SQL), " "), time.Now()
-	return context.WithValue(ctx, echoKey{}, func() {
-		t.log.Info("sql", "statement", sql, "duration_ms", milliseconds(time.Since(start)))
-	})
-}
-
-func (t *echoTracer) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) {
-	ctx.Value(echoKey{}).(func())()
+func echoTracer(log *slog.Logger) pgx.QueryTracer {
+	write := func(_ context.Context, _ tracelog.LogLevel, what string, data map[string]any) {
+		if what == "Query" {
+			log.Info("sql", "statement", strings.Join(strings.Fields(data["sql"].(string)), " "),
+				"duration_ms", milliseconds(data["time"].(time.Duration)))
+		}
+	}
+	return &tracelog.TraceLog{Logger: tracelog.LoggerFunc(write), LogLevel: tracelog.LogLevelInfo}
 }
 
 // querier is what a connection and a transaction have in common.
 type querier interface {
 	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }
 
@@ -180,16 +178,9 @@ type (
 	runner func(ctx context.Context, f work) error
 )
 
-// queryOne returns the first row of a statement, or errNotFound.
-func queryOne[T any](
-	ctx context.Context, run runner, row pgx.RowToFunc[T], sql string, args ...any,
-) (value T, err error) {
-	err = run(ctx, func(ctx context.Context, q querier) error {
-		rows, _ := q.Query(ctx, sql, args...)
-		value, err = pgx.CollectOneRow(rows, row)
-		return err
-	})
-	return value, err
+// on runs on a connection or in a transaction that the caller has.
+func on(q querier) runner {
+	return func(ctx context.Context, f work) error { return f(ctx, q) }
 }
 
 // queryAll returns the rows of a statement.
@@ -202,6 +193,17 @@ func queryAll[T any](
 		return err
 	})
 	return list, err
+}
+
+// queryOne returns the first row of a statement, or errNotFound.
+func queryOne[T any](
+	ctx context.Context, run runner, row pgx.RowToFunc[T], sql string, args ...any,
+) (value T, err error) {
+	list, err := queryAll(ctx, run, row, sql, args...)
+	if err != nil || len(list) == 0 {
+		return value, cmp.Or(err, error(errNotFound))
+	}
+	return list[0], nil
 }
 
 // exec returns how many rows a statement affected.
@@ -225,33 +227,39 @@ func requireRow(affected int64, err error) error {
 // errRaced says that a transaction has seen two states of a row; run retries it.
 var errRaced = errors.New("the row changed meanwhile")
 
-// lostRace are the errors after which nothing of a statement was kept and another try may succeed:
-// a serialization failure, a deadlock, a plan that a migration has outdated, a primary that is
-// none any more, and prepared statements mixed up by PgBouncer. Not a lock that was waited for:
-// the client has waited long enough.
-var lostRace = []string{"40001", "40P01", "0A000", "25006", "26000", "42P05"}
-
+// isLostRace reports whether nothing of a statement was kept and another try may succeed: it was
+// not sent, or failed by a serialization failure, a deadlock, a plan that a migration has outdated,
+// or one of staleCodes. A lock that was waited for is not among them: the client has waited enough.
 func isLostRace(err error) bool {
-	return sqlState(err, lostRace...) || pgconn.SafeToRetry(err) || errors.Is(err, errRaced)
+	return errors.Is(err, errRaced) || pgconn.SafeToRetry(err) ||
+		sqlState(err, "40001", "40P01", "0A000") || sqlState(err, staleCodes...)
 }
+
+// staleCodes tell that all open connections are as bad: to a primary that is none any more, or with
+// prepared statements that PgBouncer mixes up. pgbouncerCodes tell that PgBouncer stands between:
+// the same, or it refuses serverSettings at the start ("unsupported startup parameter").
+var (
+	staleCodes     = []string{"25006", "26000", "42P05"}
+	pgbouncerCodes = []string{"08P01", "26000", "42P05"}
+)
 
 // run runs f on a connection and translates its error. A lost race is retried. While it waits for a
 // connection it stops where ctx ends; after that f has a context of its own, with a time-out.
 func (st *store) run(ctx context.Context, f work) error {
-	return st.retry(ctx, queryTimeout, f, isLostRace)
+	return st.retry(ctx, queryTimeout, isLostRace, f)
 }
 
 // runIdempotent is run for statements that may run twice to the same effect, reads and
 // compare-and-set: they are also retried when the connection breaks, as each does when PostgreSQL
 // restarts.
 func (st *store) runIdempotent(ctx context.Context, f work) error {
-	return st.retry(ctx, queryTimeout, f, func(err error) bool {
+	return st.retry(ctx, queryTimeout, func(err error) bool {
 		return isLostRace(err) || sqlState(err, "57P") || isNetwork(err)
-	})
+	}, f)
 }
 
 func (st *store) retry(
-	ctx context.Context, timeout time.Duration, f work, retryable func(error) bool,
+	ctx context.Context, timeout time.Duration, retryable func(error) bool, f work,
 ) error {
 	// pgx closes the connection of a statement whose context ends, and a client that hangs up must
 	// not cost a connection.
@@ -267,21 +275,12 @@ func (st *store) retry(
 		if err == nil || tries == maxTries || !retryable(err) {
 			return translate(err)
 		}
-		switch {
-		case sqlState(err, "25006"): // the other connections are to the same standby
-			st.pool.Reset()
-		case sqlState(err, pgbouncerCodes...):
-			st.pgbouncer.Store(true)
+		if sqlState(err, staleCodes...) {
 			st.pool.Reset()
 		}
 		time.Sleep(time.Duration(tries) * retryDelay)
 	}
 }
-
-// pgbouncerCodes tell that PgBouncer stands between: it refuses serverSettings at the start of a
-// connection ("unsupported startup parameter"), or, where it was told to ignore them, mixes up
-// prepared statements.
-var pgbouncerCodes = []string{"08P01", "26000", "42P05"}
 
 // acquire takes a connection of the pool within acquireTimeout. One that cannot be opened is tried
 // once more: nothing was sent. Whatever fails here, the database is not available.
@@ -290,13 +289,13 @@ func (st *store) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	defer cancel()
 	conn, err := st.pool.Acquire(limited)
 	if err != nil && limited.Err() == nil {
-		if sqlState(err, pgbouncerCodes...) {
-			st.pgbouncer.Store(true)
-		}
 		conn, err = st.pool.Acquire(limited)
 	}
-	if err == nil || ctx.Err() != nil {
-		return conn, cmp.Or(ctx.Err(), err)
+	switch {
+	case err == nil:
+		return conn, nil
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
 	}
 	return nil, fmt.Errorf("%w: %w", errUnavailable, describe(err))
 }
@@ -315,28 +314,31 @@ func inTx(f work, settings ...string) work {
 	}
 }
 
-// runBulk runs f in a transaction that may take bulkTimeout, in a slot of st.bulk.
-func (st *store) runBulk(ctx context.Context, client clientKey, f work) error {
-	release, err := st.bulk.acquire(ctx, client, 1)
-	if err != nil {
-		return err
+// inSlot runs by run in a slot of l.
+func inSlot(l *limiter, client clientKey, run runner) runner {
+	return func(ctx context.Context, f work) error {
+		release, err := l.acquire(ctx, client, 1)
+		if err != nil {
+			return err
+		}
+		defer release()
+		return run(ctx, f)
 	}
-	defer release()
-	limit := (bulkTimeout - time.Second).Milliseconds()
-	f = inTx(f, fmt.Sprintf("statement_timeout = %d", limit), fmt.Sprintf("lock_timeout = %d", limit))
-	return st.retry(ctx, bulkTimeout, f, isLostRace)
+}
+
+// runBulk runs in a transaction that may take bulkTimeout, in a slot of st.bulk.
+func (st *store) runBulk(client clientKey) runner {
+	limit := fmt.Sprintf("statement_timeout = %d", (bulkTimeout - time.Second).Milliseconds())
+	return inSlot(&st.bulk, client, func(ctx context.Context, f work) error {
+		return st.retry(ctx, bulkTimeout, isLostRace, inTx(f, limit, "lock_timeout = 0"))
+	})
 }
 
 // runLimited runs an idempotent query in a slot of st.expensive. Where words or a filter of the
 // client's own choice make it run out of time, or PostgreSQL's parser out of room, that is a 422,
 // not a 503: the database is available.
 func (st *store) runLimited(client clientKey, chosen bool) runner {
-	return func(ctx context.Context, f work) error {
-		release, err := st.expensive.acquire(ctx, client, 1)
-		if err != nil {
-			return err
-		}
-		defer release()
+	return inSlot(&st.expensive, client, func(ctx context.Context, f work) error {
 		return st.runIdempotent(ctx, func(ctx context.Context, q querier) error {
 			err := f(ctx, q)
 			if chosen && sqlState(err, "57014", "54001", "54000", "XX000") {
@@ -345,7 +347,7 @@ func (st *store) runLimited(client clientKey, chosen bool) runner {
 			}
 			return err
 		})
-	}
+	})
 }
 
 // constraintError is the violation of a constraint, which onConstraint makes a problem of.
@@ -366,20 +368,17 @@ func translate(err error) error {
 	if _, ok := errors.AsType[*problem](err); ok || err == nil {
 		return err
 	}
-	if errors.Is(err, pgx.ErrNoRows) {
-		return errNotFound
-	}
-	pg, ok := errors.AsType[*pgconn.PgError](err)
+	pg, _ := errors.AsType[*pgconn.PgError](err)
 	switch {
-	case ok && pg.Code == "23503": // the row that this one belongs to has just gone
+	case sqlState(err, "23503"): // the row that this one belongs to has just gone
 		return errNotFound
-	case ok && strings.HasPrefix(pg.Code, "23"):
+	case sqlState(err, "23"):
 		return &constraintError{pg.ConstraintName}
-	case ok && (strings.HasPrefix(pg.Code, "22") || pg.Code == "54000"):
+	case sqlState(err, "22", "54000"):
 		// A value that the input should have refused, or one that is too large for an index.
 		p := invalid(fieldError{[]any{"body"}, "holds a value that cannot be stored", "value_error"})
 		return fmt.Errorf("%w: %w", p, describe(err))
-	case isUnavailable(err) || errors.Is(err, errRaced):
+	case isUnavailable(err):
 		return fmt.Errorf("%w: %w", errUnavailable, describe(err))
 	}
 	return describe(err)
@@ -389,7 +388,7 @@ func translate(err error) error {
 // lost races, cancelled, terminated or starting, out of connections, disk or memory, failing disks,
 // broken connections, a standby, and settings that no longer fit the server.
 func isUnavailable(err error) bool {
-	return sqlState(err, lostRace...) || isNetwork(err) ||
+	return isLostRace(err) || isNetwork(err) ||
 		sqlState(err, "55P03", "57014", "57P", "53", "58", "08", "25P03", "28", "3D000")
 }
 
@@ -403,14 +402,11 @@ func sqlState(err error, prefixes ...string) bool {
 
 // isNetwork reports whether the connection failed, as far as pgx tells.
 func isNetwork(err error) bool {
-	if _, ok := errors.AsType[*pgconn.PgError](err); ok || err == nil {
-		return false
-	}
+	_, answered := errors.AsType[*pgconn.PgError](err)
 	_, connect := errors.AsType[*pgconn.ConnectError](err)
-	_, network := errors.AsType[net.Error](err)
-	return connect || network || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
-		errors.Is(err, net.ErrClosed) || errors.Is(err, context.DeadlineExceeded) ||
-		strings.Contains(err.Error(), "conn closed")
+	_, network := errors.AsType[net.Error](err) // also a deadline
+	return !answered && (connect || network || errors.Is(err, io.EOF) ||
+		errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, pgconn.ErrConnClosed))
 }
 
 // describe returns err without what may not be logged: the connection string, arguments, and the
@@ -418,7 +414,7 @@ func isNetwork(err error) bool {
 // 23.
 func describe(err error) error {
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
-		if strings.HasPrefix(pg.Code, "22") || strings.HasPrefix(pg.Code, "23") {
+		if sqlState(pg, "22", "23") {
 			return fmt.Errorf("SQLSTATE %s, constraint %q", pg.Code, pg.ConstraintName)
 		}
 		return fmt.Errorf("SQLSTATE %s: %s", pg.Code, pg.Message)
@@ -434,12 +430,8 @@ func describe(err error) error {
 
 // ping returns nil when the database answers in time.
 func (st *store) ping(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pingTimeout)
-	defer cancel()
-	conn, err := st.acquire(ctx)
-	if err != nil {
-		return err
-	}
-	defer conn.Release()
-	return describe(conn.Ping(ctx))
+	_, err := exec(ctx, func(ctx context.Context, f work) error {
+		return st.retry(ctx, pingTimeout, isLostRace, f)
+	}, "SELECT 1")
+	return err
 }

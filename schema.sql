@@ -112,3 +112,11 @@ CREATE INDEX users_search_idx ON users USING gin (email gin_trgm_ops, full_name 
 -- then an old token would name a new row. So the program makes the ids: random, below 2^53.
 ALTER TABLE sessions ALTER COLUMN id DROP IDENTITY;
 ALTER TABLE sessions ADD CONSTRAINT sessions_id_check CHECK (id > 0 AND id < 9007199254740992);
+
+-- migration 5: e-mail changes that wait for nobody
+
+-- A foreign key might refer to a column with a plain unique index. So PostgreSQL lets a change of it wait
+-- for all who insert rows that belong to the account: for its batches of documents. None can refer to
+-- this index.
+ALTER TABLE users DROP CONSTRAINT users_email_key;
+CREATE UNIQUE INDEX users_email_key ON users (email) WHERE email IS NOT NULL;

@@ -17,17 +17,12 @@ import (
 const documentColumns = `d.id, d.content, d.metadata, d.created_at, d.updated_at,
 	CASE WHEN $2::boolean THEN d.embedding END`
 
-// pageBytes bounds the contents of a page: 100 documents of 10 KB. A page has at least one
-// document.
-const pageBytes = 1 << 20
-
 // scanDocument returns a reader of rows of documentColumns, and of what follows them into more.
 func scanDocument(more ...any) pgx.RowToFunc[document] {
 	return func(row pgx.CollectableRow) (d document, err error) {
 		var embedding *pgvector.HalfVector
-		columns := append([]any{&d.ID, &d.Content, (*[]byte)(&d.Metadata), &d.CreatedAt,
-			&d.UpdatedAt, &embedding}, more...)
-		err = row.Scan(columns...)
+		err = row.Scan(append([]any{&d.ID, &d.Content, (*[]byte)(&d.Metadata), &d.CreatedAt,
+			&d.UpdatedAt, &embedding}, more...)...)
 		if embedding != nil {
 			d.Embedding = embedding.Slice()
 		}
@@ -41,35 +36,28 @@ func (st *store) createDocuments(
 	ctx context.Context, owner int64, list []documentInput, embeddings bool,
 ) (documents, error) {
 	n := len(list)
-	contents, metadata := make([]string, n), make([][]byte, n)
+	contents, metadata := make([]string, n), make([]string, n)
 	vectors := make([]pgvector.HalfVector, n)
 	for i, in := range list {
 		contents[i], vectors[i] = in.Content, pgvector.NewHalfVector(in.Embedding)
-		if metadata[i] = in.Metadata; in.Metadata == nil {
-			metadata[i] = []byte("{}")
-		}
+		metadata[i] = cmp.Or(string(in.Metadata), "{}")
 	}
 	run := runner(st.run)
 	if n > 1 {
-		run = func(ctx context.Context, f work) error {
-			return st.runBulk(ctx, clientKey{user: owner}, f)
-		}
+		run = st.runBulk(clientKey{user: owner})
 	}
 	docs, err := queryAll(ctx, run, scanDocument(), `
 		INSERT INTO documents AS d (owner_id, content, metadata, embedding)
 		SELECT $1, content, metadata, embedding
 		FROM unnest($3::text[], $4::jsonb[], $5::halfvec[])
 		    WITH ORDINALITY AS item (content, metadata, embedding, place)
-		ORDER BY place
-		RETURNING `+documentColumns,
-		owner, embeddings, contents, metadata, vectors)
+		ORDER BY place RETURNING `+documentColumns, owner, embeddings, contents, metadata, vectors)
 	// They were numbered in the order of list.
 	slices.SortFunc(docs, func(a, b document) int { return cmp.Compare(a.ID, b.ID) })
 	return docs, onConstraint(err, "documents_metadata_check", errStoredMetadata)
 }
 
-// errStoredMetadata is for metadata that grows where it is stored, which the input has not
-// foreseen.
+// errStoredMetadata is for metadata that is longer where it is stored, which the input cannot tell.
 var errStoredMetadata = invalidField("metadata", "too_long",
 	"must have at most 32 KiB as it is stored, with its numbers written out")
 
@@ -81,6 +69,9 @@ func (st *store) getDocument(
 		SELECT `+documentColumns+` FROM documents d WHERE d.owner_id = $1 AND d.id = $3`,
 		owner, embedding, id)
 }
+
+// pageBytes bounds the contents of a page, which has at least one document: 100 of 10 KB.
+const pageBytes = 1 << 20
 
 // listDocuments returns up to in.Limit documents of owner in the order of ids, as many as pageBytes
 // allows, and reports whether there are more.
@@ -94,7 +85,7 @@ func (st *store) listDocuments(
 	args := []any{owner, in.Include != nil, in.After, in.Limit + 1, int64(pageBytes)}
 	where := filterBy(in.Filter, &args)
 	var total int64
-	docs, err := queryAll(ctx, run, scanDocument(&total), `
+	list, err = queryAll(ctx, run, scanDocument(&total), `
 		SELECT `+documentColumns+`, p.total
 		FROM (SELECT id, count(*) OVER () AS total, row_number() OVER w AS place,
 		          sum(octet_length(content)) OVER w AS bytes
@@ -105,7 +96,7 @@ func (st *store) listDocuments(
 		JOIN documents d ON d.owner_id = $1 AND d.id = p.id
 		WHERE p.place < $4 AND (p.bytes <= $5 OR p.place = 1)
 		ORDER BY d.id`, args...)
-	return docs, int64(len(docs)) < total, err
+	return list, int64(len(list)) < total, err
 }
 
 // filterBy returns the condition for a filter, whose value it adds to args. A statement without it
@@ -153,29 +144,27 @@ func (st *store) search(
 ) ([]match, error) {
 	args := []any{owner, in.Include != nil, in.Limit}
 	arg := func(v any) string { args = append(args, v); return fmt.Sprintf("$%d", len(args)) }
-	where := "owner_id = $1" + filterBy(in.Filter, &args)
+	where := " FROM documents WHERE owner_id = $1" + filterBy(in.Filter, &args)
 	var nearest, matching, sql string
 	if in.Mode != "text" {
-		distance := "embedding <=> " + arg(pgvector.NewHalfVector(in.Embedding))
-		nearest = `WITH nearest AS MATERIALIZED (
-			SELECT id, ` + distance + ` AS distance FROM documents WHERE ` + where + `
-			ORDER BY distance, id LIMIT `
+		nearest = ` AS MATERIALIZED (
+			SELECT id, embedding <=> ` + arg(pgvector.NewHalfVector(in.Embedding)) + ` AS distance` +
+			where + ` ORDER BY distance, id LIMIT `
 	}
 	if in.Mode != "vector" {
-		config, words := arg(textSearch), arg(searchWords(*in.Query))
-		query := "websearch_to_tsquery(" + config + "::text::regconfig, " + words + ")"
-		matching = `AS MATERIALIZED (
-			SELECT id, NULL::float8 AS distance, ts_rank(words, ` + query + `)::float8 AS score
-			FROM documents WHERE ` + where + ` AND words @@ ` + query + `
-			ORDER BY score DESC, id LIMIT `
+		query := fmt.Sprintf("websearch_to_tsquery(%s::text::regconfig, %s)",
+			arg(textSearch), arg(searchWords(*in.Query)))
+		matching = ` AS MATERIALIZED (
+			SELECT id, NULL::float8 AS distance, ts_rank(words, ` + query + `)::float8 AS score` +
+			where + ` AND words @@ ` + query + ` ORDER BY score DESC, id LIMIT `
 	}
 	switch in.Mode {
 	case "vector":
-		sql = nearest + `$3), best AS (SELECT id, distance, 1 - distance AS score FROM nearest)`
+		sql = `nearest` + nearest + `$3), best AS (SELECT *, 1 - distance AS score FROM nearest)`
 	case "text":
-		sql = "WITH best " + matching + "$3)"
+		sql = `best` + matching + `$3)`
 	case "hybrid":
-		sql = nearest + fuseDepth + "), matching " + matching + fuseDepth + `),
+		sql = `nearest` + nearest + fuseDepth + `), matching` + matching + fuseDepth + `),
 			best AS MATERIALIZED (
 			    SELECT id, NULL::float8 AS distance, sum(1.0::float8 / (60 + place)) AS score
 			    FROM (SELECT id, row_number() OVER (ORDER BY distance, id) AS place FROM nearest
@@ -184,7 +173,7 @@ func (st *store) search(
 			    GROUP BY id ORDER BY score DESC, id LIMIT $3)`
 	}
 	run := st.runLimited(clientKey{user: owner}, in.Mode != "vector" || in.Filter != nil)
-	return queryAll(ctx, run, scanMatch, sql+`
+	return queryAll(ctx, run, scanMatch, `WITH `+sql+`
 		SELECT `+documentColumns+`, b.score, b.distance
 		FROM best b JOIN documents d ON d.owner_id = $1 AND d.id = b.id
 		ORDER BY b.distance, b.score DESC, b.id`, args...)

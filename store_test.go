@@ -1,37 +1,48 @@
 package main
 
 import (
-	"bytes"
+	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 )
 
-// queryCount is how many statements a request makes, and how many it may.
-type queryCount struct {
-	request   string
-	got, want int
-}
-
-// countQueries counts what reaches PostgreSQL, with the statements that begin and end a transaction.
-func countQueries(t testing.TB) (counts []queryCount) {
-	a := newApp(t)
-	m, admin := a.signUp("ada"), a.signUpAdmin("root")
-	var log logBuffer
-	st, err := openStore(t.Context(), a.url, 1, slog.New(slog.NewTextHandler(&log, nil)))
+// echoingStore opens a store that logs its statements.
+func echoingStore(t testing.TB, url string) (*store, *logBuffer) {
+	t.Helper()
+	log := &logBuffer{}
+	st, err := openStore(t.Context(), url, 1, slog.New(slog.NewTextHandler(log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(st.close)
+	return st, log
+}
+
+// TestQueriesPerRequest counts what reaches PostgreSQL: one statement for the token, those of the
+// request, and those that begin and end its transaction.
+func TestQueriesPerRequest(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m, admin := a.signUp("ada"), a.signUpAdmin("root")
+	st, log := echoingStore(t, a.url)
 	a.server.store = st
 	a.alive(m.AccessToken) // opens the connection
 	const inTx = 2         // begin and commit
 	b := map[string]string{"email": "b@example.com", "password": goodPass}
+	login := map[string]string{"username": "b@example.com", "password": goodPass}
+	refresh := map[string]string{"refresh_token": m.RefreshToken}
+	document := map[string]any{"content": "a", "embedding": []int{1, 2, 3}}
+	nearest := map[string]any{"embedding": []int{1, 2, 3}}
 	for _, row := range []struct {
 		method, path, token string
 		body                any
@@ -40,58 +51,29 @@ func countQueries(t testing.TB) (counts []queryCount) {
 		{"GET", "/health", "", nil, 0},
 		{"GET", "/users/me", m.AccessToken, nil, 1},
 		{"GET", "/users/me", "x", nil, 0},
-		{"PUT", "/users/me", m.AccessToken, map[string]string{"full_name": "Ada"}, 1 + inTx + 2}, // lock, update
+		{"PUT", "/users/me", m.AccessToken, `{"full_name":"Ada"}`, 1 + inTx + 2}, // lock, update
 		{"GET", "/users", admin.AccessToken, nil, 1 + 1},
-		{"POST", "/auth/refresh", "", map[string]string{"refresh_token": m.RefreshToken}, 1},
+		{"POST", "/auth/refresh", "", refresh, 1},
 		{"POST", "/auth/register", "", b, 1},
-		{"POST", "/auth/login", "", map[string]string{"username": "b@example.com", "password": goodPass}, 1 + inTx + 3}, // look-up; lock, cap, insert
+		{"POST", "/auth/login", "", login, 1 + inTx + 3}, // look-up; lock, cap, insert
 		{"GET", "/auth/sessions", m.AccessToken, nil, 1 + 1},
-		{"POST", "/documents", m.AccessToken, map[string]any{"content": "a", "embedding": []int{1, 2, 3}}, 1 + 1},
+		{"POST", "/documents", m.AccessToken, document, 1 + 1},
 		{"GET", "/documents", m.AccessToken, nil, 1 + 1},
-		{"POST", "/documents/search", m.AccessToken, map[string]any{"embedding": []int{1, 2, 3}}, 1 + 1},
+		{"POST", "/documents/search", m.AccessToken, nearest, 1 + 1},
 		{"POST", "/auth/logout", m.AccessToken, nil, 1 + 1},
 	} {
 		before := strings.Count(log.text(), "msg=sql")
-		if ans := a.do(row.method, "/api/v1"+row.path, row.token, row.body); ans.status >= 400 && row.token != "x" {
+		ans := a.do(row.method, "/api/v1"+row.path, row.token, row.body)
+		if ans.status >= 400 && row.token != "x" {
 			t.Errorf("%s = %d: %s", ans.call, ans.status, ans.body)
 		}
-		counts = append(counts, queryCount{row.method + " " + row.path + map[bool]string{true: " with a bad token"}[row.token == "x"], strings.Count(log.text(), "msg=sql") - before, row.want})
+		if got := strings.Count(log.text(), "msg=sql") - before; got != row.want {
+			t.Errorf("%s makes %d queries, want %d", ans.call, got, row.want)
+		}
 	}
-	if text := log.text(); strings.Contains(text, "b@example.com") || strings.Contains(text, "argon2") || !strings.Contains(text, "INSERT INTO users") {
+	if text := log.text(); strings.Contains(text, "b@example.com") ||
+		strings.Contains(text, "argon2") || !strings.Contains(text, "INSERT INTO users") {
 		t.Error("the echo of statements holds arguments, or nothing")
-	}
-	return counts
-}
-
-// TestQueriesPerRequest holds the counts: one statement for the token, and those of the request.
-func TestQueriesPerRequest(t *testing.T) {
-	t.Parallel()
-	for _, c := range countQueries(t) {
-		if c.got != c.want {
-			t.Errorf("%s makes %d queries, want %d", c.request, c.got, c.want)
-		}
-	}
-}
-
-// TestSchemaRefuses proves the constraints that stand behind the checks of the program.
-func TestSchemaRefuses(t *testing.T) {
-	t.Parallel()
-	a := newApp(t)
-	m := a.signUp("ada")
-	for name, sql := range map[string]string{
-		"upper case":       `INSERT INTO users (email, password_hash) VALUES ('A@example.com', '')`,
-		"the same e-mail":  `INSERT INTO users (email, password_hash) VALUES ('ada@example.com', '')`,
-		"long e-mail":      `INSERT INTO users (email, password_hash) VALUES (repeat('a', 255), '')`,
-		"long name":        `UPDATE users SET full_name = repeat('a', 256)`,
-		"orphaned session": `INSERT INTO sessions (user_id, expires_at, user_agent) VALUES (99999, now(), '')`,
-	} {
-		if _, err := a.store.pool.Exec(t.Context(), sql); err == nil {
-			t.Errorf("%s: taken", name)
-		}
-	}
-	a.sql(`DELETE FROM users WHERE id = $1`, m.ID)
-	if got := one[int](t, a.url, `SELECT count(*) FROM sessions`); got != 0 {
-		t.Errorf("%d sessions outlive their account", got)
 	}
 }
 
@@ -99,21 +81,26 @@ func TestSchemaRefuses(t *testing.T) {
 func TestErrorsHoldNoValues(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)
-	for _, sql := range []string{`SELECT 'canary'::integer`, `INSERT INTO users (email, password_hash) VALUES ('canary', ''), ('canary', '')`} {
+	for _, sql := range []string{
+		`SELECT 'canary'::integer`,
+		`INSERT INTO users (email, password_hash) VALUES ('canary', ''), ('canary', '')`,
+	} {
 		_, err := a.store.pool.Exec(t.Context(), sql)
 		if got := translate(err).Error(); strings.Contains(got, "canary") {
 			t.Errorf("translate(%s) = %s", sql, got)
 		}
 	}
-	_, err := a.store.pool.Exec(t.Context(), `SELECT $1::integer`, []string{"canary"}) // pgx itself refuses it
+	// pgx itself refuses an argument of the wrong type.
+	_, err := a.store.pool.Exec(t.Context(), `SELECT $1::integer`, []string{"canary"})
 	if got := translate(err); got == nil || strings.Contains(got.Error(), "canary") {
 		t.Errorf("an argument of the wrong type: %v", got)
 	}
-	if _, err := openStore(t.Context(), "postgresql://u:canary@host:port/x", 1, nil); err == nil || strings.Contains(err.Error(), "canary") {
-		t.Errorf("openStore = %v", err)
-	}
-	if err := migrate(t.Context(), "postgresql://u:canary@host:port/x", nil, true, quiet); err == nil || strings.Contains(err.Error(), "canary") {
-		t.Errorf("migrate = %v", err)
+	const url = "postgresql://u:canary@host:port/x"
+	_, openErr := openStore(t.Context(), url, 1, nil)
+	for _, err := range []error{openErr, migrate(t.Context(), url, nil, true, quiet)} {
+		if err == nil || strings.Contains(err.Error(), "canary") {
+			t.Errorf("a URL that cannot be read: %v", err)
+		}
 	}
 }
 
@@ -122,15 +109,9 @@ func TestSurvivesTerminatedConnections(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)
 	m := a.signUp("ada")
-	conn, err := pgx.Connect(t.Context(), a.url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(t.Context())
 	for range 5 {
-		if _, err := conn.Exec(t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`); err != nil {
-			t.Fatal(err)
-		}
+		one[int](t, a.url, `SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+			WHERE datname = current_database() AND pid <> pg_backend_pid()`)
 		eventually(t, "an answer", func() bool {
 			ans := a.do("GET", "/api/v1/users/me", m.AccessToken, nil)
 			if ans.status != 200 && ans.status != 503 {
@@ -141,33 +122,43 @@ func TestSurvivesTerminatedConnections(t *testing.T) {
 	}
 }
 
+// hold begins a transaction with a statement, and returns the function that ends it.
+func hold(t testing.TB, url, sql string) (end func()) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err == nil {
+		_, err = conn.Exec(t.Context(), `BEGIN`)
+	}
+	if err == nil {
+		_, err = conn.Exec(t.Context(), sql)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	end = sync.OnceFunc(func() { conn.Close(context.Background()) })
+	t.Cleanup(end)
+	return end
+}
+
 // TestLockedRow holds a row that a request needs: it answers 503 in time, and goes on afterwards.
 func TestLockedRow(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)
 	m := a.signUp("ada")
-	conn, err := pgx.Connect(t.Context(), a.url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(t.Context())
-	tx, err := conn.Begin(t.Context())
-	if err == nil {
-		_, err = tx.Exec(t.Context(), `SELECT FROM users FOR UPDATE`)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	end := hold(t, a.url, `SELECT FROM users FOR UPDATE`)
 	start := time.Now()
-	a.want(a.do("PUT", "/api/v1/users/me", m.AccessToken, `{"full_name":"x"}`), 503, "database_unavailable")
+	put := func() answer {
+		return a.do("PUT", "/api/v1/users/me", m.AccessToken, `{"full_name":"x"}`)
+	}
+	a.want(put(), 503, "database_unavailable")
 	if took := time.Since(start); took > queryTimeout+time.Second {
 		t.Errorf("a locked row held a request for %v", took)
 	}
 	if !a.alive(m.AccessToken) {
 		t.Error("reading waits for the lock")
 	}
-	tx.Rollback(t.Context())
-	a.want(a.do("PUT", "/api/v1/users/me", m.AccessToken, `{"full_name":"x"}`), 200, "")
+	end()
+	a.want(put(), 200, "")
 }
 
 // TestHangUp lets clients go in mid-request: it costs no connection of the pool.
@@ -179,15 +170,16 @@ func TestHangUp(t *testing.T) {
 	client := *a.web.Client()
 	client.Timeout = time.Millisecond
 	for range 100 {
-		r, err := newAuthorized(a, m.AccessToken)
+		r, err := http.NewRequest("GET", a.web.URL+"/api/v1/users/me", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
+		r.Header.Set("Authorization", "Bearer "+m.AccessToken)
 		if res, err := client.Do(r); err == nil {
 			res.Body.Close()
 		}
 	}
-	eventually(t, "the pool to be idle", func() bool { return a.store.pool.Stat().AcquiredConns() == 0 })
+	eventually(t, "an idle pool", func() bool { return a.store.pool.Stat().AcquiredConns() == 0 })
 	if opened := a.store.pool.Stat().NewConnsCount() - before; opened > 2 {
 		t.Errorf("100 hang-ups opened %d new connections", opened)
 	}
@@ -198,16 +190,281 @@ func TestIsNetwork(t *testing.T) {
 	if isNetwork(errors.New("cannot scan")) || isNetwork(nil) {
 		t.Error("a fault of the program counts as a lost connection")
 	}
-	var buf bytes.Buffer
-	if _, err := openStore(t.Context(), "postgresql://u@127.0.0.1:1/x", 1, slog.New(slog.NewTextHandler(&buf, nil))); err != nil {
-		t.Errorf("openStore with the database away = %v: it reports only faults of the settings", err)
+	if _, err := openStore(t.Context(), "postgresql://u@127.0.0.1:1/x", 1, quiet); err != nil {
+		t.Errorf("openStore with the database away = %v: that is no fault of the settings", err)
 	}
 }
 
-func newAuthorized(a *app, token string) (*http.Request, error) {
-	r, err := http.NewRequest("GET", a.web.URL+"/api/v1/users/me", nil)
-	if err == nil {
-		r.Header.Set("Authorization", "Bearer "+token)
+// TestBatches makes a thousand look-ups at once and sees each served once, with the others.
+func TestBatches(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var inProgress, statements atomic.Int32
+		b := newBatcher(func(_ context.Context, batch []*lookup) error {
+			statements.Add(1)
+			if now := inProgress.Add(1); now > lookupBatches || len(batch) > lookupBatch {
+				t.Errorf("%d statements at once, one of %d look-ups", now, len(batch))
+			}
+			defer inProgress.Add(-1)
+			time.Sleep(10 * time.Millisecond) // the others come meanwhile
+			for _, l := range batch {
+				l.user.ID += l.ref.user
+			}
+			return nil
+		})
+		const n = 1000
+		parallel(n, func(i int) {
+			u, err := b.do(t.Context(), sessionRef{user: int64(i)})
+			if u.ID != int64(i) || err != nil {
+				t.Errorf("look-up %d = account %d, %v", i, u.ID, err)
+			}
+		})
+		if got := statements.Load(); got > n/lookupBatch+2*lookupBatches {
+			t.Errorf("%d look-ups made %d statements", n, got)
+		}
+	})
+}
+
+// TestBatchFails proves that a fault is everybody's who shared the statement, and nobody's after,
+// and that a panic wakes all and keeps no slot.
+func TestBatchFails(t *testing.T) {
+	t.Parallel()
+	cause := errors.New("a fault")
+	for name, fault := range map[string]func() error{
+		"error": func() error { return cause },
+		"panic": func() error { panic(cause) },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			release := make(chan struct{})
+			var statements atomic.Int32
+			b := newBatcher(func(_ context.Context, batch []*lookup) error {
+				if batch[0].ref.user == 0 {
+					<-release
+				} else if statements.Add(1) == 1 {
+					return fault()
+				}
+				return nil
+			})
+			var failed atomic.Int32
+			do := func(int) {
+				defer func() {
+					if recover() != nil { // as the server does for the request
+						failed.Add(1)
+					}
+				}()
+				if _, err := b.do(t.Context(), sessionRef{user: 1}); err != nil {
+					failed.Add(1)
+				}
+			}
+			for range lookupBatches {
+				go b.do(t.Context(), sessionRef{})
+			}
+			synctest.Wait()
+			go parallel(50, do)
+			synctest.Wait()
+			release <- struct{}{} // now one of them gets the slot, with all the others
+			synctest.Wait()
+			if f, s := failed.Load(), statements.Load(); f != 50 || s != 1 {
+				t.Errorf("%s: %d of 50 failed, in %d statements", name, f, s)
+			}
+			parallel(50, do)
+			close(release)
+			synctest.Wait()
+			if f := failed.Load(); f != 50 || len(b.slots) != 0 {
+				t.Errorf("%s: %d failed after it, and %d slots are taken", name, f-50, len(b.slots))
+			}
+		})
 	}
-	return r, err
+}
+
+// TestBatchHangs proves that statements which hang do not hold up the look-ups behind them, that
+// nobody has to wait for its answer, and that a client that goes does not fail the others.
+func TestBatchHangs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		b := newBatcher(func(ctx context.Context, batch []*lookup) error {
+			if batch[0].ref.user == 0 {
+				<-release
+			}
+			return ctx.Err()
+		})
+		gone, leave := context.WithCancel(t.Context())
+		for range lookupBatches {
+			go b.do(gone, sessionRef{})
+		}
+		synctest.Wait()
+		start := time.Now()
+		parallel(20, func(int) {
+			if _, err := b.do(t.Context(), sessionRef{user: 1}); err != nil {
+				t.Errorf("a look-up behind = %v", err)
+			}
+		})
+		if took := time.Since(start); took != lookupWait {
+			t.Errorf("look-ups behind took %v, want %v", took, lookupWait)
+		}
+		go func() { time.Sleep(time.Millisecond); leave() }()
+		if _, err := b.do(gone, sessionRef{user: 1}); !errors.Is(err, context.Canceled) {
+			t.Errorf("the look-up of a client that goes = %v", err)
+		}
+		close(release)
+		other := &lookup{done: make(chan struct{})}
+		b.serve(gone, []*lookup{{done: make(chan struct{})}, other})
+		if other.err != nil {
+			t.Errorf("a look-up with that of a client that has gone = %v", other.err)
+		}
+	})
+}
+
+// TestLookups makes look-ups of 5,000 accounts, each with a session of the same id.
+func TestLookups(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	st, log := echoingStore(t, a.url)
+	a.sql(`INSERT INTO users (email, password_hash)
+		SELECT 'u' || i || '@example.com', '' FROM generate_series(1, 5000) i`)
+	a.sql(`INSERT INTO sessions (id, user_id, expires_at, user_agent)
+		SELECT id, id, now() + interval '1 day', '' FROM users`)
+	a.sql(`UPDATE sessions SET expires_at = now() WHERE id = 201`)
+	a.sql(`UPDATE users SET is_active = false WHERE id = 301`)
+	a.sql(`DELETE FROM users WHERE id = 401`)
+	a.sql(`ANALYZE`)
+	const never = 99999999999
+	refs := []sessionRef{{501, 601, never}, {601, 601, 1}} // not the user's; an expired token
+	for i := range int64(60) {
+		refs = append(refs, sessionRef{1 + i/2*100, 1 + i/2*100, never}) // each twice
+	}
+	var batch []*lookup
+	for _, ref := range refs {
+		batch = append(batch, &lookup{ref: ref})
+	}
+	if err := st.runLookups(t.Context(), batch); err != nil {
+		t.Fatal(err)
+	}
+	for i, l := range batch {
+		ended := i < 2 || l.ref.user == 201 || l.ref.user == 301 || l.ref.user == 401
+		if ended && l.err != errNotFound || !ended && (l.err != nil || l.user.ID != l.ref.user) {
+			t.Errorf("look-up %+v = account %d, %v", l.ref, l.user.ID, l.err)
+		}
+	}
+	if got := strings.Count(log.text(), "JOIN users"); got != 1 {
+		t.Errorf("%d look-ups made %d statements, want 1", len(batch), got)
+	}
+
+	a.sql(`ALTER TABLE sessions RENAME TO away`)
+	if _, err := st.sessionUser(t.Context(), sessionRef{7, 7, never}); err == nil ||
+		errors.Is(err, errNotFound) {
+		t.Errorf("a look-up without the table = %v: that is no ended session", err)
+	}
+	a.sql(`ALTER TABLE away RENAME TO sessions`)
+	if u, err := st.sessionUser(t.Context(), sessionRef{7, 7, never}); err != nil || u.ID != 7 {
+		t.Errorf("a look-up after the fault = account %d, %v", u.ID, err)
+	}
+
+	name, err := queryOne(t.Context(), st.run, pgx.RowTo[string],
+		`SELECT name FROM pg_prepared_statements WHERE statement LIKE '%ORDINALITY%'
+		ORDER BY prepare_time`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines, err := queryAll(t.Context(), st.run, pgx.RowTo[string],
+		`EXPLAIN EXECUTE `+name+`('{7,8}', '{7,8}', '{7,8}')`, pgx.QueryExecModeSimpleProtocol)
+	plan := strings.Join(lines, "\n")
+	if err != nil || strings.Contains(plan, "Seq Scan") || strings.Count(plan, "Index Scan") != 2 {
+		t.Errorf("the plan of a look-up (%v):\n%s", err, plan)
+	}
+}
+
+// TestRevocation holds batches of documents in progress, with the locks that their foreign key
+// takes on the owner: who revokes waits for none of them.
+func TestRevocation(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(c *config) { c.DatabaseMaxConns = 16 }) // 4 batches, 2 of one user
+	root, ada, bob := a.signUpAdmin("root"), a.signUp("ada"), a.signUp("bob")
+	laptop := a.login(ada.Email, goodPass)
+	a.sql(`CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS
+		'BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END'`)
+	a.sql(`CREATE TRIGGER hold AFTER INSERT ON documents
+		FOR EACH STATEMENT EXECUTE FUNCTION hold()`)
+	end := hold(t, a.url, `SELECT pg_advisory_xact_lock(1)`)
+	const document = `{"content":"a","embedding":[1,2,3]}`
+	body := `{"documents":[` + strings.Repeat(document+",", 499) + document + `]}`
+	var batches sync.WaitGroup
+	for _, m := range []member{ada, ada, ada, bob} {
+		batches.Go(func() {
+			ans := a.do("POST", docsPath+"/batch", m.AccessToken, body)
+			if ans.status != 201 && ans.status != 401 { // Ada's last may find the account gone
+				t.Errorf("a batch = %d: %s", ans.status, ans.body)
+			}
+		})
+	}
+	const waiting = `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`
+	eventually(t, "the batches", func() bool { return one[int](t, a.url, waiting) == 3 })
+
+	start := time.Now()
+	soon := func() {
+		t.Helper()
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("took %v", took)
+		}
+		start = time.Now()
+	}
+	path := fmt.Sprintf("/api/v1/users/%d", ada.ID)
+	current := `"current_password":"` + goodPass + `"}`
+	for _, row := range []struct{ method, path, token, body string }{
+		{"PUT", path, root.AccessToken, `{"email":"lovelace@example.com"}`},
+		{"POST", "/api/v1/auth/logout", laptop.AccessToken, `{}`},
+		{"PUT", "/api/v1/users/me", ada.AccessToken, `{"password":"a new canary pass",` + current},
+		{"PUT", path, root.AccessToken, `{"password":"a third canary passphrase"}`},
+		{"PUT", path, root.AccessToken, `{"is_active":false}`},
+	} {
+		if ans := a.do(row.method, row.path, row.token, row.body); ans.status >= 400 {
+			t.Errorf("%s = %d: %s", ans.call, ans.status, ans.body)
+		}
+		soon()
+	}
+	deleted := make(chan answer, 2)
+	go func() { deleted <- a.do("DELETE", path, root.AccessToken, nil) }()
+	go func() { deleted <- a.do("DELETE", "/api/v1/users/me", bob.AccessToken, `{`+current) }()
+	eventually(t, "the tokens to end", func() bool { return !a.alive(bob.AccessToken) })
+	soon()
+	a.login(root.Email, goodPass)
+	soon()
+	if len(deleted) > 0 {
+		t.Error("a deletion did not wait for the batches: this test proves nothing")
+	}
+	end()
+	a.want(<-deleted, 204, "")
+	a.want(<-deleted, 204, "")
+	batches.Wait()
+	if got := one[int](t, a.url, `SELECT count(*) FROM documents`); got != 0 {
+		t.Errorf("%d documents outlive their owners", got)
+	}
+}
+
+// TestRestore goes back to a copy of the database, in which the next account gets the id of one
+// that came after the copy: the tokens of that one open nothing.
+func TestRestore(t *testing.T) {
+	t.Parallel()
+	before := newAppOn(t, newDatabase(t, template), cheap)
+	before.signUp("root")
+	before.store.close() // a database that is in use cannot be copied
+	backup := newDatabase(t, before.store.pool.Config().ConnConfig.Database)
+	ada := newAppOn(t, before.url, cheap).signUp("ada")
+	a := newAppOn(t, backup, cheap)
+	bob := a.signUp("bob")
+	if ada.ID != bob.ID {
+		t.Errorf("Ada is account %d, and Bob %d: this test proves nothing", ada.ID, bob.ID)
+	}
+	if a.alive(ada.AccessToken) {
+		t.Error("the access token of another account's session is accepted")
+	}
+	a.want(a.refresh(ada.RefreshToken), 401, "invalid_refresh_token")
+	for _, token := range []string{ada.AccessToken, ada.RefreshToken} {
+		a.want(a.do("POST", "/api/v1/auth/revoke", "", map[string]string{"token": token}), 200, "")
+	}
+	if !a.alive(bob.AccessToken) {
+		t.Error("a token of before the restore has ended a session of after it")
+	}
 }
