@@ -6,6 +6,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -19,6 +20,8 @@ import (
 	"testing"
 	"time"
 	"unicode/utf8"
+
+	jsonv2 "encoding/json/v2"
 )
 
 // apiDocument is the document as a client reads it.
@@ -161,7 +164,7 @@ func (d *apiDocument) check(schema, value any, at string, closed bool) (faults [
 				fault("is none of %v", rule)
 			}
 		case "pattern":
-			if text, ok := value.(string); ok && !regexp.MustCompile(strings.ReplaceAll(rule.(string), `\u0000`, `\x00`)).MatchString(text) {
+			if text, ok := value.(string); ok && !regexp.MustCompile(rule.(string)).MatchString(text) {
 				fault("does not match %v", rule)
 			}
 		case "minLength", "maxLength", "minimum", "maximum", "minItems", "maxItems":
@@ -404,5 +407,56 @@ func TestDocument(t *testing.T) {
 	first.table, second.table = first.routes(), second.routes()
 	if !reflect.DeepEqual(first.openAPI(), second.openAPI()) {
 		t.Error("two starts make two documents")
+	}
+}
+
+// TestFieldTexts finds each text of openapi.json in the document, at the field that it names.
+func TestFieldTexts(t *testing.T) {
+	t.Parallel()
+	var frame specification
+	if err := jsonv2.Unmarshal(frameJSON, &frame); err != nil {
+		t.Fatal(err)
+	}
+	described := map[string][]map[string]any{}
+	add := func(owner, name string, field map[string]any) {
+		key := owner + "." + name
+		if _, own := frame.Fields[key]; !own {
+			key = name
+		}
+		described[key] = append(described[key], field)
+	}
+	d := theDocument()
+	for name, schema := range d.Components["schemas"] {
+		for property, p := range d.properties(schema) {
+			add(name, property, p.(map[string]any))
+		}
+	}
+	for _, methods := range d.Paths {
+		for _, op := range methods {
+			for _, v := range op["parameters"].([]any) {
+				p := v.(map[string]any)
+				add(p["in"].(string), p["name"].(string), p)
+				if p["description"] == "" {
+					t.Errorf("%v: parameter %v has no description", op["operationId"], p["name"])
+				}
+			}
+		}
+	}
+	for name, text := range frame.Fields {
+		says := func(field map[string]any) bool {
+			description, _ := field["description"].(string)
+			return strings.HasPrefix(description, text[0])
+		}
+		shows := func(field map[string]any) bool {
+			examples, _ := d.resolve(cmp.Or(field["schema"], any(field)))["examples"].([]any)
+			return slices.ContainsFunc(examples, func(v any) bool {
+				literal, err := json.Marshal(v)
+				return v == text[1] || err == nil && string(literal) == text[1]
+			})
+		}
+		if text[0] != "" && !slices.ContainsFunc(described[name], says) ||
+			text[1] != "" && !slices.ContainsFunc(described[name], shows) {
+			t.Errorf("openapi.json: no field shows the text of %s", name)
+		}
 	}
 }
