@@ -255,6 +255,44 @@ func TestSearch(t *testing.T) {
 	}
 }
 
+// TestLongDocuments: pages stop early where documents are long, and say so, and a search returns all
+// results or says why not.
+func TestLongDocuments(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m := a.signUp("ada")
+	store := func(content string, n int) {
+		for range n {
+			body := map[string]any{"content": content, "embedding": []int{1, 2, 3}}
+			a.want(a.do("POST", docsPath, m.AccessToken, body), 201, "")
+		}
+	}
+	store(strings.Repeat("\u0001", 65536), 100)
+	seen, pages := 0, 0
+	for next := docsPath + "?limit=100"; next != ""; pages++ {
+		ans := a.want(a.do("GET", next, m.AccessToken, nil), 200, "")
+		list := decode[[]document](ans)
+		if seen += len(list); len(list) == 0 || len(list) > 16 {
+			t.Fatalf("a page of %d documents of 64 KiB", len(list))
+		}
+		next = strings.TrimSuffix(strings.TrimPrefix(ans.header.Get("Link"), "<"), `>; rel="next"`)
+	}
+	if seen != 100 || pages != 7 {
+		t.Errorf("%d documents on %d pages, want 100 on 7", seen, pages)
+	}
+	search := func(limit int) answer {
+		body := map[string]any{"embedding": []int{1, 2, 3}, "limit": limit}
+		return a.do("POST", docsPath+"/search", m.AccessToken, body)
+	}
+	if n := len(decode[searchResult](a.want(search(100), 200, "")).Results); n != 100 {
+		t.Errorf("a search returned %d results, want 100", n)
+	}
+	a.sql(`DELETE FROM documents`)
+	store(strings.Repeat("\U0001F600", 65536), 33)
+	a.want(search(33), 422, "invalid_request")
+	a.want(search(32), 200, "")
+}
+
 // TestSearchBombs stores and searches for what PostgreSQL's parser of words, and its ranking, choke on. None of it
 // is a fault of the database, and nobody waits for it.
 func TestSearchBombs(t *testing.T) {

@@ -45,18 +45,18 @@ type route struct {
 type endpoint struct {
 	input  *input
 	output reflect.Type
-	call   func(w *responseWriter, r *http.Request) (any, error)
+	call   func(ctx context.Context, w *responseWriter, r *http.Request) (any, error)
 }
 
 // handle makes an endpoint of a method of server.
 func handle[In, Out any](f func(context.Context, *caller, In) (Out, error)) endpoint {
 	in := compileInput(reflect.TypeFor[In]())
-	call := func(w *responseWriter, r *http.Request) (any, error) {
+	call := func(ctx context.Context, w *responseWriter, r *http.Request) (any, error) {
 		var value In
 		if err := in.read(w, r, reflect.ValueOf(&value).Elem()); err != nil {
 			return nil, err
 		}
-		return f(r.Context(), &w.caller, value)
+		return f(ctx, &w.caller, value)
 	}
 	return endpoint{in, reflect.TypeFor[Out](), call}
 }
@@ -124,7 +124,7 @@ func (s *server) serve(w *responseWriter, r *http.Request) {
 	err := s.authenticate(w, r)
 	var out any
 	if err == nil {
-		out, err = w.route.endpoint.call(w, r)
+		out, err = w.route.endpoint.call(withClient(r.Context(), w.caller.key()), w, r)
 	}
 	if err == nil {
 		err = s.reply(w, r, out)

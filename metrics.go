@@ -120,7 +120,7 @@ func (s *server) writeLimiters(w metricWriter) {
 		*limiter
 	}{
 		{"passwords", &s.hasher.slots}, {"bodies", &s.bodies}, {"answers", &s.answers},
-		{"searches", &s.store.expensive}, {"batches", &s.store.bulk},
+		{"connections", &s.store.conns}, {"searches", &s.store.expensive}, {"batches", &s.store.bulk},
 	}
 	if s.embedder != nil {
 		limiters = append(limiters, struct {

@@ -55,6 +55,7 @@ type store struct {
 	pool      *pgxpool.Pool
 	pgbouncer atomic.Bool // PgBouncer stands between
 	lookups   *batcher
+	conns     limiter // connections; so a client waits for those of others at most
 	expensive limiter // statements whose cost clients choose; the rest of the pool is for others
 	bulk      limiter // statements that may take bulkTimeout
 }
@@ -67,6 +68,8 @@ func openStore(ctx context.Context, url string, maxConns int64, echo *slog.Logge
 		return nil, err
 	}
 	st := &store{
+		conns: limiter{total: maxConns, share: max(1, maxConns/2), queue: 256,
+			timeout: acquireTimeout, detail: "Too many requests wait for the database; try again."},
 		expensive: limiter{total: max(1, maxConns/2), share: max(1, maxConns/4), queue: 256,
 			timeout: acquireTimeout, detail: "Too many searches are in progress; try again."},
 		bulk: limiter{total: max(1, maxConns/4), share: max(1, maxConns/8), queue: 64,
@@ -258,6 +261,15 @@ func (st *store) runIdempotent(ctx context.Context, f work) error {
 	}, f)
 }
 
+// clientContext is the key of a context's value that says whose share of the connections counts.
+type clientContext struct{}
+
+// withClient returns ctx for statements that count in the share of a client; the zero key is the
+// program's own.
+func withClient(ctx context.Context, client clientKey) context.Context {
+	return context.WithValue(ctx, clientContext{}, client)
+}
+
 func (st *store) retry(
 	ctx context.Context, timeout time.Duration, retryable func(error) bool, f work,
 ) error {
@@ -265,6 +277,12 @@ func (st *store) retry(
 	// not cost a connection.
 	detached, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
+	client, _ := ctx.Value(clientContext{}).(clientKey)
+	release, err := st.conns.acquire(ctx, client, 1)
+	if err != nil {
+		return err
+	}
+	defer release()
 	for tries := 1; ; tries++ {
 		conn, err := st.acquire(ctx)
 		if err != nil {

@@ -80,7 +80,7 @@ func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
 		start: time.Now(), mux: http.NewServeMux()}
 	s.bodies = limiter{total: bodyMemory, share: bodyMemory / 2, queue: 64,
 		timeout: 10 * time.Second, detail: "Too many large bodies are being received; try again."}
-	s.answers = limiter{total: answerMemory, share: answerMemory / 2, queue: 16,
+	s.answers = limiter{total: answerMemory, share: answerMemory / 2, queue: 4,
 		timeout: time.Second, detail: "Too many large answers are being sent; try again."}
 	s.emailChanges = limiter{total: 100_000, share: maxEmailChanges,
 		detail: "The e-mail address was changed too often; try again later."}

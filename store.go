@@ -288,7 +288,7 @@ func (b *batcher) serve(ctx context.Context, batch []*lookup) {
 			close(l.done)
 		}
 	}()
-	err = b.run(context.WithoutCancel(ctx), batch)
+	err = b.run(withClient(context.WithoutCancel(ctx), clientKey{}), batch)
 }
 
 const sessionColumns = `s.id, s.user_id, s.generation, s.rotated_at, s.expires_at`

@@ -17,6 +17,12 @@ import (
 const documentColumns = `d.id, d.content, d.metadata, d.created_at, d.updated_at,
 	CASE WHEN $2::boolean THEN d.embedding END`
 
+// searchBytes bounds the contents of a search's results: 100 documents of the longest ASCII content.
+const searchBytes = 8 << 20
+
+var errLongResults = invalidField("limit", "value_error",
+	"is too large: the results hold more than 8 MiB of content")
+
 // scanDocument returns a reader of rows of documentColumns, and of what follows them into more.
 func scanDocument(more ...any) pgx.RowToFunc[document] {
 	return func(row pgx.CollectableRow) (d document, err error) {
@@ -173,13 +179,16 @@ func (st *store) search(
 			    GROUP BY id ORDER BY score DESC, id LIMIT $3)`
 	}
 	run := st.runLimited(clientKey{user: owner}, in.Mode != "vector" || in.Filter != nil)
-	return queryAll(ctx, run, scanMatch, `WITH `+sql+`
+	size := 0
+	scan := func(row pgx.CollectableRow) (m match, err error) {
+		m.Document, err = scanDocument(&m.Score, &m.Distance)(row)
+		if size += len(m.Document.Content); err == nil && size > searchBytes {
+			err = errLongResults
+		}
+		return m, err
+	}
+	return queryAll(ctx, run, scan, `WITH `+sql+`
 		SELECT `+documentColumns+`, b.score, b.distance
 		FROM best b JOIN documents d ON d.owner_id = $1 AND d.id = b.id
 		ORDER BY b.distance, b.score DESC, b.id`, args...)
-}
-
-func scanMatch(row pgx.CollectableRow) (m match, err error) {
-	m.Document, err = scanDocument(&m.Score, &m.Distance)(row)
-	return m, err
 }
