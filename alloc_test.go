@@ -42,7 +42,7 @@ func TestAllocations(t *testing.T) { // not parallel: all allocations are counte
 	m := a.signUp("ada")
 	info, _ := debug.ReadBuildInfo()
 	raced := slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) // the detector's own, and pools that forget
-	for path, most := range map[string]float64{"/api/v1/health": 25, "/api/v1/users/me": 95} {
+	for path, most := range map[string]float64{"/api/v1/health": 25, "/api/v1/users/me": 110} {
 		if got := allocations(t, a, path, m.AccessToken); got > most && !raced || got > most+12 {
 			t.Errorf("GET %s makes %.0f allocations, want at most %.0f", path, got, most)
 		}

@@ -75,9 +75,10 @@ func (rt *route) problems() []*problem {
 	}
 	switch rt.access {
 	case admins:
-		all = append(all, errNotAuthenticated, errInvalidToken, errUnavailable, errAdminRequired)
+		all = append(all, errNotAuthenticated, errInvalidToken, errAdminRequired, errBusy,
+			errUnavailable)
 	case users:
-		all = append(all, errNotAuthenticated, errInvalidToken, errUnavailable)
+		all = append(all, errNotAuthenticated, errInvalidToken, errBusy, errUnavailable)
 	case clients:
 		all = append(all, errUnavailable)
 	}
@@ -148,6 +149,10 @@ func (s *server) authenticate(w *responseWriter, r *http.Request) error {
 	ref, ok := s.keys.verifyAccess(token)
 	if !ok {
 		return errInvalidToken
+	}
+	w.leave, err = s.requests.acquire(r.Context(), clientKey{user: ref.user}, 1)
+	if err != nil {
+		return err
 	}
 	if c.user, err = s.store.sessionUser(r.Context(), ref); err != nil {
 		return accountGone(err)

@@ -119,7 +119,8 @@ func (s *server) writeLimiters(w metricWriter) {
 		name string
 		*limiter
 	}{
-		{"passwords", &s.hasher.slots}, {"bodies", &s.bodies}, {"answers", &s.answers},
+		{"requests", &s.requests}, {"passwords", &s.hasher.slots}, {"bodies", &s.bodies},
+		{"answers", &s.answers},
 		{"connections", &s.store.conns}, {"searches", &s.store.expensive}, {"batches", &s.store.bulk},
 	}
 	if s.embedder != nil {

@@ -111,11 +111,12 @@ func (h *hasher) verify(
 	return same, malformed
 }
 
-// outdated reports whether encoded, which verify accepts, was made with less than today's cost.
+// outdated reports whether encoded was made with less than today's cost.
 func (h *hasher) outdated(encoded string) bool {
 	p, salt, tag, err := parsePHC(encoded)
-	return err != nil || (p.memory < h.params.memory || p.time < h.params.time ||
-		len(salt) < saltBytes || len(tag) < tagBytes)
+	return strings.HasPrefix(encoded, "$2") || // bcrypt
+		err == nil && (p.memory < h.params.memory || p.time < h.params.time ||
+			len(salt) < saltBytes || len(tag) < tagBytes)
 }
 
 func (h *hasher) compute(password string) string {

@@ -55,7 +55,7 @@ type store struct {
 	pool      *pgxpool.Pool
 	pgbouncer atomic.Bool // PgBouncer stands between
 	lookups   *batcher
-	conns     limiter // connections; so a client waits for those of others at most
+	conns     limiter // connections; look-ups find one, whatever one client does
 	expensive limiter // statements whose cost clients choose; the rest of the pool is for others
 	bulk      limiter // statements that may take bulkTimeout
 }
@@ -68,7 +68,7 @@ func openStore(ctx context.Context, url string, maxConns int64, echo *slog.Logge
 		return nil, err
 	}
 	st := &store{
-		conns: limiter{total: maxConns, share: max(1, maxConns/2), queue: 256,
+		conns: limiter{total: maxConns, share: max(1, maxConns-lookupBatches), queue: 256,
 			timeout: acquireTimeout, detail: "Too many requests wait for the database; try again."},
 		expensive: limiter{total: max(1, maxConns/2), share: max(1, maxConns/4), queue: 256,
 			timeout: acquireTimeout, detail: "Too many searches are in progress; try again."},

@@ -31,6 +31,7 @@ const (
 	maxBody      = 16 << 10 // bytes; the longest registration has some 13 KiB, escaped six-fold
 	maxLargeBody = 16 << 20 // bytes; 500 documents of 1,536 numbers of 20 digits
 	maxHeader    = 12 << 10 // bytes; net/http adds 4 KiB; a token has some 300 bytes
+	maxRequests  = 4096     // with a token, in progress; 128 of one user: more than a pool has
 	maxRequestID = 64       // characters of a client's X-Request-Id; a UUID has 36
 	maxAgent     = 256      // bytes of User-Agent that are kept with a session
 
@@ -69,6 +70,7 @@ type server struct {
 	start     time.Time
 	draining  atomic.Bool
 
+	requests     limiter // requests with a token, in progress
 	bodies       limiter // bytes of long bodies
 	answers      limiter // bytes of long answers
 	emailChanges limiter // changes of e-mail addresses in emailInterval
@@ -78,6 +80,8 @@ type server struct {
 func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
 	s := &server{cfg: cfg, store: st, hasher: h, embedder: newEmbedder(cfg), log: log,
 		start: time.Now(), mux: http.NewServeMux()}
+	s.requests = limiter{total: maxRequests, share: maxRequests / 32, queue: maxRequests,
+		timeout: 2 * time.Second, detail: "Too many of your requests are in progress; try again."}
 	s.bodies = limiter{total: bodyMemory, share: bodyMemory / 2, queue: 64,
 		timeout: 10 * time.Second, detail: "Too many large bodies are being received; try again."}
 	s.answers = limiter{total: answerMemory, share: answerMemory / 2, queue: 4,
@@ -117,8 +121,8 @@ func (s *server) addRow(rt *route) {
 // is not listed: see problems.
 func (s *server) routes() []route {
 	type no = []*problem
-	account := no{errEmailTaken, errLastAdmin, errNotFound, errBusy}
-	embeds := no{errEmbeddingRequired, errEmbeddingsFailed, errEmbeddingsUnavailable, errBusy}
+	account := no{errEmailTaken, errLastAdmin, errNotFound}
+	embeds := no{errEmbeddingRequired, errEmbeddingsFailed, errEmbeddingsUnavailable}
 	return []route{
 		{"GET", "/health", anyone, "health", handle(s.health), 200, nil,
 			"Liveness: the process answers, whatever the database does"},
@@ -148,19 +152,19 @@ func (s *server) routes() []route {
 
 		{"GET", "/users/me", users, "me", handle(s.me), 200, nil, "Read your account"},
 		{"PUT", "/users/me", users, "updateMe", handle(s.updateMe), 200,
-			no{errEmailTaken, errWrongPassword, errBusy},
+			no{errEmailTaken, errWrongPassword},
 			"Change your account: omitted fields keep their value; a new password ends all other " +
 				"sessions"},
 		{"PATCH", "/users/me", users, "patchMe", handle(s.updateMe), 200,
-			no{errEmailTaken, errWrongPassword, errBusy}, "Change your account: the same as PUT"},
+			no{errEmailTaken, errWrongPassword}, "Change your account: the same as PUT"},
 		{"DELETE", "/users/me", users, "deleteMe", handle(s.deleteMe), 204,
-			no{errLastAdmin, errWrongPassword, errBusy},
+			no{errLastAdmin, errWrongPassword},
 			"Delete your account: and all that belongs to it"},
 
 		{"GET", "/users", admins, "listUsers", handle(s.listUsers), 200, nil,
 			"List accounts: in the order of ids, a page at a time"},
 		{"POST", "/users", admins, "createUser", handle(s.createUser), 201,
-			no{errEmailTaken, errBusy},
+			no{errEmailTaken},
 			"Create an account for somebody: also while registration is closed"},
 		{"GET", "/users/{id}", admins, "getUser", handle(s.getUser), 200, no{errNotFound},
 			"Read an account"},
@@ -170,18 +174,18 @@ func (s *server) routes() []route {
 		{"PATCH", "/users/{id}", admins, "patchUser", handle(s.updateUser), 200, account,
 			"Change an account: the same as PUT"},
 		{"DELETE", "/users/{id}", admins, "deleteUser", handle(s.deleteUser), 204,
-			no{errNotFound, errSelfDelete, errLastAdmin, errBusy},
+			no{errNotFound, errSelfDelete, errLastAdmin},
 			"Delete an account: but not your own"},
 
 		{"POST", "/documents", users, "createDocument",
 			handle(s.createDocument).returning(document{}), 201, embeds, "Store a document"},
 		{"POST", "/documents/batch", users, "createDocuments", handle(s.createDocuments), 201,
 			embeds, "Store several documents: all or none, answered in the same order"},
-		{"GET", "/documents", users, "listDocuments", handle(s.listDocuments), 200, no{errBusy},
+		{"GET", "/documents", users, "listDocuments", handle(s.listDocuments), 200, nil,
 			"List your documents: in the order of ids, a page at a time, which is shorter than " +
 				"limit where they are long"},
 		{"GET", "/documents/{id}", users, "getDocument", handle(s.getDocument), 200,
-			no{errNotFound, errBusy}, "Read one of your documents"},
+			no{errNotFound}, "Read one of your documents"},
 		{"PUT", "/documents/{id}", users, "updateDocument", handle(s.updateDocument), 200,
 			append(no{errNotFound}, embeds...),
 			"Change one of your documents: omitted fields keep their value"},
@@ -214,6 +218,7 @@ type responseWriter struct {
 	status  int
 	bytes   int
 	unread  bool   // the request has a body that was not read to its end
+	leave   func() // gives back the place among the requests in progress; nil: it has none
 	release func() // gives back the memory of a large body; nil: it has none
 }
 
@@ -307,8 +312,10 @@ func (s *server) finish(w *responseWriter, r *http.Request) {
 			cause = nil
 		}
 	}
-	if w.release != nil {
-		w.release()
+	for _, release := range []func(){w.release, w.leave} {
+		if release != nil {
+			release()
+		}
 	}
 	if w.unread && cause == nil {
 		w.discard(r)

@@ -216,7 +216,7 @@ func (st *store) runLookups(ctx context.Context, batch []*lookup) error {
 const (
 	lookupBatches = 2                      // at once: with more, fewer look-ups share one
 	lookupBatch   = 100                    // look-ups of one statement
-	lookupWait    = 100 * time.Millisecond // then those in progress hang: the look-up runs alone
+	lookupWait    = 100 * time.Millisecond // then those in progress hang: another statement starts
 )
 
 // lookup is one look-up of a session.
@@ -253,7 +253,7 @@ func (b *batcher) do(ctx context.Context, ref sessionRef) (user, error) {
 		b.serve(ctx, b.gather(l))
 	case b.offers <- l:
 	case <-late.C:
-		b.serve(ctx, []*lookup{l})
+		b.serve(ctx, b.gather(l))
 	case <-ctx.Done():
 	}
 	select {
