@@ -31,9 +31,9 @@ const (
 	tablePoll     = 2 * time.Second // for a table that others use: requests go on meanwhile
 )
 
-// timeouts lifts the time-outs that a role or the URL may set, which end a section that takes
-// longer, and sets lock_timeout to $1: a statement that waits for a table stops all that come after
-// it, and those of requests wait for 2 s themselves. It holds for the transaction where $2 is true.
+// timeouts lifts the time-outs that a role or the URL may set and a section may exceed, and sets
+// lock_timeout to $1: while a statement waits for a table, so do all requests that need it. Where
+// $2 is true this is for the transaction.
 const timeouts = `SELECT set_config(name, CASE name WHEN 'lock_timeout' THEN $1 ELSE '0' END, $2)
 	FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout', 'lock_timeout',
 	'idle_in_transaction_session_timeout')`
@@ -48,7 +48,7 @@ type migration struct {
 // parseMigrations splits a schema file into its sections. It panics unless they are headed "--
 // migration 1: name", 2, 3 and so on: the file is part of the program.
 func parseMigrations(schema string) (all []migration) {
-	schema = strings.ReplaceAll(schema, "\r\n", "\n") // a checkout on Windows has the same checksums
+	schema = strings.ReplaceAll(schema, "\r\n", "\n") // as a checkout on Windows has
 	for i, section := range strings.Split("\n"+schema, "\n-- migration ")[1:] {
 		head, sql, _ := strings.Cut(section, "\n")
 		name, numbered := strings.CutPrefix(head, fmt.Sprintf("%d: ", i+1))
@@ -98,17 +98,16 @@ func migrate(
 		case checkOnly:
 			return fmt.Errorf("%w: from %d (%s) on", errPending, next.version, next.name)
 		}
-		applied, err := next.apply(ctx, conn, all)
-		switch {
+		switch err := next.apply(ctx, conn); {
+		case err == nil:
+			log.Info("migrated", "version", next.version, "name", next.name)
+		case errors.Is(err, errNotFound): // another process has the lock, or was faster
+			time.Sleep(lockPoll)
 		case sqlState(err, "55P03", "40P01"): // lock_timeout, or a deadlock with requests
 			log.Warn("migration_waits", "version", next.version, "error", describe(err).Error())
 			time.Sleep(tablePoll)
-		case err != nil:
-			return fmt.Errorf("migration %d (%s): %w", next.version, next.name, describe(err))
-		case applied:
-			log.Info("migrated", "version", next.version, "name", next.name)
 		default:
-			time.Sleep(lockPoll)
+			return fmt.Errorf("migration %d (%s): %w", next.version, next.name, describe(err))
 		}
 	}
 }
@@ -136,12 +135,10 @@ func connectWhenReady(ctx context.Context, url string, log *slog.Logger) (*pgx.C
 }
 
 // nextMigration compares what was applied with all, and returns the first that is missing, or nil.
-// It takes no lock, so a start on a current database waits for nobody. It does not ask to_regclass,
-// which may answer from a cache that is older than the lock that was just taken.
+// It takes no lock, so a start on a current database waits for nobody.
 func nextMigration(ctx context.Context, q querier, all []migration) (*migration, error) {
 	exists, err := queryOne(ctx, on(q), pgx.RowTo[bool], `
-		SELECT EXISTS (SELECT FROM pg_tables
-		    WHERE schemaname = current_schema() AND tablename = 'schema_migrations')`)
+		SELECT to_regclass(quote_ident(current_schema()) || '.schema_migrations') IS NOT NULL`)
 	var sums []string
 	if exists {
 		sums, err = queryAll(ctx, on(q), pgx.RowTo[string],
@@ -166,42 +163,33 @@ func nextMigration(ctx context.Context, q querier, all []migration) (*migration,
 	return &all[len(sums)], nil
 }
 
-// apply applies m, unless another process has the lock or was faster.
-func (m *migration) apply(
-	ctx context.Context, conn *pgx.Conn, all []migration,
-) (applied bool, err error) {
-	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		locked, err := queryOne(ctx, on(tx), pgx.RowTo[bool],
-			`SELECT pg_try_advisory_xact_lock($1)`, int64(migrationLock))
-		if err != nil || !locked {
-			return err
-		}
-		next, err := nextMigration(ctx, tx, all)
-		if err != nil || next == nil || next.version != m.version {
-			return err
-		}
-		if _, err := tx.Exec(ctx, timeouts, "2s", true); err != nil {
-			return err
-		}
-		_, err = tx.Exec(ctx, `
-			CREATE TABLE IF NOT EXISTS schema_migrations (
-			    version    integer     PRIMARY KEY,
-			    name       text        NOT NULL,
-			    checksum   text        NOT NULL, -- SHA-256 of the section, hexadecimal
-			    applied_at timestamptz NOT NULL DEFAULT now()
-			)`)
+// apply applies m, or returns errNotFound where another process has the lock or was faster.
+func (m *migration) apply(ctx context.Context, conn *pgx.Conn) error {
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		err := requireRow(exec(ctx, on(tx),
+			`SELECT WHERE pg_try_advisory_xact_lock($1)`, int64(migrationLock)))
 		if err == nil {
-			err = m.run(ctx, conn)
+			_, err = tx.Exec(ctx, timeouts, "2s", true)
 		}
 		if err == nil {
 			_, err = tx.Exec(ctx, `
-				INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)`,
-				m.version, m.name, m.sum)
+				CREATE TABLE IF NOT EXISTS schema_migrations (
+				    version    integer     PRIMARY KEY,
+				    name       text        NOT NULL,
+				    checksum   text        NOT NULL, -- SHA-256 of the section, hexadecimal
+				    applied_at timestamptz NOT NULL DEFAULT now()
+				)`)
 		}
-		applied = err == nil
+		if err == nil {
+			err = requireRow(exec(ctx, on(tx), `
+				INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)
+				ON CONFLICT DO NOTHING`, m.version, m.name, m.sum))
+		}
+		if err == nil {
+			err = m.run(ctx, conn)
+		}
 		return err
 	})
-	return applied && err == nil, err
 }
 
 // run executes the section on the connection that holds the lock, or, where it must be outside a
@@ -228,28 +216,26 @@ func (m *migration) run(ctx context.Context, conn *pgx.Conn) error {
 // checkChoices compares the settings that were fixed when the documents table was made, or with
 // the first embedding, with the current ones: a different one is an error that says what to do. It
 // is the first to need the pool, and waits for a database that is slow or has just gone.
-func (st *store) checkChoices(ctx context.Context, cfg *config) (err error) {
-	for start := time.Now(); ; time.Sleep(databasePoll) {
-		err = st.readChoices(ctx, cfg)
-		if !errors.Is(err, errUnavailable) || ctx.Err() != nil || time.Since(start) > databaseWait {
-			return err
+func (st *store) checkChoices(ctx context.Context, cfg *config) error {
+	start := time.Now()
+	run := func(ctx context.Context, f work) error {
+		err := st.run(ctx, f)
+		for errors.Is(err, errUnavailable) && ctx.Err() == nil && time.Since(start) < databaseWait {
+			time.Sleep(databasePoll)
+			err = st.run(ctx, f)
 		}
+		return err
 	}
-}
-
-func (st *store) readChoices(ctx context.Context, cfg *config) error {
-	current := map[string]string{
-		"EMBEDDING_DIMENSIONS": strconv.FormatInt(cfg.EmbeddingDimensions, 10),
-		"EMBEDDINGS_MODEL":     cfg.EmbeddingsModel,
-		"TEXT_SEARCH_CONFIG":   cfg.TextSearch,
-	}
-	_, err := exec(ctx, st.run, `INSERT INTO choices SELECT 'EMBEDDINGS_MODEL', $1 WHERE $1 <> ''
+	_, err := exec(ctx, run, `INSERT INTO choices SELECT 'EMBEDDINGS_MODEL', $1 WHERE $1 <> ''
 		ON CONFLICT DO NOTHING`, cfg.EmbeddingsModel)
 	if err != nil {
 		return err
 	}
+	current := map[string]string{"EMBEDDINGS_MODEL": cfg.EmbeddingsModel,
+		"EMBEDDING_DIMENSIONS": strconv.FormatInt(cfg.EmbeddingDimensions, 10),
+		"TEXT_SEARCH_CONFIG":   cfg.TextSearch}
 	type choice struct{ Name, Value string }
-	choices, err := queryAll(ctx, st.run, pgx.RowToStructByPos[choice],
+	choices, err := queryAll(ctx, run, pgx.RowToStructByPos[choice],
 		`SELECT name, value FROM choices ORDER BY name`)
 	var problems []error
 	for _, c := range choices {

@@ -5,9 +5,9 @@ package main
 // argument and no row.
 //
 // Threats and answers. A client that hangs up: its statement runs to its end, because pgx closes
-// the connection of a statement that is cancelled, and opening another costs more than the
-// statement. A client that asks for expensive statements: limiters, in total and per user. A
-// network that swallows packets: every wait has a deadline. A password in an error: describe.
+// the connection of one that is cancelled, and opening another costs more. A client that asks for
+// expensive statements: limiters, in total and per user. A network that swallows packets: every
+// wait has a deadline. A password in an error: describe.
 
 import (
 	"cmp"
@@ -34,16 +34,16 @@ const (
 	connectTimeout = 2500 * time.Millisecond // four round trips of TLS and SCRAM of up to 600 ms
 	closeTimeout   = time.Second             // for a connection that is given up, and its cancel
 	acquireTimeout = 500 * time.Millisecond  // a pool that is busier is better answered with 503
-	queryTimeout   = 4 * time.Second         // PostgreSQL gives up first, which keeps the connection
+	queryTimeout   = 4 * time.Second         // PostgreSQL gives up first: that keeps the connection
 	bulkTimeout    = 20 * time.Second        // a batch of 16 MiB takes some seconds to be indexed
-	maxTries       = 5                       // where backends end one by one, the next may go as well
-	retryDelay     = 5 * time.Millisecond    // before the second try, twice as long before the third …
 	pingTimeout    = 800 * time.Millisecond  // /health/db promises an answer within 1 s
+	maxTries       = 5                       // backends may end one by one
+	retryDelay     = 5 * time.Millisecond    // before the second try; longer before the others
 )
 
-// serverSettings are PostgreSQL's own limits, in milliseconds, each below queryTimeout; and what
-// suits statements that are short and many: no plans that depend on the arguments, no compiling,
-// no parallel workers, and an index read at the price of a disk without moving parts.
+// serverSettings are PostgreSQL's own limits, in milliseconds; and what suits statements that are
+// short and many: no plans that depend on the arguments, no compiling, no parallel workers, and an
+// index read at the price of a disk without moving parts.
 var serverSettings = map[string]string{
 	"statement_timeout": "3000", "lock_timeout": "2000",
 	"idle_in_transaction_session_timeout": "10000", "plan_cache_mode": "force_generic_plan",
@@ -60,8 +60,7 @@ type store struct {
 	bulk      limiter // statements that may take bulkTimeout
 }
 
-// openStore opens a pool for a database that has been migrated. It reports only faults of the
-// settings.
+// openStore opens a pool for a migrated database. It reports only faults of the settings.
 func openStore(ctx context.Context, url string, maxConns int64, echo *slog.Logger) (*store, error) {
 	conf, err := parseURL(url)
 	if err != nil {
@@ -77,8 +76,9 @@ func openStore(ctx context.Context, url string, maxConns int64, echo *slog.Logge
 	}
 	st.lookups = newBatcher(st.runLookups)
 	conf.MaxConns = int32(maxConns)
+	params := conf.ConnConfig.RuntimeParams
 	for name, value := range serverSettings {
-		conf.ConnConfig.RuntimeParams[name] = cmp.Or(conf.ConnConfig.RuntimeParams[name], value)
+		params[name] = cmp.Or(params[name], value)
 	}
 	if echo != nil {
 		conf.ConnConfig.Tracer = echoTracer(echo)
@@ -101,11 +101,10 @@ func openStore(ctx context.Context, url string, maxConns int64, echo *slog.Logge
 		return nil
 	}
 	conf.AfterConnect = func(ctx context.Context, c *pgx.Conn) error {
-		ctx, cancel := context.WithTimeout(ctx, connectTimeout) // pgx's own ended with the handshake
+		ctx, cancel := context.WithTimeout(ctx, connectTimeout) // pgx's own has ended
 		defer cancel()
-		utc := &pgtype.TimestamptzCodec{ScanLocation: time.UTC}
-		c.TypeMap().RegisterType(
-			&pgtype.Type{Name: "timestamptz", OID: pgtype.TimestamptzOID, Codec: utc})
+		c.TypeMap().RegisterType(&pgtype.Type{Name: "timestamptz", OID: pgtype.TimestamptzOID,
+			Codec: &pgtype.TimestamptzCodec{ScanLocation: time.UTC}})
 		return pgxvector.RegisterTypes(ctx, c)
 	}
 	st.pool, err = pgxpool.NewWithConfig(ctx, conf)
@@ -133,9 +132,9 @@ func parseURL(url string) (*pgxpool.Config, error) {
 func (st *store) close() { st.pool.Close() }
 
 // dial opens a connection whose deadlines are capped. pgx spends up to 15 s on closing a broken
-// connection, and as long on its cancel request, and keeps its pool slot meanwhile; on a network
-// that swallows everything this would be as long without service after it heals. boundedConn
-// limits both to closeTimeout. A cancel request is told by its deadline of 15 s.
+// connection, and on its cancel request, and keeps its pool slot meanwhile: as long without service
+// after a network that swallows everything has healed. boundedConn limits both to closeTimeout. A
+// cancel request is told by its deadline of 15 s.
 func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	c, err := (&net.Dialer{Timeout: connectTimeout}).DialContext(ctx, network, address)
 	if err != nil {
@@ -175,7 +174,7 @@ type querier interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }
 
-// work is what runs on a connection or in a transaction; a runner is a way to run it.
+// work is statements on a connection or in a transaction; a runner is a way to run them.
 type (
 	work   func(ctx context.Context, q querier) error
 	runner func(ctx context.Context, f work) error
@@ -227,34 +226,30 @@ func requireRow(affected int64, err error) error {
 	return err
 }
 
-// errRaced says that a transaction has seen two states of a row; run retries it.
-var errRaced = errors.New("the row changed meanwhile")
-
 // isLostRace reports whether nothing of a statement was kept and another try may succeed: it was
 // not sent, or failed by a serialization failure, a deadlock, a plan that a migration has outdated,
-// or one of staleCodes. A lock that was waited for is not among them: the client has waited enough.
+// or one of staleCodes. After a lock that was waited for the client has waited long enough.
 func isLostRace(err error) bool {
-	return errors.Is(err, errRaced) || pgconn.SafeToRetry(err) ||
-		sqlState(err, "40001", "40P01", "0A000") || sqlState(err, staleCodes...)
+	return pgconn.SafeToRetry(err) || sqlState(err, "40001", "40P01", "0A000") ||
+		sqlState(err, staleCodes...)
 }
 
-// staleCodes tell that all open connections are as bad: to a primary that is none any more, or with
-// prepared statements that PgBouncer mixes up. pgbouncerCodes tell that PgBouncer stands between:
-// the same, or it refuses serverSettings at the start ("unsupported startup parameter").
+// staleCodes tell that the other connections are as bad: the server is no longer the primary, or
+// PgBouncer mixes up prepared statements. pgbouncerCodes tell that PgBouncer stands between: the
+// same, or it refuses serverSettings ("unsupported startup parameter").
 var (
 	staleCodes     = []string{"25006", "26000", "42P05"}
 	pgbouncerCodes = []string{"08P01", "26000", "42P05"}
 )
 
-// run runs f on a connection and translates its error. A lost race is retried. While it waits for a
-// connection it stops where ctx ends; after that f has a context of its own, with a time-out.
+// run runs f on a connection, retries lost races and translates the error. Where ctx ends it stops
+// waiting for a connection; f has a context of its own, with a time-out.
 func (st *store) run(ctx context.Context, f work) error {
 	return st.retry(ctx, queryTimeout, isLostRace, f)
 }
 
 // runIdempotent is run for statements that may run twice to the same effect, reads and
-// compare-and-set: they are also retried when the connection breaks, as each does when PostgreSQL
-// restarts.
+// compare-and-set. It also retries where the connection breaks, as all do when PostgreSQL restarts.
 func (st *store) runIdempotent(ctx context.Context, f work) error {
 	return st.retry(ctx, queryTimeout, func(err error) bool {
 		return isLostRace(err) || sqlState(err, "57P") || isNetwork(err)
@@ -273,8 +268,6 @@ func withClient(ctx context.Context, client clientKey) context.Context {
 func (st *store) retry(
 	ctx context.Context, timeout time.Duration, retryable func(error) bool, f work,
 ) error {
-	// pgx closes the connection of a statement whose context ends, and a client that hangs up must
-	// not cost a connection.
 	detached, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
 	client, _ := ctx.Value(clientContext{}).(clientKey)
@@ -300,8 +293,8 @@ func (st *store) retry(
 	}
 }
 
-// acquire takes a connection of the pool within acquireTimeout. One that cannot be opened is tried
-// once more: nothing was sent. Whatever fails here, the database is not available.
+// acquire takes a connection of the pool within acquireTimeout, and tries twice to open one.
+// Whatever fails here, the database is not available.
 func (st *store) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	limited, cancel := context.WithTimeout(ctx, acquireTimeout)
 	defer cancel()
@@ -310,25 +303,23 @@ func (st *store) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 		conn, err = st.pool.Acquire(limited)
 	}
 	switch {
-	case err == nil:
-		return conn, nil
-	case ctx.Err() != nil:
+	case err != nil && ctx.Err() != nil:
 		return nil, ctx.Err()
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", errUnavailable, describe(err))
 	}
-	return nil, fmt.Errorf("%w: %w", errUnavailable, describe(err))
+	return conn, nil
 }
 
 // inTx returns f in a transaction, with settings of its own.
 func inTx(f work, settings ...string) work {
+	begin := "BEGIN"
+	for _, setting := range settings {
+		begin += "; SET LOCAL " + setting
+	}
 	return func(ctx context.Context, q querier) error {
-		return pgx.BeginFunc(ctx, q.(*pgxpool.Conn), func(tx pgx.Tx) error {
-			for _, setting := range settings {
-				if _, err := tx.Exec(ctx, "SET LOCAL "+setting); err != nil {
-					return err
-				}
-			}
-			return f(ctx, tx)
-		})
+		return pgx.BeginTxFunc(ctx, q.(*pgxpool.Conn), pgx.TxOptions{BeginQuery: begin},
+			func(tx pgx.Tx) error { return f(ctx, tx) })
 	}
 }
 
@@ -368,17 +359,12 @@ func (st *store) runLimited(client clientKey, chosen bool) runner {
 	})
 }
 
-// constraintError is the violation of a constraint, which onConstraint makes a problem of.
-type constraintError struct{ name string }
-
-func (e *constraintError) Error() string { return fmt.Sprintf("constraint %q is violated", e.name) }
-
-// onConstraint returns p if err is the violation of the constraint called name, else err.
-func onConstraint(err error, name string, p *problem) error {
-	if violation, ok := errors.AsType[*constraintError](err); ok && violation.name == name {
-		return p
-	}
-	return err
+// violations are the constraints whose violation clients are told. Metadata may be longer where it
+// is stored, which the input cannot tell.
+var violations = map[string]*problem{
+	"users_email_key": errEmailTaken,
+	"documents_metadata_check": invalidField("metadata", "too_long",
+		"must have at most 32 KiB as it is stored, with its numbers written out"),
 }
 
 // translate maps an error of pgx to a problem where clients can be told, else to an internal error.
@@ -386,28 +372,24 @@ func translate(err error) error {
 	if _, ok := errors.AsType[*problem](err); ok || err == nil {
 		return err
 	}
-	pg, _ := errors.AsType[*pgconn.PgError](err)
+	pg, ok := errors.AsType[*pgconn.PgError](err)
 	switch {
 	case sqlState(err, "23503"): // the row that this one belongs to has just gone
 		return errNotFound
-	case sqlState(err, "23"):
-		return &constraintError{pg.ConstraintName}
+	case ok && violations[pg.ConstraintName] != nil:
+		return violations[pg.ConstraintName]
 	case sqlState(err, "22", "54000"):
 		// A value that the input should have refused, or one that is too large for an index.
-		p := invalid(fieldError{[]any{"body"}, "holds a value that cannot be stored", "value_error"})
+		p := invalid(fieldError{[]any{"body"}, "holds a value that cannot be stored",
+			"value_error"})
 		return fmt.Errorf("%w: %w", p, describe(err))
-	case isUnavailable(err):
+	case isLostRace(err) || isNetwork(err) ||
+		sqlState(err, "55P03", "57014", "57P", "53", "58", "08", "25P03", "28", "3D000"):
+		// Not the statement's fault: a lock, cancelled, terminated or starting, out of connections,
+		// disk or memory, a failing disk, and settings that no longer fit the server.
 		return fmt.Errorf("%w: %w", errUnavailable, describe(err))
 	}
 	return describe(err)
-}
-
-// isUnavailable reports whether a statement failed because of the database, not of the statement:
-// lost races, cancelled, terminated or starting, out of connections, disk or memory, failing disks,
-// broken connections, a standby, and settings that no longer fit the server.
-func isUnavailable(err error) bool {
-	return isLostRace(err) || isNetwork(err) ||
-		sqlState(err, "55P03", "57014", "57P", "53", "58", "08", "25P03", "28", "3D000")
 }
 
 // sqlState reports whether err is a PostgreSQL error of one of these codes or classes.
@@ -428,19 +410,18 @@ func isNetwork(err error) bool {
 }
 
 // describe returns err without what may not be logged: the connection string, arguments, and the
-// values that PostgreSQL quotes in the details of every error and in the messages of classes 22 and
-// 23.
+// values that PostgreSQL quotes in all details, and in the messages of classes 22 and 23.
 func describe(err error) error {
-	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
-		if sqlState(pg, "22", "23") {
-			return fmt.Errorf("SQLSTATE %s, constraint %q", pg.Code, pg.ConstraintName)
-		}
+	pg, answered := errors.AsType[*pgconn.PgError](err)
+	connect, unconnected := errors.AsType[*pgconn.ConnectError](err)
+	switch {
+	case sqlState(err, "22", "23"):
+		return fmt.Errorf("SQLSTATE %s, constraint %q", pg.Code, pg.ConstraintName)
+	case answered:
 		return fmt.Errorf("SQLSTATE %s: %s", pg.Code, pg.Message)
-	}
-	if connect, ok := errors.AsType[*pgconn.ConnectError](err); ok {
+	case unconnected:
 		return errors.Unwrap(connect)
-	}
-	if err != nil && strings.HasPrefix(err.Error(), "failed to encode args") { // the value follows
+	case err != nil && strings.HasPrefix(err.Error(), "failed to encode args"): // the value follows
 		return errors.New("an argument cannot be encoded")
 	}
 	return err

@@ -1,9 +1,7 @@
 package main
 
-// store.go holds every statement about accounts and sessions, in the order of schema.sql;
-// store_documents.go holds those about documents. What goes in and out are plain types; pgx is used
-// only in these files, in postgres.go and in migrate.go. The first argument of every method is the
-// request's context: see store.run.
+// store.go holds every statement about accounts and sessions, store_documents.go every one about
+// documents. What goes in and out are plain types. The contexts are those of requests: see run.
 
 import (
 	"cmp"
@@ -11,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"slices"
 	"strings"
 	"time"
 
@@ -25,20 +22,20 @@ const (
 
 // ---- users ----
 
-const userColumns = `u.id, u.email, u.full_name, u.is_active, u.is_admin, u.created_at, u.updated_at`
+const userColumns = `u.id, u.email, u.full_name, u.is_active, u.is_admin, u.created_at,
+	u.updated_at`
 
 var scanUser = pgx.RowToStructByPos[user]
 
-// createUser inserts an account. It returns errEmailTaken where the e-mail has one.
+// createUser inserts an account, or returns errEmailTaken.
 func (st *store) createUser(ctx context.Context, n newUser) (user, error) {
-	u, err := queryOne(ctx, st.run, scanUser, `
+	return queryOne(ctx, st.run, scanUser, `
 		INSERT INTO users AS u (email, password_hash, full_name, is_active, is_admin)
 		VALUES ($1, $2, $3, $4, $5) RETURNING `+userColumns,
 		n.Email, n.PasswordHash, n.FullName, n.IsActive, n.IsAdmin)
-	return u, onConstraint(err, "users_email_key", errEmailTaken)
 }
 
-// credentials are an account and the hash of its password, which never leaves the program.
+// credentials are an account and its password's hash, which never leaves the program.
 type credentials struct {
 	user
 	PasswordHash string
@@ -49,7 +46,7 @@ var scanCredentials = pgx.RowToStructByPos[credentials]
 // credentials returns what a login is checked against, or errNotFound.
 func (st *store) credentials(ctx context.Context, email string) (credentials, error) {
 	return queryOne(ctx, st.runIdempotent, scanCredentials,
-		`SELECT `+userColumns+`, u.password_hash FROM users u WHERE u.email = $1`, email)
+		`SELECT `+userColumns+`, password_hash FROM users u WHERE email = $1`, email)
 }
 
 // passwordHash returns an account's hash, or errNotFound.
@@ -64,18 +61,19 @@ func (st *store) getUser(ctx context.Context, id int64) (user, error) {
 		`SELECT `+userColumns+` FROM users u WHERE u.id = $1`, id)
 }
 
-// listUsers returns up to f.Limit accounts in the order of ids, and one more where there is one.
-// Nil fields of f do not restrict. A statement with f.Q is planned for its argument: the index
-// suits a rare text, the order of ids one that most accounts have.
+// listUsers returns up to f.Limit accounts in the order of ids, and one more where there is one. A
+// statement with f.Q is planned for its argument: the index suits a rare text, the order of ids one
+// that most accounts have.
 func (st *store) listUsers(ctx context.Context, f userFilter) ([]user, error) {
-	run, where := runner(st.runIdempotent), ""
+	run, where := st.runIdempotent, ""
 	args := []any{f.After, f.IsActive, f.IsAdmin, f.Skip, f.Limit + 1}
 	if f.Q != nil {
 		run = func(ctx context.Context, f work) error {
 			return st.runIdempotent(ctx, inTx(f, "plan_cache_mode = force_custom_plan"))
 		}
 		where = ` AND (u.email ILIKE $6 OR u.full_name ILIKE $6)`
-		args = append(args, "%"+strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`).Replace(*f.Q)+"%")
+		escaped := strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`).Replace(*f.Q)
+		args = append(args, "%"+escaped+"%")
 	}
 	return queryAll(ctx, run, scanUser, `
 		SELECT `+userColumns+` FROM users u
@@ -107,44 +105,41 @@ func (st *store) updateUser(
 		}
 		return err
 	}))
-	return before, after, onConstraint(err, "users_email_key", errEmailTaken)
+	return before, after, err
 }
 
-// lockUser locks an account that c changes and reads it: errWrongPassword unless c.OldHash is empty
-// or still the account's. Where an active admin stops being one, all active admins are locked
-// first, in the order of ids, so that two who demote each other wait for one another, and the
-// second finds itself to be the last: errLastAdmin. A count without the lock lets both go. The
-// locks are of the kind that inserting a document does not wait for, nor holds up.
-func lockUser(ctx context.Context, q querier, id int64, c userChange) (u user, err error) {
+// adminLock is the key of the advisory lock of those who end an active admin's being one.
+const adminLock = 0x61646d696e // "admin" in ASCII
+
+// lockUser locks and returns the account that c changes: errWrongPassword unless c.OldHash is empty
+// or still the account's, errLastAdmin where no active admin would remain. Of two who demote each
+// other the second waits for adminLock, and then sees what the first has done; a count without the
+// lock lets both go. Neither lock is one that inserting a document waits for, or holds up.
+func lockUser(ctx context.Context, q querier, id int64, c userChange) (user, error) {
+	u, err := queryOne(ctx, on(q), scanCredentials,
+		`SELECT `+userColumns+`, password_hash FROM users u WHERE u.id = $1 FOR NO KEY UPDATE`, id)
 	demotes := c.IsActive != nil && !*c.IsActive || c.IsAdmin != nil && !*c.IsAdmin
-	var admins []int64
-	if demotes { // admins and ordinary users do not wait for each other: of a user, this locks nobody
-		admins, err = queryAll(ctx, on(q), pgx.RowTo[int64], `
-			SELECT id FROM users WHERE is_admin AND is_active
-			  AND EXISTS (SELECT FROM users WHERE id = $1 AND is_admin AND is_active)
-			ORDER BY id FOR NO KEY UPDATE`, id)
-		if err != nil {
-			return u, err
-		}
-	}
-	a, err := queryOne(ctx, on(q), scanCredentials,
-		`SELECT `+userColumns+`, u.password_hash FROM users u WHERE u.id = $1 FOR NO KEY UPDATE`, id)
 	switch {
 	case err != nil:
-	case demotes && a.IsAdmin && a.IsActive && !slices.Contains(admins, id):
-		err = errRaced // promoted since the admins were locked
-	case slices.Equal(admins, []int64{id}):
-		err = errLastAdmin
-	case c.OldHash != "" && c.OldHash != a.PasswordHash:
+	case c.OldHash != "" && c.OldHash != u.PasswordHash:
 		err = errWrongPassword
+	case demotes && u.IsAdmin && u.IsActive:
+		_, err = exec(ctx, on(q), `SELECT pg_advisory_xact_lock($1)`, int64(adminLock))
+		if err == nil {
+			err = requireRow(exec(ctx, on(q),
+				`SELECT FROM users WHERE is_admin AND is_active AND id <> $1 LIMIT 1`, id))
+		}
+		if errors.Is(err, errNotFound) {
+			err = errLastAdmin
+		}
 	}
-	return a.user, err
+	return u.user, err
 }
 
-// deleteUser removes an account and all that belongs to it: errNotFound, errLastAdmin, or
-// errWrongPassword where oldHash is not empty and no longer the account's. It deactivates the
-// account first, in a transaction of its own, so that its tokens end at once: a million documents
-// take some seconds to go. Where the second step fails, the account stays deactivated.
+// deleteUser removes an account and all that belongs to it, with the errors of lockUser. It
+// deactivates the account first, in a transaction of its own, so that its tokens end at once: a
+// million documents take some seconds to go, and batches in progress are waited for. Where the
+// second step fails, the account stays deactivated.
 func (st *store) deleteUser(ctx context.Context, client clientKey, id int64, oldHash string) error {
 	_, _, err := st.updateUser(ctx, id, userChange{IsActive: new(false), OldHash: oldHash})
 	if err != nil {
@@ -166,7 +161,7 @@ func (st *store) promote(ctx context.Context, email string) (before user, err er
 		WHERE users.id = u.id RETURNING `+userColumns, email)
 }
 
-// rehash replaces a password's hash by a costlier one of the same password, unless it has changed.
+// rehash replaces a hash by another of the same password, unless that has changed.
 func (st *store) rehash(ctx context.Context, id int64, oldHash, newHash string) error {
 	_, err := exec(ctx, st.run,
 		`UPDATE users SET password_hash = $3 WHERE id = $1 AND password_hash = $2`,
@@ -176,8 +171,7 @@ func (st *store) rehash(ctx context.Context, id int64, oldHash, newHash string) 
 
 // ---- sessions ----
 
-// sessionIsLive is true for a session s of user u that still accepts tokens: not expired, account
-// active.
+// sessionIsLive is true for a session s of user u that still accepts tokens.
 const sessionIsLive = `s.expires_at > now() AND u.is_active`
 
 // sessionUser returns the account of a live session: errNotFound where the session has ended or
@@ -227,14 +221,13 @@ type lookup struct {
 	done chan struct{} // closed when user or err is set
 }
 
-// batcher runs look-ups in batches. A look-up that finds a slot free runs a statement at once,
-// with all that are waiting; the others are taken along by the next statement. So nobody waits for
-// a batch to fill, a busy server makes fewer and larger statements, and nothing is stale, because
-// each statement starts after the look-ups that it serves have come.
+// batcher runs look-ups in batches. One that finds a slot free runs a statement at once, with all
+// that wait; the others wait for the next. So nobody waits for a batch to fill, a busy server makes
+// fewer and larger statements, and nothing is stale: each statement starts after its look-ups came.
 type batcher struct {
 	run    func(context.Context, []*lookup) error
 	slots  chan struct{} // one for each statement in progress
-	offers chan *lookup  // not buffered: a look-up that waits is received by a batch, or gets a slot
+	offers chan *lookup  // not buffered: a look-up that waits gets into a batch, or gets a slot
 }
 
 func newBatcher(run func(context.Context, []*lookup) error) *batcher {
@@ -278,7 +271,7 @@ func (b *batcher) gather(l *lookup) []*lookup {
 	return batch
 }
 
-// serve runs a batch and wakes those that wait for it, also where it panics. A client that goes
+// serve runs a batch and wakes those that wait for it, also where it panics. That a client has gone
 // does not fail the others.
 func (b *batcher) serve(ctx context.Context, batch []*lookup) {
 	err := errors.New("panic in a batch of look-ups")
@@ -293,10 +286,11 @@ func (b *batcher) serve(ctx context.Context, batch []*lookup) {
 
 const sessionColumns = `s.id, s.user_id, s.generation, s.rotated_at, s.expires_at`
 
+var scanSession = pgx.RowToStructByPos[session]
+
 // createSession starts a session, provided that the account is still active and hash is still its
-// password's: errNotFound otherwise. The lock on the account makes it wait for a change under way,
-// and the next statement sees what that change left. An id that exists already, of which there is
-// one in 2^53, fails the insert.
+// password's: errNotFound otherwise. The lock makes it wait for a change of these under way. An id
+// that exists already, which is one in 2^53, fails the insert.
 func (st *store) createSession(
 	ctx context.Context, userID int64, hash string, c *caller, idle time.Duration,
 ) (s session, err error) {
@@ -304,18 +298,16 @@ func (st *store) createSession(
 		err := requireRow(exec(ctx, on(q), `
 			SELECT FROM users WHERE id = $1 AND password_hash = $2 AND is_active
 			FOR NO KEY UPDATE`, userID, hash))
-		if err == nil {
-			_, err = exec(ctx, on(q), `
-				DELETE FROM sessions WHERE user_id = $1 AND (expires_at <= now() OR id IN
-				    (SELECT id FROM sessions WHERE user_id = $1 AND expires_at > now()
-				     ORDER BY rotated_at DESC, id OFFSET $2))`, userID, maxSessions-1)
+		if err != nil {
+			return err
 		}
-		if err == nil {
-			s, err = queryOne(ctx, on(q), pgx.RowToStructByPos[session], `
-				INSERT INTO sessions AS s (id, user_id, expires_at, user_agent, ip)
-				VALUES ($1, $2, now() + $3, $4, $5) RETURNING `+sessionColumns,
-				newSessionID(), userID, idle, c.agent, c.client)
-		}
+		s, err = queryOne(ctx, on(q), scanSession, `
+			WITH gone AS (DELETE FROM sessions WHERE user_id = $2 AND (expires_at <= now() OR id IN
+			    (SELECT id FROM sessions WHERE user_id = $2 AND expires_at > now()
+			     ORDER BY rotated_at DESC, id OFFSET $6)))
+			INSERT INTO sessions AS s (id, user_id, expires_at, user_agent, ip)
+			VALUES ($1, $2, now() + $3, $4, $5) RETURNING `+sessionColumns,
+			newSessionID(), userID, idle, c.agent, c.client, maxSessions-1)
 		return err
 	}))
 	return s, err
@@ -323,15 +315,15 @@ func (st *store) createSession(
 
 // rotateSession moves a session to the generation after the token's, in one compare-and-set, and
 // returns it. The token's may be ahead of the row's: then the database lost a rotation in a
-// fail-over, and the token is the truth. The loser of a race, and a client that lost the answer,
-// get the state that the winner made, within grace after it. It returns errNotFound where the
-// session has ended or the token has expired, and errRefreshReused where the generation was
-// replaced earlier: then somebody else has the token, and the session is ended.
+// fail-over. The loser of a race, and a client that lost the answer, get the state that the winner
+// made, within grace after it. It returns errNotFound where the session has ended or the token has
+// expired, and errRefreshReused where the generation was replaced earlier: then somebody else has
+// the token, and the session is ended.
 func (st *store) rotateSession(
 	ctx context.Context, ref sessionRef, generation int64, idle, grace time.Duration,
 ) (s session, err error) {
 	err = st.runIdempotent(ctx, func(ctx context.Context, q querier) error {
-		s, err = queryOne(ctx, on(q), pgx.RowToStructByPos[session], `
+		s, err = queryOne(ctx, on(q), scanSession, `
 			UPDATE sessions s SET generation = $3 + 1, rotated_at = now(),
 			    expires_at = least(now() + $5, s.created_at + $6)
 			FROM users u
@@ -384,8 +376,8 @@ func (st *store) endSessions(ctx context.Context, userID, keep int64) error {
 	return err
 }
 
-// sweepSessions deletes sessions that have expired, in batches, and skips rows that others have
-// locked. It returns how many were deleted.
+// sweepSessions deletes sessions that have expired, skips rows that others have locked, and returns
+// how many it deleted.
 func (st *store) sweepSessions(ctx context.Context) (total int64, err error) {
 	for {
 		swept, err := exec(ctx, st.run, `

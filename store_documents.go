@@ -1,7 +1,6 @@
 package main
 
-// store_documents.go holds every statement about documents. Each is of one owner, whose documents
-// alone exist for it.
+// store_documents.go holds every statement about documents. Each sees those of one owner alone.
 
 import (
 	"cmp"
@@ -36,8 +35,8 @@ func scanDocument(more ...any) pgx.RowToFunc[document] {
 	}
 }
 
-// createDocuments inserts documents of owner and returns them in the same order: all or none. Each
-// has an embedding. It returns errNotFound where the account has gone.
+// createDocuments inserts documents, all or none, and returns them in the same order, or
+// errNotFound where the account has gone.
 func (st *store) createDocuments(
 	ctx context.Context, owner int64, list []documentInput, embeddings bool,
 ) (documents, error) {
@@ -48,7 +47,7 @@ func (st *store) createDocuments(
 		contents[i], vectors[i] = in.Content, pgvector.NewHalfVector(in.Embedding)
 		metadata[i] = cmp.Or(string(in.Metadata), "{}")
 	}
-	run := runner(st.run)
+	run := st.run
 	if n > 1 {
 		run = st.runBulk(clientKey{user: owner})
 	}
@@ -60,12 +59,8 @@ func (st *store) createDocuments(
 		ORDER BY place RETURNING `+documentColumns, owner, embeddings, contents, metadata, vectors)
 	// They were numbered in the order of list.
 	slices.SortFunc(docs, func(a, b document) int { return cmp.Compare(a.ID, b.ID) })
-	return docs, onConstraint(err, "documents_metadata_check", errStoredMetadata)
+	return docs, err
 }
-
-// errStoredMetadata is for metadata that is longer where it is stored, which the input cannot tell.
-var errStoredMetadata = invalidField("metadata", "too_long",
-	"must have at most 32 KiB as it is stored, with its numbers written out")
 
 // getDocument returns a document of owner, or errNotFound.
 func (st *store) getDocument(
@@ -84,7 +79,7 @@ const pageBytes = 1 << 20
 func (st *store) listDocuments(
 	ctx context.Context, owner int64, in listDocumentsInput,
 ) (list documents, more bool, err error) {
-	run := runner(st.runIdempotent)
+	run := st.runIdempotent
 	if in.Filter != nil {
 		run = st.runLimited(clientKey{user: owner}, true)
 	}
@@ -123,13 +118,12 @@ func (st *store) updateDocument(
 	if in.Embedding != nil {
 		embedding = pgvector.NewHalfVector(in.Embedding)
 	}
-	d, err := queryOne(ctx, st.run, scanDocument(), `
+	return queryOne(ctx, st.run, scanDocument(), `
 		UPDATE documents d SET content = coalesce($4, d.content),
 		    metadata = coalesce($5, d.metadata), embedding = coalesce($6, d.embedding),
 		    updated_at = now()
 		WHERE d.owner_id = $1 AND d.id = $3 RETURNING `+documentColumns,
 		owner, in.Include != nil, in.ID, in.Content, []byte(in.Metadata), embedding)
-	return d, onConstraint(err, "documents_metadata_check", errStoredMetadata)
 }
 
 // deleteDocument removes a document of owner, or returns errNotFound.
@@ -142,8 +136,8 @@ func (st *store) deleteDocument(ctx context.Context, owner, id int64) error {
 // that a document at the end of one list has had its chance in the other.
 const fuseDepth = "200"
 
-// search returns the in.Limit documents of owner that fit best. The ids and scores are found in a
-// step of their own, so that only those few are read whole. Equals go by id. textSearch is the
+// search returns the in.Limit documents of owner that fit best, equals by id. Ids and scores are
+// found in a step of their own, so that only those few are read whole. textSearch is the
 // configuration that the words were made with.
 func (st *store) search(
 	ctx context.Context, owner int64, in searchInput, textSearch string,
@@ -154,8 +148,8 @@ func (st *store) search(
 	var nearest, matching, sql string
 	if in.Mode != "text" {
 		nearest = ` AS MATERIALIZED (
-			SELECT id, embedding <=> ` + arg(pgvector.NewHalfVector(in.Embedding)) + ` AS distance` +
-			where + ` ORDER BY distance, id LIMIT `
+			SELECT id, embedding <=> ` + arg(pgvector.NewHalfVector(in.Embedding)) +
+			` AS distance` + where + ` ORDER BY distance, id LIMIT `
 	}
 	if in.Mode != "vector" {
 		query := fmt.Sprintf("websearch_to_tsquery(%s::text::regconfig, %s)",
@@ -175,7 +169,7 @@ func (st *store) search(
 			    SELECT id, NULL::float8 AS distance, sum(1.0::float8 / (60 + place)) AS score
 			    FROM (SELECT id, row_number() OVER (ORDER BY distance, id) AS place FROM nearest
 			          UNION ALL
-			          SELECT id, row_number() OVER (ORDER BY score DESC, id) FROM matching) AS places
+			          SELECT id, row_number() OVER (ORDER BY score DESC, id) FROM matching) p
 			    GROUP BY id ORDER BY score DESC, id LIMIT $3)`
 	}
 	run := st.runLimited(clientKey{user: owner}, in.Mode != "vector" || in.Filter != nil)
