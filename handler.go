@@ -9,11 +9,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/netip"
 	"reflect"
 	"strconv"
 	"strings"
+	"time"
 
 	json "encoding/json/v2"
 )
@@ -119,6 +121,48 @@ func pageOf[List ~[]T, T any](list List, limit int64, id func(T) int64) page[Lis
 }
 
 func (p page[List]) content() (items any, next int64) { return p.items, p.next }
+
+// responseWriter is the response to one request, with what the access log says of both.
+type responseWriter struct {
+	http.ResponseWriter
+	server  *server
+	route   *route
+	stats   *routeStats
+	caller  caller
+	start   time.Time
+	status  int
+	bytes   int
+	unread  bool   // the request has a body that was not read to its end
+	leave   func() // gives back the place among the requests in progress; nil: it has none
+	release func() // gives back the memory of a large body; nil: it has none
+}
+
+// WriteHeader asks the client, while draining, not to send its next request on this connection.
+func (w *responseWriter) WriteHeader(status int) {
+	if w.status = status; w.server.draining.Load() {
+		w.Header().Set("Connection", "close")
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *responseWriter) Write(b []byte) (int, error) {
+	n, err := w.ResponseWriter.Write(b)
+	w.bytes += n
+	return n, err
+}
+
+// discard reads the rest of a body that was refused, after the answer is on its way. Where the
+// connection closes with bytes unread, as behind nginx, which uses a new one for each request, the
+// reset overtakes the answer, and the client sees 502 instead of 401.
+func (w *responseWriter) discard(r *http.Request) {
+	if r.Header.Get("Expect") != "" { // then the client sends none
+		return
+	}
+	conn := http.NewResponseController(w.ResponseWriter)
+	conn.Flush()
+	conn.SetReadDeadline(time.Now().Add(unreadTimeout))
+	io.CopyN(io.Discard, r.Body, maxUnread)
+}
 
 // serve answers a request of a row: nothing is read of the body before its sender is known.
 func (s *server) serve(w *responseWriter, r *http.Request) {

@@ -56,6 +56,9 @@ func (st *serverStats) add(method, route string) *routeStats {
 	return rs
 }
 
+// milliseconds returns d in ms, to the microsecond.
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
 // metricWriter writes Prometheus' text format, version 0.0.4.
 type metricWriter struct{ io.Writer }
 

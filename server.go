@@ -13,7 +13,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"io"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -136,8 +135,7 @@ func (s *server) routes() []route {
 		{"POST", "/auth/login", clients, "login", handle(s.login), 200,
 			no{errInvalidCredentials, errAccountInactive, errInvalidRefresh, errRefreshReused,
 				errBusy},
-			"Log in: start a session with e-mail and password, or, with " +
-				"grant_type=refresh_token, do what refresh does"},
+			"Log in: start a session; with grant_type=refresh_token, do what refresh does"},
 		{"POST", "/auth/refresh", clients, "refresh", handle(s.refresh), 200,
 			no{errInvalidRefresh, errRefreshReused},
 			"Refresh tokens: exchange a refresh token; using it again later ends the session"},
@@ -182,8 +180,7 @@ func (s *server) routes() []route {
 		{"POST", "/documents/batch", users, "createDocuments", handle(s.createDocuments), 201,
 			embeds, "Store several documents: all or none, answered in the same order"},
 		{"GET", "/documents", users, "listDocuments", handle(s.listDocuments), 200, nil,
-			"List your documents: in the order of ids, a page at a time, which is shorter than " +
-				"limit where they are long"},
+			"List your documents: in the order of ids; a page of long ones is shorter than limit"},
 		{"GET", "/documents/{id}", users, "getDocument", handle(s.getDocument), 200,
 			no{errNotFound}, "Read one of your documents"},
 		{"PUT", "/documents/{id}", users, "updateDocument", handle(s.updateDocument), 200,
@@ -207,48 +204,6 @@ func (s *server) httpServer() *http.Server {
 	}
 }
 
-// responseWriter is the response to one request, with what the access log says of both.
-type responseWriter struct {
-	http.ResponseWriter
-	server  *server
-	route   *route
-	stats   *routeStats
-	caller  caller
-	start   time.Time
-	status  int
-	bytes   int
-	unread  bool   // the request has a body that was not read to its end
-	leave   func() // gives back the place among the requests in progress; nil: it has none
-	release func() // gives back the memory of a large body; nil: it has none
-}
-
-// WriteHeader asks the client, while draining, not to send its next request on this connection.
-func (w *responseWriter) WriteHeader(status int) {
-	if w.status = status; w.server.draining.Load() {
-		w.Header().Set("Connection", "close")
-	}
-	w.ResponseWriter.WriteHeader(status)
-}
-
-func (w *responseWriter) Write(b []byte) (int, error) {
-	n, err := w.ResponseWriter.Write(b)
-	w.bytes += n
-	return n, err
-}
-
-// discard reads the rest of a body that was refused, after the answer is on its way. Where the
-// connection closes with bytes unread, as behind nginx, which uses a new one for each request, the
-// reset overtakes the answer, and the client sees 502 instead of 401.
-func (w *responseWriter) discard(r *http.Request) {
-	if r.Header.Get("Expect") != "" { // then the client sends none
-		return
-	}
-	conn := http.NewResponseController(w.ResponseWriter)
-	conn.Flush()
-	conn.SetReadDeadline(time.Now().Add(unreadTimeout))
-	io.CopyN(io.Discard, r.Body, maxUnread)
-}
-
 // ServeHTTP passes a request on to its row if the path has its one spelling. ServeMux would
 // redirect another one with a 307, which makes clients send their credentials again, and match
 // %6De as me.
@@ -265,22 +220,20 @@ func isClean(u *url.URL) bool {
 	return strings.HasPrefix(p, "/") && path.Clean(p) == p && !strings.Contains(p, "%")
 }
 
+type handlerFunc func(*responseWriter, *http.Request)
+
 // registered is a path of the mux with one of its methods.
 type registered struct{ method, path string }
 
 // route serves a method of a path by next.
-func (s *server) route(
-	method, path string, rt *route, next func(*responseWriter, *http.Request),
-) {
+func (s *server) route(method, path string, rt *route, next handlerFunc) {
 	s.mux.Handle(method+" "+path, s.wrap(rt, s.stats.add(method, rt.path), next))
 	s.paths = append(s.paths, registered{method, strings.TrimSuffix(path, "{$}")})
 }
 
 // wrap puts next behind what every request passes, in this order: the client's address, the headers
 // of every answer, CORS; and afterwards the recovery of a panic, the metrics, the access log.
-func (s *server) wrap(
-	rt *route, stats *routeStats, next func(*responseWriter, *http.Request),
-) http.HandlerFunc {
+func (s *server) wrap(rt *route, stats *routeStats, next handlerFunc) http.HandlerFunc {
 	return func(rw http.ResponseWriter, r *http.Request) {
 		w := &responseWriter{ResponseWriter: rw, server: s, route: rt, stats: stats,
 			start: time.Now(), unread: r.ContentLength != 0}
@@ -290,7 +243,15 @@ func (s *server) wrap(
 		w.caller.client, https = s.origin(r)
 		w.caller.requestID = requestID(r)
 		w.caller.agent = cleanAgent(r.UserAgent())
-		setHeaders(w.Header(), w.caller.requestID, https)
+		h := w.Header()
+		h.Set("X-Request-Id", w.caller.requestID)
+		h.Set("Cache-Control", "no-store") // the assets replace this, and the policy
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+		h.Set("Referrer-Policy", "no-referrer")
+		if https {
+			h.Set("Strict-Transport-Security", "max-age=31536000; includeSubDomains")
+		}
 		if r.ContentLength == 0 { // a body's time-out would end the context of a slow handler
 			http.NewResponseController(rw).SetReadDeadline(time.Time{})
 		}
@@ -323,59 +284,33 @@ func (s *server) finish(w *responseWriter, r *http.Request) {
 	took := time.Since(w.start)
 	s.stats.inFlight.Add(-1)
 	w.stats.observe(w.status, took)
-	level := slog.LevelInfo
+	level, method := slog.LevelInfo, r.Method
+	if !slices.Contains(methods, method) && method != http.MethodOptions {
+		method = "other" // what a client invents
+	}
 	if w.status >= http.StatusInternalServerError {
 		level = slog.LevelError
 	}
 	s.log.LogAttrs(context.Background(), level, "request",
-		slog.String("request_id", w.caller.requestID),
-		slog.String("method", knownMethod(r.Method)),
-		slog.String("route", w.route.path),
-		slog.Int("status", w.status),
-		slog.Float64("duration_ms", milliseconds(took)),
-		slog.Int("bytes", w.bytes),
-		slog.Int64("user_id", w.caller.ID),
-		slog.String("client", w.caller.client.String()))
+		slog.String("request_id", w.caller.requestID), slog.String("method", method),
+		slog.String("route", w.route.path), slog.Int("status", w.status),
+		slog.Float64("duration_ms", milliseconds(took)), slog.Int("bytes", w.bytes),
+		slog.Int64("user_id", w.caller.ID), slog.String("client", w.caller.client.String()))
 	if cause != nil {
 		panic(http.ErrAbortHandler)
 	}
 }
 
-// milliseconds returns d in ms, to the microsecond.
-func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-
 // methods are those that a path may support, in the order in which Allow lists them.
 var methods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
-
-// knownMethod keeps what a client invents out of the log.
-func knownMethod(method string) string {
-	if slices.Contains(methods, method) || method == http.MethodOptions {
-		return method
-	}
-	return "other"
-}
 
 // requestID returns the client's X-Request-Id if it is short and printable, else a new one.
 func requestID(r *http.Request) string {
 	ids := r.Header.Values("X-Request-Id")
-	unfit := func(c rune) bool { return c <= ' ' || c > '~' }
-	if len(ids) == 1 && ids[0] != "" && len(ids[0]) <= maxRequestID &&
-		!strings.ContainsFunc(ids[0], unfit) {
+	if len(ids) == 1 && len(ids[0]) <= maxRequestID && printable.MatchString(ids[0]) {
 		return ids[0]
 	}
 	return rand.Text()
-}
-
-// setHeaders sets what every answer carries. The assets replace two of them.
-func setHeaders(h http.Header, requestID string, https bool) {
-	h.Set("X-Request-Id", requestID)
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-	h.Set("Referrer-Policy", "no-referrer")
-	if https {
-		h.Set("Strict-Transport-Security", "max-age=31536000; includeSubDomains")
-	}
 }
 
 // origin returns the address of the client and whether it came by TLS. The headers of proxies are
@@ -461,8 +396,10 @@ func (s *server) cors(w *responseWriter, r *http.Request) (answered bool) {
 	return true
 }
 
-// headerNames matches a list of header names (tokens of RFC 9110, section 5.6.2).
-var headerNames = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~, -]+$")
+var (
+	printable   = regexp.MustCompile("^[!-~]+$")
+	headerNames = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~, -]+$") // RFC 9110, 5.6.2: tokens
+)
 
 // noRoute answers what no row matches: 405 where the path supports another method, else 404.
 func (s *server) noRoute(w *responseWriter, r *http.Request) {
@@ -521,29 +458,25 @@ func (s *server) closeMethods() {
 	}
 }
 
-type liveness struct {
-	Status string `json:"status" example:"healthy"`
-}
-
-type readiness struct {
+type health struct {
 	Status   string `json:"status" example:"healthy"`
-	Database string `json:"database" example:"connected"`
+	Database string `json:"database,omitempty" example:"connected"`
 }
 
 // health does not ask the database, so that an orchestrator does not restart every replica because
 // that is away.
-func (s *server) health(context.Context, *caller, none) (liveness, error) {
-	return liveness{"healthy"}, nil
+func (s *server) health(context.Context, *caller, none) (health, error) {
+	return health{Status: "healthy"}, nil
 }
 
 // healthDB tells a load balancer whether to send requests here: not without the database, and not
 // while the server is shutting down.
-func (s *server) healthDB(ctx context.Context, _ *caller, _ none) (readiness, error) {
+func (s *server) healthDB(ctx context.Context, _ *caller, _ none) (health, error) {
 	if s.draining.Load() {
-		return readiness{}, errShuttingDown
+		return health{}, errShuttingDown
 	}
 	if err := s.store.ping(ctx); err != nil {
-		return readiness{}, errors.Join(errUnavailable, err)
+		return health{}, errors.Join(errUnavailable, err)
 	}
-	return readiness{"healthy", "connected"}, nil
+	return health{"healthy", "connected"}, nil
 }
