@@ -1,8 +1,8 @@
 package main
 
-// limiter.go bounds what many requests share: hashing slots, memory for bodies and answers, places
-// for expensive statements, calls to the provider of embeddings. Each bound is in total and per
-// client, so that a client that asks for more than its share waits for itself alone.
+// limiter.go bounds what many requests share: hashing slots, memory for bodies and answers,
+// connections, places for expensive statements, calls to the provider of embeddings. Each bound is in
+// total and per client, so that a client that asks for more than its share waits for itself alone.
 
 import (
 	"context"
@@ -23,7 +23,7 @@ type limiter struct {
 
 	mu      sync.Mutex
 	used    int64
-	clients map[clientKey]*clientUse
+	usedBy  map[clientKey]int64
 	waiting []*waiter // in the order of arrival
 	refused atomic.Int64
 }
@@ -40,42 +40,39 @@ func (c *caller) key() clientKey {
 	if c.ID != 0 {
 		return clientKey{user: c.ID}
 	}
+	bits := 32
 	if c.client.Is6() {
-		if network, err := c.client.Prefix(64); err == nil {
-			return clientKey{address: network.Addr()}
-		}
+		bits = 64
 	}
-	return clientKey{address: c.client}
+	network, _ := c.client.Prefix(bits)
+	return clientKey{address: network.Addr()}
 }
 
-type clientUse struct {
-	used    int64
-	waiting int
-}
-
-// waiter is a request that waits. rank is how many units its client had or waited for before it.
+// waiter is a request for n units. rank is how many its client had or waited for before it.
 type waiter struct {
 	key     clientKey
 	n, rank int64
 	granted chan struct{}
 }
 
-// acquire takes n units for key and returns the function that gives them back, which may be called
-// again to no effect. More than a share counts as a whole share. It returns errBusy, with the
-// limiter's detail, where the queue is full or the time-out is over, and the context's error when
-// the client has gone.
-func (l *limiter) acquire(ctx context.Context, key clientKey, n int64) (release func(), err error) {
-	n = min(n, l.share)
-	w, err := l.enqueue(key, n)
-	if err != nil {
-		return nil, err
+// acquire takes n units for a client and returns the function that gives them back, which may be
+// called again to no effect. More than a share counts as a whole share. It returns errBusy, with the
+// limiter's detail, where the queue is full or the time-out is over, and the context's error when the
+// client has gone.
+func (l *limiter) acquire(ctx context.Context, client clientKey, n int64) (func(), error) {
+	w := &waiter{key: client, n: min(n, l.share), granted: make(chan struct{})}
+	release := sync.OnceFunc(func() { l.release(w) })
+	if !l.enqueue(w) {
+		return nil, l.busy()
 	}
-	release = sync.OnceFunc(func() { l.release(key, n) })
-	if w == nil {
+	select {
+	case <-w.granted:
 		return release, nil
+	default: // the timer below costs more
 	}
 	timer := time.NewTimer(l.timeout)
 	defer timer.Stop()
+	var err error
 	select {
 	case <-w.granted:
 		return release, nil
@@ -84,37 +81,30 @@ func (l *limiter) acquire(ctx context.Context, key clientKey, n int64) (release 
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
-	if !l.leave(w) { // granted at the same moment
-		release()
-	}
+	release()
 	return nil, err
 }
 
-// enqueue takes n units at once, with a nil waiter, or puts a waiter into the queue.
-func (l *limiter) enqueue(key clientKey, n int64) (*waiter, error) {
+// enqueue grants w at once or puts it into the queue. It returns false where that is full.
+func (l *limiter) enqueue(w *waiter) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.clients == nil {
-		l.clients = map[clientKey]*clientUse{}
+	own := 0
+	w.rank = l.usedBy[w.key]
+	for _, other := range l.waiting {
+		if other.key == w.key {
+			own++
+			w.rank += other.n
+		}
 	}
-	c := l.clients[key]
-	if c == nil {
-		c = &clientUse{}
-		l.clients[key] = c
-	}
-	if c.waiting == 0 && c.used+n <= l.share && l.used+n <= l.total && len(l.waiting) == 0 {
-		c.used, l.used = c.used+n, l.used+n
-		return nil, nil
-	}
-	if len(l.waiting) >= l.queue || c.waiting >= (l.queue+1)/2 {
-		l.forget(key, c)
-		return nil, l.busy()
-	}
-	w := &waiter{key, n, c.used + int64(c.waiting)*n, make(chan struct{})}
-	c.waiting++
 	l.waiting = append(l.waiting, w)
 	l.grant()
-	return w, nil
+	i := slices.Index(l.waiting, w)
+	if i >= 0 && (len(l.waiting) > l.queue || own >= (l.queue+1)/2) {
+		l.waiting = slices.Delete(l.waiting, i, i+1)
+		return false
+	}
+	return true
 }
 
 // grant serves waiters while there is room: first those whose client has the least, then those that
@@ -124,7 +114,7 @@ func (l *limiter) grant() {
 	for {
 		next := -1
 		for i, w := range l.waiting {
-			fits := l.clients[w.key].used+w.n <= l.share
+			fits := l.usedBy[w.key]+w.n <= l.share
 			if fits && (next < 0 || w.rank < l.waiting[next].rank) {
 				next = i
 			}
@@ -134,43 +124,32 @@ func (l *limiter) grant() {
 		}
 		w := l.waiting[next]
 		l.waiting = slices.Delete(l.waiting, next, next+1)
-		c := l.clients[w.key]
-		c.waiting--
-		c.used, l.used = c.used+w.n, l.used+w.n
+		l.use(w, w.n)
 		close(w.granted)
 	}
 }
 
-func (l *limiter) release(key clientKey, n int64) {
+// use counts n more units as used by w's client. The caller holds mu.
+func (l *limiter) use(w *waiter, n int64) {
+	if l.usedBy == nil {
+		l.usedBy = map[clientKey]int64{}
+	}
+	l.used += n
+	if l.usedBy[w.key] += n; l.usedBy[w.key] == 0 {
+		delete(l.usedBy, w.key)
+	}
+}
+
+// release gives back the units of w, or takes it out of the queue.
+func (l *limiter) release(w *waiter) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	c := l.clients[key]
-	c.used, l.used = c.used-n, l.used-n
-	l.forget(key, c)
+	if i := slices.Index(l.waiting, w); i >= 0 {
+		l.waiting = slices.Delete(l.waiting, i, i+1)
+	} else {
+		l.use(w, -w.n)
+	}
 	l.grant()
-}
-
-// leave removes a waiter from the queue. It returns false where the waiter has its units already.
-func (l *limiter) leave(w *waiter) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	i := slices.Index(l.waiting, w)
-	if i < 0 {
-		return false
-	}
-	l.waiting = slices.Delete(l.waiting, i, i+1)
-	c := l.clients[w.key]
-	c.waiting--
-	l.forget(w.key, c)
-	l.grant() // it may have held back others
-	return true
-}
-
-// forget drops a client that has nothing and waits for nothing. The caller holds mu.
-func (l *limiter) forget(key clientKey, c *clientUse) {
-	if c.used == 0 && c.waiting == 0 {
-		delete(l.clients, key)
-	}
 }
 
 func (l *limiter) busy() error {

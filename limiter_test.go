@@ -119,8 +119,8 @@ func TestLimiterRefuses(t *testing.T) {
 	if _, err := l.acquire(ctx, clientKey{user: 2}, 1); !errors.Is(err, context.Canceled) {
 		t.Errorf("a client that has gone: %v", err)
 	}
-	if used, waiting := l.state(); used != 1 || waiting != 0 || len(l.clients) != 1 {
-		t.Errorf("then %d are used, %d wait, %d clients", used, waiting, len(l.clients))
+	if used, waiting := l.state(); used != 1 || waiting != 0 || len(l.usedBy) != 1 {
+		t.Errorf("then %d are used, %d wait, %d clients", used, waiting, len(l.usedBy))
 	}
 }
 
@@ -149,8 +149,8 @@ func TestLimiterAtOnce(t *testing.T) {
 		})
 	}
 	group.Wait()
-	if used, waiting := l.state(); used != 0 || waiting != 0 || len(l.clients) != 0 {
-		t.Errorf("then %d are used, %d wait, %d clients", used, waiting, len(l.clients))
+	if used, waiting := l.state(); used != 0 || waiting != 0 || len(l.usedBy) != 0 {
+		t.Errorf("then %d are used, %d wait, %d clients", used, waiting, len(l.usedBy))
 	}
 }
 
