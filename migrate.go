@@ -1,10 +1,10 @@
 package main
 
-// migrate.go applies the sections of schema.sql. Any number of processes may start at once on one
-// database: each section is applied by one of them, under an advisory lock that ends with its
-// transaction, so that neither a killed process nor PgBouncer's transaction mode can leave it
-// behind. The lock is polled, each time in a new transaction: one that waits would hold a
-// snapshot, for whose end CREATE INDEX CONCURRENTLY waits in turn.
+// migrate.go applies the sections of schema.sql. Any number of processes may start at once: each
+// section is applied by one of them, under an advisory lock that ends with its transaction, so that
+// neither a killed process nor PgBouncer's transaction mode leaves it behind. The lock is polled,
+// each time in a new transaction: one that waits would hold a snapshot, for whose end CREATE INDEX
+// CONCURRENTLY waits in turn.
 
 import (
 	"context"
@@ -45,8 +45,8 @@ type migration struct {
 	outsideTx      bool
 }
 
-// parseMigrations splits a schema file into its sections. It panics unless they are headed "--
-// migration 1: name", 2, 3 and so on: the file is part of the program.
+// parseMigrations splits a schema file, which is part of the program, into its sections. It panics
+// unless they are headed "-- migration 1: name", 2, 3 and so on.
 func parseMigrations(schema string) (all []migration) {
 	schema = strings.ReplaceAll(schema, "\r\n", "\n") // as a checkout on Windows has
 	for i, section := range strings.Split("\n"+schema, "\n-- migration ")[1:] {
@@ -63,8 +63,7 @@ func parseMigrations(schema string) (all []migration) {
 	return all
 }
 
-// migrations are the program's own, with the settings that they take filled in. The checksums are
-// those of the text without them.
+// migrations are the program's own, with settings filled in. The checksums are of the text without.
 func migrations(cfg *config) []migration {
 	all := parseMigrations(schemaSQL)
 	values := strings.NewReplacer("{text_search}", cfg.TextSearch,
@@ -112,9 +111,8 @@ func migrate(
 	}
 }
 
-// connectWhenReady connects outside the pool, whose connections need types that the first
-// migration makes. Only a database that is not there yet is waited for, not one that refuses the
-// password.
+// connectWhenReady connects outside the pool, whose connections need types that the first migration
+// makes. It waits for a database that is not there yet, not for one that refuses the password.
 func connectWhenReady(ctx context.Context, url string, log *slog.Logger) (*pgx.Conn, error) {
 	conf, err := parseURL(url)
 	if err != nil {
@@ -174,11 +172,9 @@ func (m *migration) apply(ctx context.Context, conn *pgx.Conn) error {
 		if err == nil {
 			_, err = tx.Exec(ctx, `
 				CREATE TABLE IF NOT EXISTS schema_migrations (
-				    version    integer     PRIMARY KEY,
-				    name       text        NOT NULL,
-				    checksum   text        NOT NULL, -- SHA-256 of the section, hexadecimal
-				    applied_at timestamptz NOT NULL DEFAULT now()
-				)`)
+				    version integer PRIMARY KEY, name text NOT NULL,
+				    checksum text NOT NULL, -- SHA-256 of the section, hexadecimal
+				    applied_at timestamptz NOT NULL DEFAULT now())`)
 		}
 		if err == nil {
 			err = requireRow(exec(ctx, on(tx), `
@@ -192,8 +188,8 @@ func (m *migration) apply(ctx context.Context, conn *pgx.Conn) error {
 	})
 }
 
-// run executes the section on the connection that holds the lock, or, where it must be outside a
-// transaction, on a second one beside it.
+// run executes the section on the connection that holds the lock, or where it must be outside a
+// transaction on a second one.
 func (m *migration) run(ctx context.Context, conn *pgx.Conn) error {
 	if !m.outsideTx {
 		return conn.PgConn().Exec(ctx, m.sql).Close()
@@ -213,9 +209,9 @@ func (m *migration) run(ctx context.Context, conn *pgx.Conn) error {
 	return err
 }
 
-// checkChoices compares the settings that were fixed when the documents table was made, or with
-// the first embedding, with the current ones: a different one is an error that says what to do. It
-// is the first to need the pool, and waits for a database that is slow or has just gone.
+// checkChoices compares the settings that were fixed when the documents table was made, or with the
+// first embedding, with the current ones: a different one is an error that says what to do. It is
+// the first to need the pool, and waits for a database that is slow or has just gone.
 func (st *store) checkChoices(ctx context.Context, cfg *config) error {
 	start := time.Now()
 	run := func(ctx context.Context, f work) error {

@@ -256,13 +256,17 @@ func (st *store) runIdempotent(ctx context.Context, f work) error {
 	}, f)
 }
 
-// clientContext is the key of a context's value that says whose share of the connections counts.
+// clientContext is the key of a context's value that says whose shares of the limiters count.
 type clientContext struct{}
 
-// withClient returns ctx for statements that count in the share of a client; the zero key is the
-// program's own.
+// withClient returns ctx for statements of a client; the zero key is the program itself.
 func withClient(ctx context.Context, client clientKey) context.Context {
 	return context.WithValue(ctx, clientContext{}, client)
+}
+
+func acquireSlot(ctx context.Context, l *limiter) (release func(), err error) {
+	client, _ := ctx.Value(clientContext{}).(clientKey)
+	return l.acquire(ctx, client, 1)
 }
 
 func (st *store) retry(
@@ -270,8 +274,7 @@ func (st *store) retry(
 ) error {
 	detached, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
-	client, _ := ctx.Value(clientContext{}).(clientKey)
-	release, err := st.conns.acquire(ctx, client, 1)
+	release, err := acquireSlot(ctx, &st.conns)
 	if err != nil {
 		return err
 	}
@@ -323,31 +326,27 @@ func inTx(f work, settings ...string) work {
 	}
 }
 
-// inSlot runs by run in a slot of l.
-func inSlot(l *limiter, client clientKey, run runner) runner {
-	return func(ctx context.Context, f work) error {
-		release, err := l.acquire(ctx, client, 1)
-		if err != nil {
-			return err
-		}
-		defer release()
-		return run(ctx, f)
+// runBulk runs f in a transaction that may take bulkTimeout, in a slot of st.bulk.
+func (st *store) runBulk(ctx context.Context, f work) error {
+	release, err := acquireSlot(ctx, &st.bulk)
+	if err != nil {
+		return err
 	}
-}
-
-// runBulk runs in a transaction that may take bulkTimeout, in a slot of st.bulk.
-func (st *store) runBulk(client clientKey) runner {
+	defer release()
 	limit := fmt.Sprintf("statement_timeout = %d", (bulkTimeout - time.Second).Milliseconds())
-	return inSlot(&st.bulk, client, func(ctx context.Context, f work) error {
-		return st.retry(ctx, bulkTimeout, isLostRace, inTx(f, limit, "lock_timeout = 0"))
-	})
+	return st.retry(ctx, bulkTimeout, isLostRace, inTx(f, limit, "lock_timeout = 0"))
 }
 
 // runLimited runs an idempotent query in a slot of st.expensive. Where words or a filter of the
 // client's own choice make it run out of time, or PostgreSQL's parser out of room, that is a 422,
 // not a 503: the database is available.
-func (st *store) runLimited(client clientKey, chosen bool) runner {
-	return inSlot(&st.expensive, client, func(ctx context.Context, f work) error {
+func (st *store) runLimited(chosen bool) runner {
+	return func(ctx context.Context, f work) error {
+		release, err := acquireSlot(ctx, &st.expensive)
+		if err != nil {
+			return err
+		}
+		defer release()
 		return st.runIdempotent(ctx, func(ctx context.Context, q querier) error {
 			err := f(ctx, q)
 			if chosen && sqlState(err, "57014", "54001", "54000", "XX000") {
@@ -356,7 +355,7 @@ func (st *store) runLimited(client clientKey, chosen bool) runner {
 			}
 			return err
 		})
-	})
+	}
 }
 
 // violations are the constraints whose violation clients are told. Metadata may be longer where it
@@ -429,8 +428,10 @@ func describe(err error) error {
 
 // ping returns nil when the database answers in time.
 func (st *store) ping(ctx context.Context) error {
-	_, err := exec(ctx, func(ctx context.Context, f work) error {
-		return st.retry(ctx, pingTimeout, isLostRace, f)
-	}, "SELECT 1")
-	return err
+	ctx, cancel := context.WithTimeout(withClient(ctx, clientKey{}), pingTimeout)
+	defer cancel()
+	return st.retry(ctx, pingTimeout, isLostRace, func(ctx context.Context, q querier) error {
+		_, err := q.Exec(ctx, "SELECT 1")
+		return err
+	})
 }

@@ -140,14 +140,13 @@ func lockUser(ctx context.Context, q querier, id int64, c userChange) (user, err
 // deactivates the account first, in a transaction of its own, so that its tokens end at once: a
 // million documents take some seconds to go, and batches in progress are waited for. Where the
 // second step fails, the account stays deactivated.
-func (st *store) deleteUser(ctx context.Context, client clientKey, id int64, oldHash string) error {
+func (st *store) deleteUser(ctx context.Context, id int64, oldHash string) error {
 	_, _, err := st.updateUser(ctx, id, userChange{IsActive: new(false), OldHash: oldHash})
 	if err != nil {
 		return err
 	}
-	err = requireRow(exec(ctx, st.runBulk(client),
-		`DELETE FROM users WHERE id = $1 AND NOT is_active`, id))
-	if err != nil {
+	const sql = `DELETE FROM users WHERE id = $1 AND NOT is_active`
+	if err := requireRow(exec(ctx, st.runBulk, sql, id)); err != nil {
 		return fmt.Errorf("account %d is deactivated, but not deleted: %w", id, err)
 	}
 	return nil
@@ -271,10 +270,12 @@ func (b *batcher) gather(l *lookup) []*lookup {
 	return batch
 }
 
+var errBatchPanicked = errors.New("panic in a batch of look-ups")
+
 // serve runs a batch and wakes those that wait for it, also where it panics. That a client has gone
 // does not fail the others.
 func (b *batcher) serve(ctx context.Context, batch []*lookup) {
-	err := errors.New("panic in a batch of look-ups")
+	err := errBatchPanicked
 	defer func() {
 		for _, l := range batch {
 			l.err = cmp.Or(err, l.err)

@@ -49,7 +49,7 @@ func (st *store) createDocuments(
 	}
 	run := st.run
 	if n > 1 {
-		run = st.runBulk(clientKey{user: owner})
+		run = st.runBulk
 	}
 	docs, err := queryAll(ctx, run, scanDocument(), `
 		INSERT INTO documents AS d (owner_id, content, metadata, embedding)
@@ -81,7 +81,7 @@ func (st *store) listDocuments(
 ) (list documents, more bool, err error) {
 	run := st.runIdempotent
 	if in.Filter != nil {
-		run = st.runLimited(clientKey{user: owner}, true)
+		run = st.runLimited(true)
 	}
 	args := []any{owner, in.Include != nil, in.After, in.Limit + 1, int64(pageBytes)}
 	where := filterBy(in.Filter, &args)
@@ -172,7 +172,7 @@ func (st *store) search(
 			          SELECT id, row_number() OVER (ORDER BY score DESC, id) FROM matching) p
 			    GROUP BY id ORDER BY score DESC, id LIMIT $3)`
 	}
-	run := st.runLimited(clientKey{user: owner}, in.Mode != "vector" || in.Filter != nil)
+	run := st.runLimited(in.Mode != "vector" || in.Filter != nil)
 	size := 0
 	scan := func(row pgx.CollectableRow) (m match, err error) {
 		m.Document, err = scanDocument(&m.Score, &m.Distance)(row)

@@ -222,7 +222,7 @@ func (s *server) deleteMe(ctx context.Context, c *caller, in deleteMeInput) (non
 }
 
 func (s *server) removeUser(ctx context.Context, c *caller, id int64, oldHash string) error {
-	err := s.store.deleteUser(ctx, c.key(), id, oldHash)
+	err := s.store.deleteUser(ctx, id, oldHash)
 	if err == nil {
 		s.event(c, "deleted", id)
 	}
