@@ -62,14 +62,21 @@ func (r *resolver) answer(q []byte) []byte {
 }
 
 // rebuild builds the program on a standard library of which edit has changed one file: the resolver
-// and the clock of the system are those of all programs.
+// and the clock of the system are those of all programs. The go command refuses to replace files of a
+// toolchain that it has downloaded, so it sees the toolchain by another path.
 func rebuild(t testing.TB, name, file string, edit func(text string) string) (binary string) {
 	t.Helper()
-	root, err := exec.Command("go", "env", "GOROOT").Output()
+	toolchain, err := exec.Command("go", "env", "GOROOT").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	source := filepath.Join(strings.TrimSpace(string(root)), "src", file)
+	root := filepath.Join(workDir, name+"-goroot")
+	if err := os.Symlink(strings.TrimSpace(string(toolchain)), root); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("GOROOT", root)
+	t.Setenv("GOTOOLCHAIN", "local")
+	source := filepath.Join(root, "src", file)
 	text, err := os.ReadFile(source)
 	if err != nil {
 		t.Fatal(err)
@@ -83,7 +90,8 @@ func rebuild(t testing.TB, name, file string, edit func(text string) string) (bi
 	replaced := map[string]any{"Replace": map[string]string{source: edited}}
 	text, _ = json.Marshal(replaced)
 	os.WriteFile(overlay, text, 0o644)
-	if binary, err = build(name, "-overlay", overlay); err != nil {
+	tool := filepath.Join(root, "bin", "go")
+	if binary, err = build(tool, name, "-overlay", overlay); err != nil {
 		t.Fatal(err)
 	}
 	return binary

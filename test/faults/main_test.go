@@ -53,7 +53,7 @@ func runTests(m *testing.M) int {
 	}
 	defer cleanUp()
 	if !testing.Short() {
-		if program, err = build("latch"); err != nil {
+		if program, err = build("go", "latch"); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
@@ -81,10 +81,11 @@ rm -rf "$0"`
 	return func() { pipe.Close(); cmd.Wait() }, err
 }
 
-// build builds the program with further arguments of go build and returns the path of the binary.
-func build(name string, args ...string) (path string, err error) {
+// build builds the program by a go command and returns the path of the binary. args are further
+// arguments of go build.
+func build(command, name string, args ...string) (path string, err error) {
 	path = filepath.Join(workDir, name)
-	cmd := exec.Command("go", append(append([]string{"build", "-o", path}, args...), ".")...)
+	cmd := exec.Command(command, append(append([]string{"build", "-o", path}, args...), ".")...)
 	cmd.Dir = "../.." // the module's root
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
