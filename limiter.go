@@ -50,9 +50,10 @@ func (c *caller) key() clientKey {
 
 // waiter is a request for n units. rank is how many its client had or waited for before it.
 type waiter struct {
-	key     clientKey
-	n, rank int64
-	granted chan struct{}
+	key      clientKey
+	n, rank  int64
+	granted  chan struct{} // closed when it has them; nil: it did not have to wait
+	released bool
 }
 
 // acquire takes n units for a client and returns the function that gives them back, which may be
@@ -60,15 +61,13 @@ type waiter struct {
 // limiter's detail, where the queue is full or the time-out is over, and the context's error when the
 // client has gone.
 func (l *limiter) acquire(ctx context.Context, client clientKey, n int64) (func(), error) {
-	w := &waiter{key: client, n: min(n, l.share), granted: make(chan struct{})}
-	release := sync.OnceFunc(func() { l.release(w) })
+	w := &waiter{key: client, n: min(n, l.share)}
+	release := func() { l.release(w) }
 	if !l.enqueue(w) {
 		return nil, l.busy()
 	}
-	select {
-	case <-w.granted:
+	if w.granted == nil {
 		return release, nil
-	default: // the timer below costs more
 	}
 	timer := time.NewTimer(l.timeout)
 	defer timer.Stop()
@@ -100,9 +99,12 @@ func (l *limiter) enqueue(w *waiter) bool {
 	l.waiting = append(l.waiting, w)
 	l.grant()
 	i := slices.Index(l.waiting, w)
-	if i >= 0 && (len(l.waiting) > l.queue || own >= (l.queue+1)/2) {
+	switch {
+	case i >= 0 && (len(l.waiting) > l.queue || own >= (l.queue+1)/2):
 		l.waiting = slices.Delete(l.waiting, i, i+1)
 		return false
+	case i >= 0:
+		w.granted = make(chan struct{})
 	}
 	return true
 }
@@ -125,7 +127,9 @@ func (l *limiter) grant() {
 		w := l.waiting[next]
 		l.waiting = slices.Delete(l.waiting, next, next+1)
 		l.use(w, w.n)
-		close(w.granted)
+		if w.granted != nil {
+			close(w.granted)
+		}
 	}
 }
 
@@ -146,9 +150,10 @@ func (l *limiter) release(w *waiter) {
 	defer l.mu.Unlock()
 	if i := slices.Index(l.waiting, w); i >= 0 {
 		l.waiting = slices.Delete(l.waiting, i, i+1)
-	} else {
+	} else if !w.released {
 		l.use(w, -w.n)
 	}
+	w.released = true
 	l.grant()
 }
 
