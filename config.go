@@ -2,15 +2,16 @@ package main
 
 // config.go has every setting with its meaning, unit and default: the table below is what -h
 // prints and what is enforced. A setting NAME comes from the environment, or from a file .env in
-// the working directory, which the environment overrides. NAME_FILE names a file to read it from,
-// as container secrets are given. An empty value counts as none. Values are never printed: any of
-// them may be a secret in the wrong place.
+// the working directory, which the environment overrides; NAME_FILE names a file to read it from,
+// as container secrets are given. Names are in any case; an empty value counts as none. Values are
+// never printed: any of them may be a secret in the wrong place.
 
 import (
 	"cmp"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"net/url"
 	"os"
@@ -20,36 +21,25 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 type config struct {
-	AppName             string
-	Debug               bool
-	Docs                bool
-	Host                string
-	Port                int64
-	APIPrefix           string
-	DatabaseURL         string
-	DatabaseMaxConns    int64
-	DatabaseEcho        bool
-	SecretKeys          []string
-	Algorithm           string
-	AccessMinutes       int64
-	RefreshDays         int64
-	RefreshGrace        int64
-	RegistrationOpen    bool
-	CORSOrigins         []string
-	TrustedProxies      []netip.Prefix
-	EmbeddingDimensions int64
-	EmbeddingsURL       string
-	EmbeddingsModel     string
-	EmbeddingsKey       string
-	TextSearch          string
-	LogLevel            string
-	LogFormat           string
-	MetricsAddr         string
-	ShutdownDelay       int64
+	AppName, Host, APIPrefix, DatabaseURL, Algorithm, LogLevel, LogFormat, MetricsAddr string
+
+	EmbeddingsURL, EmbeddingsModel, EmbeddingsKey, TextSearch string
+
+	Debug, Docs, DatabaseEcho, RegistrationOpen bool
+
+	Port, DatabaseMaxConns, AccessMinutes, RefreshDays, RefreshGrace int64
+
+	EmbeddingDimensions, ShutdownDelay int64
+
+	SecretKeys, CORSOrigins []string
+	TrustedProxies          []netip.Prefix
+
+	warnings []string // names in .env that look like typing errors
 }
 
 // setting is one row of the table.
@@ -72,16 +62,14 @@ func (c *config) settings() []setting {
 		{"PORT", &c.Port, "", "1 65535",
 			"port to listen on (8000; in development the next that is free)"},
 		{"API_V1_PREFIX", &c.APIPrefix, "/api/v1", "", "path before every endpoint"},
-		{"DATABASE_URL", &c.DatabaseURL, "", "",
-			"postgresql://user:password@host:5432/name; unset: development, with a private " +
-				"PostgreSQL under .data/"},
+		{"DATABASE_URL", &c.DatabaseURL, "", "", "postgresql://user:password@host:5432/name; " +
+			"unset: development, with a private PostgreSQL under .data/"},
 		{"DATABASE_MAX_CONNS", &c.DatabaseMaxConns, "8", "1 1000",
 			"most connections to PostgreSQL; 4 to 8 serve a few cores best"},
 		{"DATABASE_ECHO", &c.DatabaseEcho, "false", "",
 			"log statements and durations, never arguments"},
-		{"SECRET_KEY", &c.SecretKeys, "", "",
-			"key of 32 bytes or more (openssl rand -hex 32); several with commas: the first " +
-				"signs, all verify; required with DATABASE_URL"},
+		{"SECRET_KEY", &c.SecretKeys, "", "", "key of 32 bytes or more (openssl rand -hex 32); " +
+			"several with commas: the first signs, all verify; required with DATABASE_URL"},
 		{"ALGORITHM", &c.Algorithm, "HS256", "HS256", "how tokens are signed"},
 		{"ACCESS_TOKEN_EXPIRE_MINUTES", &c.AccessMinutes, "30", "1 1440",
 			"lifetime of an access token"},
@@ -90,16 +78,15 @@ func (c *config) settings() []setting {
 		{"REFRESH_GRACE_SECONDS", &c.RefreshGrace, "10", "0 300",
 			"how long a spent refresh token still gets its successor"},
 		{"REGISTRATION_OPEN", &c.RegistrationOpen, "true", "", "whether anyone may register"},
-		{"CORS_ORIGINS", &c.CORSOrigins, "", "",
-			"origins whose pages may call the API, such as https://app.example.com; exact, " +
-				"with commas"},
+		{"CORS_ORIGINS", &c.CORSOrigins, "", "", "origins whose pages may call the API, such as " +
+			"https://app.example.com; exact, with commas"},
 		{"TRUSTED_PROXIES", &c.TrustedProxies, "", "",
 			"addresses or networks whose X-Forwarded-For and -Proto are believed, with commas"},
 		{"EMBEDDING_DIMENSIONS", &c.EmbeddingDimensions, "384", "1 4000",
 			"numbers in an embedding; fixed at the first migration"},
-		{"EMBEDDINGS_URL", &c.EmbeddingsURL, "", "",
-			"provider of embeddings that speaks OpenAI's /v1/embeddings, as " +
-				"https://api.openai.com/v1; unset: clients bring their own"},
+		{"EMBEDDINGS_URL", &c.EmbeddingsURL, "", "", "provider of embeddings that speaks " +
+			"OpenAI's /v1/embeddings, as https://api.openai.com/v1; unset: clients bring " +
+			"their own"},
 		{"EMBEDDINGS_MODEL", &c.EmbeddingsModel, "", "",
 			"the provider's model; fixed at the first start with one"},
 		{"EMBEDDINGS_API_KEY", &c.EmbeddingsKey, "", "",
@@ -110,15 +97,13 @@ func (c *config) settings() []setting {
 			"least level that is logged (info; debug with DEBUG)"},
 		{"LOG_FORMAT", &c.LogFormat, "", "json,text",
 			"form of the log (json; text in development)"},
-		{"METRICS_ADDR", &c.MetricsAddr, "", "",
-			"port, or address:port, of /metrics for Prometheus; loopback unless it names a " +
-				"host; unset: none"},
+		{"METRICS_ADDR", &c.MetricsAddr, "", "", "port, or address:port, of /metrics for " +
+			"Prometheus; loopback unless it names a host; unset: none"},
 		{"SHUTDOWN_DELAY", &c.ShutdownDelay, "0", "0 300",
 			"seconds between failing /health/db and closing, for load balancers to notice"},
 	}
 }
 
-// printSettings writes the table, in columns.
 func printSettings(w io.Writer) {
 	for _, row := range (&config{}).settings() {
 		fmt.Fprintf(w, "  %-27s  %-9s  %s\n", row.name, row.def, row.doc)
@@ -126,11 +111,16 @@ func printSettings(w io.Writer) {
 }
 
 // loadConfig reads all settings. The error joins every problem, a line each, without values.
-func loadConfig(getenv func(string) string, dotenv string) (*config, error) {
-	cfg := &config{}
+func loadConfig(environ []string, dotenv string) (*config, error) {
+	env, cfg, names := map[string]string{}, &config{}, []string{}
+	for _, entry := range environ {
+		name, value, _ := strings.Cut(entry, "=")
+		env[name] = value
+	}
 	file, problems := parseDotEnv(dotenv)
 	for _, row := range cfg.settings() {
-		text, err := lookUp(row.name, getenv, func(name string) string { return file[name] })
+		names = append(names, row.name, row.name+"_FILE")
+		text, err := lookUp(row.name, env, file)
 		if text = cmp.Or(text, row.def); err == nil && text != "" {
 			err = row.set(text)
 		}
@@ -138,27 +128,55 @@ func loadConfig(getenv func(string) string, dotenv string) (*config, error) {
 			problems = append(problems, fmt.Errorf("%s: %w", row.name, err))
 		}
 	}
+	for _, name := range slices.Sorted(maps.Keys(file)) {
+		edits := func(known string) int { return edits(strings.ToUpper(name), known, 2) }
+		nearest := slices.MinFunc(names, func(a, b string) int { return edits(a) - edits(b) })
+		if n := edits(nearest); n == 1 || n == 2 {
+			cfg.warnings = append(cfg.warnings, fmt.Sprintf(
+				".env sets %s, which is no setting; the nearest is %s", name, nearest))
+		}
+	}
 	return cfg, errors.Join(append(problems, cfg.check()...)...)
 }
 
-// lookUp returns the text of a setting, from the first source that has it.
-func lookUp(name string, sources ...func(string) string) (string, error) {
-	for _, get := range sources {
-		text, from := get(name), get(name+"_FILE")
-		switch {
-		case text != "" && from != "":
-			return "", fmt.Errorf("is given together with %s_FILE; unset one", name)
-		case from != "":
-			content, err := os.ReadFile(from)
-			if err != nil {
-				return "", fmt.Errorf("the file that %s_FILE names cannot be read", name)
+// edits returns how many insertions, deletions and replacements make b of a, as far as limit.
+func edits(a, b string, limit int) int {
+	for a != "" && b != "" && a[0] == b[0] {
+		a, b = a[1:], b[1:]
+	}
+	if limit == 0 || a == "" || b == "" {
+		return len(a) + len(b)
+	}
+	limit--
+	return 1 + min(edits(a[1:], b[1:], limit), edits(a[1:], b, limit), edits(a, b[1:], limit))
+}
+
+// lookUp returns the text of a setting, from the first source that has it. Two spellings of a name
+// in one source are refused, as is a name together with its _FILE. A newline at the end is cut.
+func lookUp(name string, sources ...map[string]string) (text string, err error) {
+	for _, source := range sources {
+		for _, key := range slices.Sorted(maps.Keys(source)) {
+			isFile := strings.EqualFold(key, name+"_FILE")
+			switch value := source[key]; {
+			case value == "" || !isFile && !strings.EqualFold(key, name):
+				continue
+			case text != "":
+				return "", fmt.Errorf("is given together with %s; unset one", key)
+			case isFile:
+				content, err := os.ReadFile(value)
+				if err != nil {
+					return "", fmt.Errorf("the file that %s_FILE names cannot be read", name)
+				}
+				text = strings.TrimPrefix(string(content), "\ufeff") // a byte order mark
+			default:
+				text = value
 			}
-			return strings.TrimRight(string(content), "\r\n"), nil
-		case text != "":
-			return text, nil
+		}
+		if text != "" {
+			break
 		}
 	}
-	return "", nil
+	return strings.TrimRight(text, "\r\n"), nil
 }
 
 // set parses text into the field of the row.
@@ -186,116 +204,137 @@ func (row setting) set(text string) (err error) {
 		}
 	case *[]netip.Prefix:
 		for item := range strings.SplitSeq(text, ",") {
-			network, err := parseNetwork(strings.TrimSpace(item))
+			item = strings.TrimSpace(item)
+			if a, err := netip.ParseAddr(item); err == nil {
+				item = fmt.Sprintf("%s/%d", a, a.BitLen())
+			}
+			network, err := netip.ParsePrefix(item)
 			if err != nil {
 				return errors.New("must be addresses or networks such as 10.0.0.0/8, with commas")
 			}
-			*to = append(*to, network)
+			*to = append(*to, network.Masked())
 		}
 	}
 	return nil
 }
 
-// parseNetwork reads a network such as 10.0.0.0/8, or an address as a network of its own.
-func parseNetwork(text string) (netip.Prefix, error) {
-	if address, err := netip.ParseAddr(text); err == nil {
-		return address.Prefix(address.BitLen())
-	}
-	network, err := netip.ParsePrefix(text)
-	return network.Masked(), err
-}
-
 // check finds what no single setting shows, and completes the defaults that depend on others.
 func (c *config) check() (problems []error) {
-	fault := func(bad bool, text string) {
+	refuse := func(bad bool, text string, args ...any) {
 		if bad {
-			problems = append(problems, errors.New(text))
+			problems = append(problems, fmt.Errorf(text, args...))
 		}
 	}
-	if after, ok := strings.CutPrefix(c.DatabaseURL, "postgresql+asyncpg://"); ok { // SQLAlchemy's
-		c.DatabaseURL = "postgresql://" + after
+	refuse(!isHost(c.Host), "HOST: must be an address or a name alone, such as 127.0.0.1, ::1 or "+
+		"localhost; the port goes into PORT")
+	level, format := "info", "json"
+	if c.Debug {
+		level = "debug"
 	}
-	_, err := pgxpool.ParseConfig(c.DatabaseURL) // its error would hold the URL
-	isURL := fits(c.DatabaseURL, `^postgres(ql)?://`)
-	fault(c.DatabaseURL != "" && (err != nil || !isURL), "DATABASE_URL: must be a URL such as "+
-		"postgresql://user:password@host:5432/name; signs in the password are percent-encoded, "+
-		"and files that it names must exist")
-	fault(c.DatabaseURL != "" && len(c.SecretKeys) == 0, "SECRET_KEY: is required with "+
-		"DATABASE_URL; make one with: openssl rand -hex 32")
+	if c.DatabaseURL == "" {
+		format = "text"
+	} else {
+		problems = append(problems, c.checkDatabaseURL()...)
+		refuse(len(c.SecretKeys) == 0, "SECRET_KEY: is required with DATABASE_URL; make one with: "+
+			"openssl rand -hex 32")
+	}
+	c.LogLevel, c.LogFormat = cmp.Or(c.LogLevel, level), cmp.Or(c.LogFormat, format)
 	for i, key := range c.SecretKeys {
-		if why := weakKey(key, c.Debug); why != "" {
-			problems = append(problems, fmt.Errorf(
-				"SECRET_KEY: key %d %s; make one with: openssl rand -hex 32", i+1, why))
-		}
-		fault(slices.Contains(c.SecretKeys[:i], key), "SECRET_KEY: holds the same key twice")
+		why := weakKey(key, c.Debug)
+		refuse(why != "", "SECRET_KEY: key %d %s; make one with: openssl rand -hex 32", i+1, why)
+		refuse(slices.Contains(c.SecretKeys[:i], key), "SECRET_KEY: holds the same key twice")
 	}
-	fault(!fits(c.MetricsAddr, `^(([^:]*:|\[[0-9a-f:]+\]:)?[0-9]{1,5})?$`),
+	refuse(!fits(c.MetricsAddr, `^(([^:]*:|\[[0-9a-f:]+\]:)?[0-9]{1,5})?$`),
 		"METRICS_ADDR: must be a port or address:port, as 9090 or 10.0.0.5:9090")
-	fault(!fits(c.APIPrefix, `^(/[A-Za-z0-9._-]+)+$`) || path.Clean(c.APIPrefix) != c.APIPrefix,
+	refuse(!fits(c.APIPrefix, `^(/[A-Za-z0-9._-]+)+$`) || path.Clean(c.APIPrefix) != c.APIPrefix,
 		"API_V1_PREFIX: must be a path such as /api/v1, without a slash at the end")
 	for _, origin := range c.CORSOrigins {
-		u, err := url.Parse(origin)
-		fault(err != nil || u.Host == "" || u.Scheme+"://"+u.Host != origin ||
-			origin != strings.ToLower(origin) || strings.Contains(origin, "*"), "CORS_ORIGINS: must "+
-			"be exact origins such as https://app.example.com, in lower case and without a "+
-			"path; * is not one")
+		refuse(!fits(origin, `^[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]+)?$`),
+			"CORS_ORIGINS: must be exact origins such as https://app.example.com, in lower case "+
+				"and without a path; * is not one")
 	}
-	if c.LogLevel == "" {
-		c.LogLevel = "info"
-		if c.Debug {
-			c.LogLevel = "debug"
-		}
-	}
-	if c.LogFormat == "" {
-		c.LogFormat = "json"
-		if c.DatabaseURL == "" {
-			c.LogFormat = "text"
-		}
-	}
-	return append(problems, c.checkEmbeddings()...)
-}
-
-func (c *config) checkEmbeddings() (problems []error) {
 	u, err := url.Parse(c.EmbeddingsURL)
-	if c.EmbeddingsURL != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" ||
-		u.Host == "" || strings.ContainsAny(c.EmbeddingsURL, "?#")) {
-		problems = append(problems, errors.New("EMBEDDINGS_URL: must be an http or https URL "+
-			"without a query, as https://api.openai.com/v1"))
-	}
-	if (c.EmbeddingsURL == "") != (c.EmbeddingsModel == "") {
-		problems = append(problems, errors.New("EMBEDDINGS_MODEL: goes together with "+
-			"EMBEDDINGS_URL; set both or none"))
-	}
-	if !fits(c.EmbeddingsKey, `^[!-~]*$`) {
-		problems = append(problems, errors.New("EMBEDDINGS_API_KEY: must be printable ASCII "+
-			"without spaces, as it goes into a header"))
-	}
-	if !fits(c.TextSearch, `^[a-z_][a-z0-9_]*$`) {
-		problems = append(problems, errors.New("TEXT_SEARCH_CONFIG: must be the name of a "+
-			"configuration, as simple or english"))
-	}
+	refuse(c.EmbeddingsURL != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" ||
+		u.Host == "" || strings.ContainsAny(c.EmbeddingsURL, "?#")), "EMBEDDINGS_URL: must be an "+
+		"http or https URL without a query, as https://api.openai.com/v1")
+	refuse((c.EmbeddingsURL == "") != (c.EmbeddingsModel == ""), "EMBEDDINGS_MODEL: goes together "+
+		"with EMBEDDINGS_URL; set both or none")
+	refuse(!fits(c.EmbeddingsKey, `^[!-~]*$`), "EMBEDDINGS_API_KEY: must be printable ASCII "+
+		"without spaces, as it goes into a header")
+	refuse(!fits(c.TextSearch, `^[a-z_][a-z0-9_]*$`), "TEXT_SEARCH_CONFIG: must be the name of a "+
+		"configuration, as simple or english")
 	return problems
 }
 
 func fits(text, pattern string) bool { return regexp.MustCompile(pattern).MatchString(text) }
 
-// publicKeys are what keys hold that stand in examples and documentation, where everybody can read
-// them.
+// isHost reports whether text is an address or can be the name of a host.
+func isHost(text string) bool {
+	_, err := netip.ParseAddr(text)
+	return err == nil || fits(text, `^[A-Za-z0-9._-]+$`)
+}
+
+// SQLAlchemy names its driver in the scheme, and asyncpg has ssl for sslmode.
+var driverScheme = regexp.MustCompile(`^postgres(ql)?\+\w+://`)
+var asyncpgSSL = regexp.MustCompile(`([?&])ssl=(disable|allow|prefer|require|verify-)`)
+
+// foreignParameters are those of other drivers, with what to write instead. What else PostgreSQL
+// does not know it refuses itself, by name.
+var foreignParameters = [][2]string{
+	{"ssl sslaccept", "write sslmode=require"},
+	{"schema currentSchema", "write search_path"},
+	{"command_timeout", "write statement_timeout, in milliseconds"},
+	{"connection_limit max_overflow pool_max_conns pool_size", "set DATABASE_MAX_CONNS instead"},
+	{"prepared_statement_cache_size prepared_statement_name_func statement_cache_size pgbouncer",
+		"leave it out: PgBouncer is recognized by itself"},
+	{"async_fallback gssencmode keepalives pool_timeout timeout", "leave it out"},
+}
+
+// checkDatabaseURL takes the URLs of SQLAlchemy too. An @ in a password must be encoded: pgx would
+// take the rest of the password for the host, and ask the resolver for it.
+func (c *config) checkDatabaseURL() (problems []error) {
+	c.DatabaseURL = driverScheme.ReplaceAllString(c.DatabaseURL, "postgresql://")
+	c.DatabaseURL = asyncpgSSL.ReplaceAllString(c.DatabaseURL, "${1}sslmode=$2")
+	conf, err := pgx.ParseConfig(c.DatabaseURL) // its error would hold the URL
+	bad := func(f *pgconn.FallbackConfig) bool {
+		return !isHost(f.Host) && !strings.HasPrefix(f.Host, "/")
+	}
+	if err != nil || !fits(c.DatabaseURL, `^postgres(ql)?://([^/@]*@)?[^@]*$`) ||
+		slices.ContainsFunc(append(conf.Fallbacks, &pgconn.FallbackConfig{Host: conf.Host}), bad) {
+		return []error{errors.New("DATABASE_URL: must be a URL such as postgresql://user:password" +
+			"@host:5432/name; signs in the password are percent-encoded (@ is %40), and files " +
+			"that it names must exist")}
+	}
+	for _, row := range foreignParameters {
+		for name := range strings.FieldsSeq(row[0]) {
+			if _, has := conf.RuntimeParams[name]; has {
+				problems = append(problems, fmt.Errorf(
+					"DATABASE_URL: has %s, which is another driver's; %s", name, row[1]))
+			}
+		}
+	}
+	return problems
+}
+
+// publicKeys are what keys hold that stand in examples and documentation, for everybody to read.
 var publicKeys = []string{
 	"09d25e094faa6ca2556c818166b7a9563b93f7099f6f0f4caa6cf63b88e8d3e7", // FastAPI's tutorial
 	"a-string-secret-at-least-256-bits-long",                           // jwt.io
-	"change-in-production", "changeme", "change-me", "change_me", "change-this", "changethis", "your-secret", "your_secret", "super-secret", "placeholder",
+	"change-in-production", "changeme", "change-me", "change_me", "change-this", "changethis",
+	"your-secret", "your_secret", "super-secret", "placeholder",
 }
 
 // weakKey says why a signing key must not be used, or "".
 func weakKey(key string, debug bool) string {
-	lower, distinct := strings.ToLower(key), slices.Compact(slices.Sorted(slices.Values([]byte(key))))
+	lower := strings.ToLower(key)
+	isPublic := func(known string) bool { return strings.Contains(lower, known) }
+	distinct := slices.Compact(slices.Sorted(slices.Values([]byte(key))))
 	switch {
 	case len(key) < 32: // the size of the hash: RFC 7518, section 3.2
 		return "has fewer than 32 bytes"
-	case len(distinct) < 8 || strings.Contains((key + key)[1:2*len(key)-1], key): // a random hex key has all 16 digits but for luck
-		return "repeats the same bytes"
-	case slices.ContainsFunc(publicKeys, func(known string) bool { return strings.Contains(lower, known) }):
+	case len(distinct) < 8 || strings.Contains((key + key)[1:2*len(key)-1], key):
+		return "repeats the same bytes" // a random hexadecimal key has nearly all 16 digits
+	case slices.ContainsFunc(publicKeys, isPublic):
 		return "is a placeholder"
 	case strings.Contains(lower, "development-only") && !debug:
 		return "is for development only (DEBUG=true)"
@@ -307,36 +346,29 @@ func weakKey(key string, debug bool) string {
 // \$; without quotes it ends before a space or tab and #, which start a comment. Nothing is
 // expanded.
 var (
-	dotEnvLine    = regexp.MustCompile(`^(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)[ \t]*=[ \t]*([^\x00]*)$`)
-	dotEnvValue   = regexp.MustCompile(`^(?:'([^']*)'|"((?:[^"\\]|\\.)*)"|([^'"#].*?)(?:[ \t]|$)|)[ \t]*(?:#.*)?$`)
+	dotEnvLine = regexp.MustCompile(`^(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)[ \t]*=[ \t]*` +
+		`(?:'([^']*)'|"((?:[^"\\]|\\.)*)"|([^'"#].*?)(?:[ \t]|$)|)[ \t]*(?:#.*)?$`)
 	dotEnvEscapes = strings.NewReplacer(`\\`, `\`, `\"`, `"`, `\n`, "\n", `\$`, "$")
 )
 
 // parseDotEnv reads lines NAME=value.
 func parseDotEnv(text string) (values map[string]string, problems []error) {
 	values = map[string]string{}
-	for i, line := range strings.Split(text, "\n") {
+	for i, line := range strings.Split(strings.TrimPrefix(text, "\ufeff"), "\n") {
 		line = strings.TrimSpace(line)
 		if line == "" || line[0] == '#' {
 			continue
 		}
-		bad := func(why string) { problems = append(problems, fmt.Errorf(".env: line %d %s", i+1, why)) }
-		m := dotEnvLine.FindStringSubmatch(line)
-		if m == nil {
-			bad("is not NAME=value")
+		why, m := "", dotEnvLine.FindStringSubmatch(line)
+		if m == nil || strings.Contains(line, "\x00") {
+			why = "is not NAME=value, or has an open quote or text behind one"
+		} else if _, twice := values[m[1]]; twice {
+			why = "sets a name that was set before"
+		} else {
+			values[m[1]] = m[2] + dotEnvEscapes.Replace(m[3]) + strings.TrimSpace(m[4])
 			continue
 		}
-		name, v := m[1], dotEnvValue.FindStringSubmatch(m[2])
-		_, twice := values[name]
-		switch {
-		case twice:
-			bad("sets a name that was set before")
-		case v == nil:
-			bad("has a quote that is not closed, or text behind it")
-			values[name] = ""
-		default:
-			values[name] = v[1] + dotEnvEscapes.Replace(v[2]) + strings.TrimSpace(v[3])
-		}
+		problems = append(problems, fmt.Errorf(".env: line %d %s", i+1, why))
 	}
 	return values, problems
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
@@ -24,7 +25,11 @@ func settings() map[string]setting {
 
 // loadFrom is loadConfig with env as the environment.
 func loadFrom(env map[string]string, dotenv string) (*config, error) {
-	return loadConfig(func(name string) string { return env[name] }, dotenv)
+	var environ []string
+	for name, value := range env {
+		environ = append(environ, name+"="+value)
+	}
+	return loadConfig(environ, dotenv)
 }
 
 // served is the least that a server outside development needs, and more.
@@ -39,12 +44,15 @@ func served(more ...string) map[string]string {
 func TestDefaults(t *testing.T) {
 	t.Parallel()
 	got, err := loadFrom(nil, "")
-	want := config{AppName: "Latch", Docs: true, EmbeddingDimensions: 384, TextSearch: "simple", Host: "127.0.0.1", APIPrefix: "/api/v1", DatabaseMaxConns: 8, Algorithm: "HS256", AccessMinutes: 30, RefreshDays: 7, RefreshGrace: 10,
-		RegistrationOpen: true, LogLevel: "info", LogFormat: "text"}
+	want := config{AppName: "Latch", Docs: true, EmbeddingDimensions: 384, TextSearch: "simple",
+		Host: "127.0.0.1", APIPrefix: "/api/v1", DatabaseMaxConns: 8, Algorithm: "HS256",
+		AccessMinutes: 30, RefreshDays: 7, RefreshGrace: 10, RegistrationOpen: true,
+		LogLevel: "info", LogFormat: "text"}
 	if err != nil || !reflect.DeepEqual(*got, want) {
 		t.Errorf("loadConfig of nothing = %+v, %v, want %+v", got, err, want)
 	}
-	if got, err := loadFrom(served("DEBUG", "true"), ""); err != nil || got.LogFormat != "json" || got.LogLevel != "debug" {
+	got, err = loadFrom(served("DEBUG", "true"), "")
+	if err != nil || got.LogFormat != "json" || got.LogLevel != "debug" {
 		t.Errorf("with DATABASE_URL and DEBUG: %+v, %v, want json and debug", got, err)
 	}
 }
@@ -60,6 +68,8 @@ func TestSettings(t *testing.T) {
 		return nil
 	}
 	net := netip.MustParsePrefix
+	const failover = "postgresql://u:p@a:5432,b:5432/x?target_session_attrs=read-write"
+	const encrypted = "postgresql://u:p@db:5432/x?sslmode=require"
 	for _, row := range []struct {
 		name, text string
 		want       any // nil: refused
@@ -70,7 +80,16 @@ func TestSettings(t *testing.T) {
 		{"DEBUG", "yes", nil},
 		{"DATABASE_ECHO", "True", true},
 		{"REGISTRATION_OPEN", "false", false},
+		{"HOST", "::1", "::1"},
+		{"HOST", "localhost", "localhost"},
+		{"HOST", "localhost:8144", nil},
+		{"HOST", "127.0.0.1:8144", nil},
+		{"HOST", "[::1]", nil},
+		{"HOST", "http://localhost", nil},
+		{"HOST", "/tmp", nil},
 		{"PORT", "65535", int64(65535)},
+		{"PORT", "8000\n", int64(8000)},
+		{"PORT", "8000\r\n", int64(8000)},
 		{"PORT", "0", nil},
 		{"PORT", "65536", nil},
 		{"PORT", "80a", nil},
@@ -100,10 +119,19 @@ func TestSettings(t *testing.T) {
 		{"API_V1_PREFIX", "/a/../b", nil},
 		{"API_V1_PREFIX", "/{id}", nil},
 		{"API_V1_PREFIX", "/a b", nil},
-		{"DATABASE_URL", "postgresql://u:p@db:5432/x?sslmode=require", "postgresql://u:p@db:5432/x?sslmode=require"},
+		{"DATABASE_URL", encrypted, encrypted},
 		{"DATABASE_URL", "postgres://u:p@db/x", "postgres://u:p@db/x"},
 		{"DATABASE_URL", "postgresql+asyncpg://u:p@db/x", "postgresql://u:p@db/x"},
-		{"DATABASE_URL", "postgresql://u:p@a:5432,b:5432/x?target_session_attrs=read-write", "postgresql://u:p@a:5432,b:5432/x?target_session_attrs=read-write"},
+		{"DATABASE_URL", failover, failover},
+		{"DATABASE_URL", "postgresql+asyncpg://u:p@db:5432/x?ssl=require", encrypted},
+		{"DATABASE_URL", "postgresql+asyncpg://u:p@db/x?a.b=1&ssl=verify-full",
+			"postgresql://u:p@db/x?a.b=1&sslmode=verify-full"},
+		{"DATABASE_URL", "postgresql+psycopg://u:p@db/x", "postgresql://u:p@db/x"},
+		{"DATABASE_URL", "postgresql+psycopg2://u:p@db/x", "postgresql://u:p@db/x"},
+		{"DATABASE_URL", "postgresql://u:P%40ssw0rd!@db/x", "postgresql://u:P%40ssw0rd!@db/x"},
+		{"DATABASE_URL", "postgresql://u@/x?host=%2Ftmp", "postgresql://u@/x?host=%2Ftmp"},
+		{"DATABASE_URL", "postgresql://u:p@[::1]:5432/x", "postgresql://u:p@[::1]:5432/x"},
+		{"DATABASE_URL", "postgresql://u:p@my_db-1.local./x", "postgresql://u:p@my_db-1.local./x"},
 		{"DATABASE_URL", "mysql://u:p@db/x", nil},
 		{"DATABASE_URL", "sqlite:///x.db", nil},
 		{"DATABASE_URL", "host=db user=u", nil},
@@ -111,7 +139,10 @@ func TestSettings(t *testing.T) {
 		{"DATABASE_URL", "postgresql://u:p%@db/x", nil},
 		{"DATABASE_URL", "postgresql://u:p@db/x?sslmode=maybe", nil},
 		{"CORS_ORIGINS", "https://a.example.com", []string{"https://a.example.com"}},
-		{"CORS_ORIGINS", "https://a.example.com, http://localhost:5173", []string{"https://a.example.com", "http://localhost:5173"}},
+		{"CORS_ORIGINS", "https://a.example.com, http://localhost:5173",
+			[]string{"https://a.example.com", "http://localhost:5173"}},
+		{"CORS_ORIGINS", "http://[::1]:5173", []string{"http://[::1]:5173"}},
+		{"CORS_ORIGINS", "capacitor://localhost", []string{"capacitor://localhost"}},
 		{"CORS_ORIGINS", "*", nil},
 		{"CORS_ORIGINS", "https://*.example.com", nil},
 		{"CORS_ORIGINS", "null", nil},
@@ -122,7 +153,8 @@ func TestSettings(t *testing.T) {
 		{"CORS_ORIGINS", "https://a.example.com,", nil},
 		{"CORS_ORIGINS", "https://A.example.com", nil},
 		{"TRUSTED_PROXIES", "10.0.0.0/8", []netip.Prefix{net("10.0.0.0/8")}},
-		{"TRUSTED_PROXIES", "10.1.2.3/8, ::1, 192.0.2.1", []netip.Prefix{net("10.0.0.0/8"), net("::1/128"), net("192.0.2.1/32")}},
+		{"TRUSTED_PROXIES", "10.1.2.3/8, ::1, 192.0.2.1",
+			[]netip.Prefix{net("10.0.0.0/8"), net("::1/128"), net("192.0.2.1/32")}},
 		{"TRUSTED_PROXIES", "10.0.0.0/33", nil},
 		{"TRUSTED_PROXIES", "proxy", nil},
 		{"TRUSTED_PROXIES", "10.0.0.0/8,", nil},
@@ -132,11 +164,66 @@ func TestSettings(t *testing.T) {
 	} {
 		cfg, err := loadFrom(served(row.name, row.text), "")
 		if row.want == nil {
-			if err == nil || !strings.HasPrefix(err.Error(), row.name+": ") || strings.Count(err.Error(), "\n") > 0 {
+			if err == nil || !strings.HasPrefix(err.Error(), row.name+": ") ||
+				strings.Count(err.Error(), "\n") > 0 {
 				t.Errorf("%s=%s gives %v, want one problem", row.name, row.text, err)
 			}
 		} else if got := get(cfg, row.name); err != nil || !reflect.DeepEqual(got, row.want) {
 			t.Errorf("%s=%s is %v, %v, want %v", row.name, row.text, got, err, row.want)
+		}
+	}
+}
+
+// TestDatabaseURL: what is wrong is said by name, with what to write instead and without the URL.
+func TestDatabaseURL(t *testing.T) {
+	t.Parallel()
+	const form = "must be a URL such as postgresql://user:password@host:5432/name; signs in the " +
+		"password are percent-encoded (@ is %40), and files that it names must exist"
+	for url, want := range map[string]string{
+		"postgres://app:P@ssw0rd!@host/db":        form,
+		"postgres://app:P@ssw0rd/x@host/db":       form,
+		"postgres://app:12/34@host/db":            form,
+		"postgres://app:P@ssw0rd!":                form,
+		"postgres://app:ssw0rd@ho!st/db":          form,
+		"postgres://app:ssw0rd@host,ho%20st/db":   form,
+		"postgres://app:ssw0rd@host/db?host=x%21": form,
+		"postgres://app:ssw0rd@host/db?ssl=maybe": "has ssl, which is another driver's; " +
+			"write sslmode=require",
+		"postgresql+asyncpg://app:ssw0rd@host/db?prepared_statement_cache_size=0": "has " +
+			"prepared_statement_cache_size, which is another driver's; " +
+			"leave it out: PgBouncer is recognized by itself",
+		"postgresql://app:ssw0rd@host/db?schema=ssw0rd": "has schema, which is another driver's; " +
+			"write search_path",
+		"postgresql://app:ssw0rd@host/db?pool_size=5&command_timeout=60": "has command_timeout, " +
+			"which is another driver's; write statement_timeout, in milliseconds\n" +
+			"DATABASE_URL: has pool_size, which is another driver's; set DATABASE_MAX_CONNS " +
+			"instead",
+	} {
+		_, err := loadFrom(served("DATABASE_URL", url), "")
+		if err == nil || err.Error() != "DATABASE_URL: "+want ||
+			strings.Contains(err.Error(), "ssw0rd") {
+			t.Errorf("DATABASE_URL=%s gives %v, want %s", url, err, want)
+		}
+	}
+}
+
+// TestTypingErrors: a name in .env that is one or two edits from a setting is reported, no value.
+func TestTypingErrors(t *testing.T) {
+	t.Parallel()
+	for name, nearest := range map[string]string{
+		"REGISTRATION_OPN": "REGISTRATION_OPEN", "registration_open": "", "PORT": "",
+		"DATABASE_URI": "DATABASE_URL", "SECRETKEY": "SECRET_KEY", "SECRET_KEY_FILE": "",
+		"SECRET_KEY_FIL": "SECRET_KEY_FILE", "APP_NMAE": "APP_NAME", "cors_origin": "CORS_ORIGINS",
+		"EMBEDDING_URL": "EMBEDDINGS_URL", "POSTGRES_PASSWORD": "", "HTTP_PROXY": "", "A": "",
+		"LOGLEVEL": "LOG_LEVEL", "LOG": "", "DEBUGGING": "",
+	} {
+		cfg, err := loadFrom(map[string]string{"SECRET_KEY": testKey, "PORT": "1"}, name+"=")
+		var want []string
+		if nearest != "" {
+			want = append(want, ".env sets "+name+", which is no setting; the nearest is "+nearest)
+		}
+		if err != nil || !slices.Equal(cfg.warnings, want) {
+			t.Errorf("%s in .env gives %v, %q, want %q", name, err, cfg.warnings, want)
 		}
 	}
 }
@@ -166,14 +253,16 @@ func TestSecretKey(t *testing.T) {
 			t.Errorf("weakKey(%q) = %q, want %q in it", key, got, want)
 		}
 		_, err := loadFrom(served("SECRET_KEY", oldTestKey+","+key), "")
-		if want != "" && (err == nil || !strings.HasPrefix(err.Error(), "SECRET_KEY: key 2 ") || len(key) > 1 && strings.Contains(err.Error(), key)) {
+		if want != "" && (err == nil || !strings.HasPrefix(err.Error(), "SECRET_KEY: key 2 ") ||
+			len(key) > 1 && strings.Contains(err.Error(), key)) {
 			t.Errorf("SECRET_KEY=…,%s gives %v", key, err)
 		}
 	}
 	if why := weakKey("development-only-3f9c1b6a70d2e85447bb0a9df1c6e", true); why != "" {
 		t.Errorf("a development key with DEBUG: %s", why)
 	}
-	if _, err := loadFrom(map[string]string{"DATABASE_URL": "postgresql://u:p@db/x"}, ""); err == nil || !strings.HasPrefix(err.Error(), "SECRET_KEY: is required") {
+	_, err := loadFrom(map[string]string{"DATABASE_URL": "postgresql://u:p@db/x"}, "")
+	if err == nil || !strings.HasPrefix(err.Error(), "SECRET_KEY: is required") {
 		t.Errorf("DATABASE_URL without SECRET_KEY gives %v", err)
 	}
 }
@@ -181,7 +270,7 @@ func TestSecretKey(t *testing.T) {
 // TestAllProblemsAtOnce puts a secret into each setting, as if all were in the wrong place.
 func TestAllProblemsAtOnce(t *testing.T) {
 	t.Parallel()
-	tolerant := []string{"APP_NAME", "HOST", "EMBEDDINGS_MODEL"} // any text will do
+	tolerant := []string{"APP_NAME", "EMBEDDINGS_MODEL"} // any text will do
 	env := map[string]string{}
 	var want []string
 	for name := range settings() {
@@ -196,7 +285,8 @@ func TestAllProblemsAtOnce(t *testing.T) {
 	}
 	lines := strings.Split(err.Error(), "\n")
 	for _, name := range append(want, ".env") {
-		if !slices.ContainsFunc(lines, func(line string) bool { return strings.HasPrefix(line, name+": ") }) {
+		isHere := func(line string) bool { return strings.HasPrefix(line, name+": ") }
+		if !slices.ContainsFunc(lines, isHere) {
 			t.Errorf("no line says what is wrong with %s:\n%v", name, err)
 		}
 	}
@@ -221,24 +311,45 @@ func TestSettingFiles(t *testing.T) {
 		}
 		return path
 	}
-	plain, newline, other := file("plain", testKey), file("newline", testKey+"\r\n"), file("other", oldTestKey+"\n")
+	plain, newline := file("plain", testKey), file("newline", testKey+"\r\n")
+	other, mark := file("other", oldTestKey+"\n"), file("mark", "\ufeff"+testKey+"\r\n")
+	env := func(pairs ...string) map[string]string {
+		m := map[string]string{}
+		for i := 0; i < len(pairs); i += 2 {
+			m[pairs[i]] = pairs[i+1]
+		}
+		return m
+	}
+	const both = "SECRET_KEY: is given together with SECRET_KEY_FILE; unset one"
+	const spelled = "SECRET_KEY: is given together with secret_key; unset one"
+	const unread = "SECRET_KEY: the file that SECRET_KEY_FILE names cannot be read"
 	for name, row := range map[string]struct {
 		env    map[string]string
 		dotenv string
 		want   string // the key, or the problem
 	}{
-		"as it is":           {map[string]string{"SECRET_KEY_FILE": plain}, "", testKey},
-		"line feed":          {map[string]string{"SECRET_KEY_FILE": newline}, "", testKey},
+		"as it is":           {env("SECRET_KEY_FILE", plain), "", testKey},
+		"line feed":          {env("SECRET_KEY_FILE", newline), "", testKey},
+		"byte order mark":    {env("SECRET_KEY_FILE", mark), "", testKey},
+		"lower case":         {env("secret_key_file", plain), "", testKey},
+		"mixed case":         {env("Secret_Key", testKey), "", testKey},
+		"lower case in .env": {nil, "secret_key=" + testKey, testKey},
+		"two spellings":      {env("SECRET_KEY", testKey, "secret_key", oldTestKey), "", spelled},
+		"two in .env":        {nil, "secret_key=canary\nSECRET_KEY=" + testKey, spelled},
+		"one empty":          {env("SECRET_KEY", "", "secret_key", testKey), "", testKey},
+		"lower over .env":    {env("secret_key", testKey), "SECRET_KEY=" + oldTestKey, testKey},
+		"newline":            {env("SECRET_KEY", testKey+"\n"), "", testKey},
+		"newline in .env":    {nil, `SECRET_KEY="` + testKey + `\n"`, testKey},
 		"in .env":            {nil, "SECRET_KEY_FILE=" + newline, testKey},
-		"over .env":          {map[string]string{"SECRET_KEY_FILE": plain}, "SECRET_KEY=" + oldTestKey, testKey},
-		"over .env's":        {map[string]string{"SECRET_KEY_FILE": plain}, "SECRET_KEY_FILE=" + other, testKey},
-		"value over .env's":  {map[string]string{"SECRET_KEY": testKey}, "SECRET_KEY_FILE=" + other, testKey},
-		"empty is none":      {map[string]string{"SECRET_KEY": "", "SECRET_KEY_FILE": plain}, "", testKey},
-		"both":               {map[string]string{"SECRET_KEY_FILE": plain, "SECRET_KEY": testKey}, "", "SECRET_KEY: is given together with SECRET_KEY_FILE; unset one"},
-		"both in .env":       {nil, "SECRET_KEY=" + testKey + "\nSECRET_KEY_FILE=" + plain, "SECRET_KEY: is given together with SECRET_KEY_FILE; unset one"},
-		"missing":            {map[string]string{"SECRET_KEY_FILE": dir + "/canary"}, "", "SECRET_KEY: the file that SECRET_KEY_FILE names cannot be read"},
-		"a directory":        {map[string]string{"SECRET_KEY_FILE": dir}, "", "SECRET_KEY: the file that SECRET_KEY_FILE names cannot be read"},
-		"a secret as a name": {map[string]string{"SECRET_KEY_FILE": testKey}, "", "SECRET_KEY: the file that SECRET_KEY_FILE names cannot be read"},
+		"over .env":          {env("SECRET_KEY_FILE", plain), "SECRET_KEY=" + oldTestKey, testKey},
+		"over .env's":        {env("SECRET_KEY_FILE", plain), "SECRET_KEY_FILE=" + other, testKey},
+		"value over .env's":  {env("SECRET_KEY", testKey), "SECRET_KEY_FILE=" + other, testKey},
+		"empty is none":      {env("SECRET_KEY", "", "SECRET_KEY_FILE", plain), "", testKey},
+		"both":               {env("SECRET_KEY_FILE", plain, "SECRET_KEY", testKey), "", both},
+		"both in .env":       {nil, "SECRET_KEY=" + testKey + "\nSECRET_KEY_FILE=" + plain, both},
+		"missing":            {env("SECRET_KEY_FILE", dir+"/canary"), "", unread},
+		"a directory":        {env("SECRET_KEY_FILE", dir), "", unread},
+		"a secret as a name": {env("SECRET_KEY_FILE", testKey), "", unread},
 	} {
 		cfg, err := loadFrom(row.env, row.dotenv)
 		got := strings.Join(cfg.SecretKeys, ",")
@@ -250,8 +361,11 @@ func TestSettingFiles(t *testing.T) {
 		}
 	}
 	others := map[string]string{ // values that are no default, where the tags tell none
-		"APP_NAME": "Acme", "HOST": "::1", "API_V1_PREFIX": "/v2", "DATABASE_URL": "postgresql://u:p@other/x", "SECRET_KEY": oldTestKey, "CORS_ORIGINS": "https://b.example.com", "TRUSTED_PROXIES": "::1",
-		"EMBEDDINGS_URL": "https://b.example.com", "EMBEDDINGS_MODEL": "large", "EMBEDDINGS_API_KEY": "key", "TEXT_SEARCH_CONFIG": "english", "METRICS_ADDR": "9090",
+		"APP_NAME": "Acme", "HOST": "::1", "API_V1_PREFIX": "/v2", "SECRET_KEY": oldTestKey,
+		"DATABASE_URL": "postgresql://u:p@other/x", "CORS_ORIGINS": "https://b.example.com",
+		"TRUSTED_PROXIES": "::1", "EMBEDDINGS_URL": "https://b.example.com",
+		"EMBEDDINGS_MODEL": "large", "EMBEDDINGS_API_KEY": "key", "TEXT_SEARCH_CONFIG": "english",
+		"METRICS_ADDR": "9090",
 	}
 	base := func() map[string]string {
 		return served("EMBEDDINGS_URL", "http://a.example.com", "EMBEDDINGS_MODEL", "small")
@@ -259,7 +373,8 @@ func TestSettingFiles(t *testing.T) {
 	plainly, _ := loadFrom(base(), "")
 	for name, tags := range settings() {
 		rule := strings.FieldsFunc(tags.rule, func(c rune) bool { return c == ' ' || c == ',' })
-		value := cmp.Or(others[name], append([]string{""}, rule...)[len(rule)], map[string]string{"true": "false", "false": "true"}[tags.def])
+		value := cmp.Or(others[name], append([]string{""}, rule...)[len(rule)],
+			map[string]string{"true": "false", "false": "true"}[tags.def])
 		env := base()
 		env[name] = value
 		want, err := loadFrom(env, "")
@@ -286,7 +401,8 @@ func TestSettingsNamed(t *testing.T) {
 	}
 	all := settings()
 	image := served()
-	for _, m := range regexp.MustCompile(`(?m)^ENV (.*)=(.*)$`).FindAllStringSubmatch(read("Dockerfile"), -1) {
+	variable := regexp.MustCompile(`(?m)^ENV (.*)=(.*)$`)
+	for _, m := range variable.FindAllStringSubmatch(read("Dockerfile"), -1) {
 		if image[m[1]] = m[2]; all[m[1]].name == "" {
 			t.Errorf("the Dockerfile sets %s, which is no setting", m[1])
 		}
@@ -298,8 +414,9 @@ func TestSettingsNamed(t *testing.T) {
 	if _, err := loadFrom(nil, example); err != nil {
 		t.Errorf(".env.example as it stands: %v", err)
 	}
-	if _, err := loadFrom(served(), regexp.MustCompile(`(?m)^# ([A-Z0-9_]+=)`).ReplaceAllString(example, "$1")); err != nil {
-		t.Errorf(".env.example with all its lines: %v", err)
+	full := regexp.MustCompile(`(?m)^# ([A-Z0-9_]+=)`).ReplaceAllString(example, "$1")
+	if cfg, err := loadFrom(served(), full); err != nil || cfg.warnings != nil {
+		t.Errorf(".env.example with all its lines: %v, %v", err, cfg.warnings)
 	}
 	for name, tags := range all {
 		m := regexp.MustCompile(`(?m)^(?:# )?` + name + `=(.*)$`).FindStringSubmatch(example)
@@ -307,9 +424,12 @@ func TestSettingsNamed(t *testing.T) {
 			t.Errorf(".env.example has %q for %s, want the default %q", m, name, tags.def)
 		}
 	}
-	compose := []string{"POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB", "POSTGRES_PORT", "REPLICATION_PASSWORD", "LATCH_IMAGE", "NAME_FILE"}
-	for _, file := range []string{".env.example", "README.md", "deploy/OPERATIONS.md", "SECURITY.md", "BENCHMARKS.md", "deploy/README.md"} {
-		for _, name := range regexp.MustCompile(`\b[A-Z][A-Z0-9]*(_[A-Z0-9]+)+\b`).FindAllString(read(file), -1) {
+	compose := []string{"POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB", "POSTGRES_PORT",
+		"REPLICATION_PASSWORD", "LATCH_IMAGE", "NAME_FILE"}
+	word := regexp.MustCompile(`\b[A-Z][A-Z0-9]*(_[A-Z0-9]+)+\b`)
+	for _, file := range []string{".env.example", "README.md", "deploy/OPERATIONS.md",
+		"SECURITY.md", "BENCHMARKS.md", "deploy/README.md"} {
+		for _, name := range word.FindAllString(read(file), -1) {
 			if all[name].name == "" && !slices.Contains(compose, name) {
 				t.Errorf("%s names %s, which is no setting", file, name)
 			}
@@ -317,7 +437,7 @@ func TestSettingsNamed(t *testing.T) {
 	}
 }
 
-// TestPrintSettings sees each setting in a line of its own, its meaning in the same column as the others'.
+// TestPrintSettings finds each setting in a line of its own, with all meanings in one column.
 func TestPrintSettings(t *testing.T) {
 	t.Parallel()
 	var table strings.Builder
@@ -326,7 +446,8 @@ func TestPrintSettings(t *testing.T) {
 	for i, row := range (&config{}).settings() {
 		name, meaning := row.name, row.doc
 		at := strings.LastIndex(lines[i], "  "+meaning)
-		if column = cmp.Or(column, at); at < 0 || at != column || !strings.HasPrefix(lines[i], "  "+name+"  ") {
+		column = cmp.Or(column, at)
+		if at < 0 || at != column || !strings.HasPrefix(lines[i], "  "+name+"  ") {
 			t.Errorf("%s is printed as %q", name, lines[i])
 		}
 	}
@@ -338,35 +459,37 @@ func TestPrintSettings(t *testing.T) {
 func TestDotEnv(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{ // the value of A; "!" for a problem
-		"A=b":                       "b",
-		"export A=b":                "b",
-		"export\tA=b":               "b",
-		"  A = b c  \r\n":           "b c",
-		"# A=c\n\nA=b # d":          "b",
-		"A=b#c":                     "b#c",
-		"A=b\t# c":                  "b",
-		"A=# c":                     "",
-		"A=":                        "",
-		"A='b # \\n \"c\"' # d":     `b # \n "c"`,
-		`A="b # 'c'"  # d`:          `b # 'c'`,
-		`A="\\n\n\"\$B ${B} $B \t"`: "\\n\n\"$B ${B} $B \\t",
-		"A=a=b":                     "a=b",
-		"A=$B":                      "$B",
-		"B=1\r\nA=b\r\nC=2\r\n":     "b",
-		"a=x\nA=b":                  "b",
-		"A=b\nA=b":                  "!",
-		"A":                         "!",
-		"=b":                        "!",
-		"1A=b":                      "!",
-		"A B=c":                     "!",
-		"A-B=c":                     "!",
-		`A="b`:                      "!",
-		`A='b`:                      "!",
-		`A="b" c`:                   "!",
-		`A='b'c'`:                   "!",
-		`A="b\"`:                    "!",
-		"A=b\x00":                   "!",
-		"\ufeffB=1":                 "!",
+		"A=b":                             "b",
+		"export A=b":                      "b",
+		"export\tA=b":                     "b",
+		"  A = b c  \r\n":                 "b c",
+		"# A=c\n\nA=b # d":                "b",
+		"A=b#c":                           "b#c",
+		"A=b\t# c":                        "b",
+		"A=# c":                           "",
+		"A=":                              "",
+		"A='b # \\n \"c\"' # d":           `b # \n "c"`,
+		`A="b # 'c'"  # d`:                `b # 'c'`,
+		`A="\\n\n\"\$B ${B} $B \t"`:       "\\n\n\"$B ${B} $B \\t",
+		"A=a=b":                           "a=b",
+		"A=$B":                            "$B",
+		"B=1\r\nA=b\r\nC=2\r\n":           "b",
+		"a=x\nA=b":                        "b",
+		"A=b\nA=b":                        "!",
+		"A":                               "!",
+		"=b":                              "!",
+		"1A=b":                            "!",
+		"A B=c":                           "!",
+		"A-B=c":                           "!",
+		`A="b`:                            "!",
+		`A='b`:                            "!",
+		`A="b" c`:                         "!",
+		`A='b'c'`:                         "!",
+		`A="b\"`:                          "!",
+		"A=b\x00":                         "!",
+		"\ufeffA=b":                       "b",
+		"A=b\n\ufeffB=1":                  "!",
+		"http_proxy=x\nHTTP_PROXY=y\nA=b": "b",
 	} {
 		values, problems := parseDotEnv(text)
 		if want == "!" {
@@ -377,7 +500,8 @@ func TestDotEnv(t *testing.T) {
 			t.Errorf("parseDotEnv(%q) gives %q, %v, want %q", text, got, problems, want)
 		}
 	}
-	cfg, err := loadFrom(map[string]string{"PORT": "81"}, "PORT=82\nAPP_NAME='Acme' # ours\nOTHER_PROGRAMS=1\n")
+	cfg, err := loadFrom(map[string]string{"PORT": "81"},
+		"PORT=82\nAPP_NAME='Acme' # ours\nOTHER_PROGRAMS=1\n")
 	if err != nil || cfg.Port != 81 || cfg.AppName != "Acme" {
 		t.Errorf("the environment over .env gives %+v, %v", cfg, err)
 	}
@@ -385,11 +509,13 @@ func TestDotEnv(t *testing.T) {
 
 // dotEnvQuotes are ways to write value in .env.
 func dotEnvQuotes(value string) (ways []string) {
-	ways = []string{`"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`, "$", `\$`).Replace(value) + `"`}
+	escape := strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`, "$", `\$`)
+	ways = []string{`"` + escape.Replace(value) + `"`}
 	if !strings.ContainsAny(value, "'\n") {
 		ways = append(ways, "'"+value+"'")
 	}
-	if regexp.MustCompile(`^[\w./:@%+,-][\w./:@%+,#= -]*$`).MatchString(value) && !strings.Contains(value, " #") && !strings.HasSuffix(value, " ") {
+	if fits(value, `^[\w./:@%+,-][\w./:@%+,#= -]*$`) && !strings.Contains(value, " #") &&
+		!strings.HasSuffix(value, " ") {
 		ways = append(ways, value)
 	}
 	return ways
@@ -397,7 +523,9 @@ func dotEnvQuotes(value string) (ways []string) {
 
 // FuzzDotEnv reads anything, and writes anything and reads it back.
 func FuzzDotEnv(f *testing.F) {
-	for _, text := range []string{"A=b", "export A='b # c'\r\nB=\"\\\\ \\\" \\n \\$\" # d\n", "\ufeffA=b", "A=\x00", `A="`, "A='", "#", "=", "A=\xff\u2028", "a\\", "line\nline", "postgresql://u:p@db/x?a=b#c", `\n`, `"'`} {
+	for _, text := range []string{"A=b", "export A='b # c'\r\nB=\"\\\\ \\\" \\n \\$\" # d\n",
+		"\ufeffA=b", "A=\x00", `A="`, "A='", "#", "=", "A=\xff\u2028", "a\\", "line\nline",
+		"postgresql://u:p@db/x?a=b#c", `\n`, `"'`} {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
@@ -406,7 +534,7 @@ func FuzzDotEnv(f *testing.F) {
 			t.Errorf("parseDotEnv(%q) gives %v, %v", text, values, problems)
 		}
 		for _, p := range problems {
-			if !regexp.MustCompile(`^\.env: line \d+ [a-zN]`).MatchString(p.Error()) || len(p.Error()) > 80 {
+			if !fits(p.Error(), `^\.env: line \d+ [a-zN]`) || len(p.Error()) > 80 {
 				t.Errorf("parseDotEnv(%q): %v", text, p)
 			}
 		}
@@ -415,7 +543,8 @@ func FuzzDotEnv(f *testing.F) {
 		}
 		for _, quoted := range dotEnvQuotes(text) {
 			values, problems := parseDotEnv("# x\r\n\tB=1\nexport A=" + quoted + " # y\nC=2")
-			if problems != nil || values["A"] != text || values["B"] != "1" || values["C"] != "2" || len(values) != 3 {
+			if problems != nil || values["A"] != text || values["B"] != "1" ||
+				values["C"] != "2" || len(values) != 3 {
 				t.Errorf("A=%s is read as %q, %v, want %q", quoted, values, problems, text)
 			}
 		}
@@ -427,23 +556,33 @@ func TestUsage(t *testing.T) {
 	t.Parallel()
 	t.Run("help", func(t *testing.T) {
 		for _, flag := range []string{"-h", "--help"} {
-			exit, stdout, stderr := runLatch(t, t.TempDir(), []string{"PORT=canary"}, "", flag) // also with bad settings
+			badSettings := []string{"PORT=canary"}
+			exit, stdout, stderr := runLatch(t, t.TempDir(), badSettings, "", flag)
 			if exit != 0 || stderr != "" {
 				t.Errorf("latch %s exits with %d: %s", flag, exit, stderr)
 			}
 			for name, tags := range settings() {
-				line := regexp.MustCompile(`(?m)^  ` + name + ` +` + regexp.QuoteMeta(tags.def) + ` *` + regexp.QuoteMeta(tags.doc) + `$`)
-				if !line.MatchString(stdout) || name == "" || tags.doc == "" {
+				line := `(?m)^  ` + name + ` +` + regexp.QuoteMeta(tags.def) + ` *` +
+					regexp.QuoteMeta(tags.doc) + `$`
+				if !fits(stdout, line) || name == "" || tags.doc == "" {
 					t.Errorf("latch %s does not explain %s", flag, name)
 				}
 			}
-			for _, command := range []string{"migrate", "-check", "admin EMAIL", "healthcheck", "-h", "-version"} {
+			for _, command := range []string{"migrate", "-check", "admin EMAIL", "healthcheck",
+				"-h", "-version"} {
 				if !strings.Contains(stdout, command) {
 					t.Errorf("latch %s does not tell of %s", flag, command)
 				}
 			}
 		}
 	})
+	unknown := `^latch: unknown command or flag; see latch -h\n$`
+	warned := `^latch: warning: \.env sets REGISTRATION_OPN, which is no setting; ` +
+		`the nearest is REGISTRATION_OPEN\nPORT: [^\n]+\n$`
+	databaseURL := func(url string) []string {
+		return []string{"DATABASE_URL=" + url, "SECRET_KEY=" + testKey}
+	}
+	badPort := []string{"PORT=canary"}
 	for name, row := range map[string]struct {
 		args   string
 		env    []string
@@ -452,33 +591,61 @@ func TestUsage(t *testing.T) {
 		stderr string
 	}{
 		"version":          {args: "-version"},
-		"unknown flag":     {args: "-canary", exit: 2, stderr: `^latch: unknown command or flag; see latch -h\n$`},
-		"unknown command":  {args: "canary", exit: 2, stderr: `^latch: unknown command or flag; see latch -h\n$`},
-		"admin of nobody":  {args: "admin", exit: 2, stderr: `^latch: unknown`},
-		"admin of two":     {args: "admin canary canary", exit: 2, stderr: `^latch: unknown`},
-		"migrate too much": {args: "migrate -check canary", exit: 2, stderr: `^latch: unknown`},
-		"two problems":     {env: []string{"PORT=canary", "DEBUG=canary"}, exit: 2, stderr: `^DEBUG: [^\n]+\nPORT: [^\n]+\n$`},
-		"bad .env":         {dotenv: "PORT=canary\ncanary", exit: 2, stderr: `^\.env: line 2 [^\n]+\nPORT: [^\n]+\n$`},
-		"no key":           {env: []string{"DATABASE_URL=postgresql://canary@/x"}, exit: 2, stderr: `^SECRET_KEY: is required [^\n]+\n$`},
-		"bad URL":          {env: []string{"DATABASE_URL=postgresql://u:canary@h:canary/x", "SECRET_KEY=" + testKey}, exit: 2, stderr: `^DATABASE_URL: [^\n]+\n$`},
-		"bad for admin":    {args: "admin a@example.com", env: []string{"PORT=canary"}, exit: 2, stderr: `^PORT: [^\n]+\n$`},
-		"bad for health":   {args: "healthcheck", env: []string{"PORT=canary"}, exit: 2, stderr: `^PORT: [^\n]+\n$`},
+		"unknown flag":     {args: "-canary", exit: 2, stderr: unknown},
+		"unknown command":  {args: "canary", exit: 2, stderr: unknown},
+		"admin of nobody":  {args: "admin", exit: 2, stderr: unknown},
+		"admin of two":     {args: "admin canary canary", exit: 2, stderr: unknown},
+		"migrate too much": {args: "migrate -check canary", exit: 2, stderr: unknown},
+		"two problems": {env: []string{"PORT=canary", "DEBUG=canary"}, exit: 2,
+			stderr: `^DEBUG: [^\n]+\nPORT: [^\n]+\n$`},
+		"bad .env": {dotenv: "PORT=canary\ncanary", exit: 2,
+			stderr: `^\.env: line 2 [^\n]+\nPORT: [^\n]+\n$`},
+		"typing error in .env": {dotenv: "REGISTRATION_OPN=canary", env: badPort, exit: 2,
+			stderr: warned},
+		"no key": {env: []string{"DATABASE_URL=postgresql://canary@/x"}, exit: 2,
+			stderr: `^SECRET_KEY: is required [^\n]+\n$`},
+		"lower case": {env: []string{"database_url=postgresql://canary@/x"}, exit: 2,
+			stderr: `^SECRET_KEY: is required with DATABASE_URL[^\n]+\n$`},
+		"bad URL": {env: databaseURL("postgresql://u:canary@h:canary/x"), exit: 2,
+			stderr: `^DATABASE_URL: [^\n]+\n$`},
+		"@ in the password": {env: databaseURL("postgres://app:P@canary!@host/db"), exit: 2,
+			stderr: `^DATABASE_URL: must be [^\n]+ \(@ is %40\)[^\n]+\n$`},
+		"bad for admin": {args: "admin a@example.com", env: badPort, exit: 2,
+			stderr: `^PORT: [^\n]+\n$`},
+		"bad for health": {args: "healthcheck", env: badPort, exit: 2,
+			stderr: `^PORT: [^\n]+\n$`},
 	} {
 		dir := t.TempDir()
 		if row.dotenv != "" {
-			if err := os.WriteFile(filepath.Join(dir, ".env"), []byte(row.dotenv), 0o600); err != nil {
+			err := os.WriteFile(filepath.Join(dir, ".env"), []byte(row.dotenv), 0o600)
+			if err != nil {
 				t.Fatal(err)
 			}
 		}
 		exit, stdout, stderr := runLatch(t, dir, row.env, "", strings.Fields(row.args)...)
-		if exit != row.exit || !regexp.MustCompile(row.stderr).MatchString(stderr) || strings.Contains(stdout+stderr, "canary") {
-			t.Errorf("%s: latch %s exits with %d, want %d: %s%s", name, row.args, exit, row.exit, stdout, stderr)
+		if exit != row.exit || !fits(stderr, row.stderr) ||
+			strings.Contains(stdout+stderr, "canary") {
+			t.Errorf("%s: latch %s exits with %d, want %d: %s%s", name, row.args, exit, row.exit,
+				stdout, stderr)
 		}
 		if entries, _ := os.ReadDir(dir); len(entries) > 1 || row.dotenv == "" && len(entries) > 0 {
 			t.Errorf("%s: latch %s left %v", name, row.args, entries)
 		}
 	}
-	if exit, stdout, _ := runLatch(t, t.TempDir(), nil, "", "-version"); exit != 0 || stdout != fmt.Sprintf("latch %s\n", version) {
-		t.Errorf("latch -version exits with %d: %s", exit, stdout)
+	exit, stdout, _ := runLatch(t, t.TempDir(), nil, "", "-version")
+	if want := fmt.Sprintf("latch %s (commit unknown)\n", version); exit != 0 || stdout != want {
+		t.Errorf("latch -version exits with %d and prints %q, want %q", exit, stdout, want)
+	}
+}
+
+func TestCommit(t *testing.T) {
+	t.Parallel()
+	info := &debug.BuildInfo{Settings: []debug.BuildSetting{{Key: "GOOS", Value: "linux"},
+		{Key: "vcs.revision", Value: "0e647f60a3d7"}, {Key: "vcs.modified", Value: "true"}}}
+	if got := commit(info, true); got != "0e647f60a3d7" {
+		t.Errorf("commit = %q, want the revision", got)
+	}
+	if got := commit(&debug.BuildInfo{}, true) + commit(nil, false); got != "unknownunknown" {
+		t.Errorf("commit without a revision, and without any information = %q", got)
 	}
 }

@@ -2,11 +2,9 @@
 // PostgreSQL, and vector search, in one program. "latch -h" lists its commands and settings. Exit
 // status: 0 done, 1 failed, 2 wrong usage or settings.
 //
-// A request goes one way: server.go (the route table, and what every request passes), handler.go
-// (authenticate, decode, call, encode; all errors), auth.go, users.go and documents.go (what it
-// means), store.go and store_documents.go (all SQL), postgres.go (the pool). Beside that way stand
-// input.go and decode.go (strict reading), token.go, password.go, embeddings.go, limiter.go,
-// openapi.go, metrics.go, config.go and migrate.go with schema.sql.
+// A request goes one way: server.go (the route table), handler.go (authenticate, decode, call,
+// encode; all errors), auth.go, users.go and documents.go (what it means), store.go and
+// store_documents.go (all SQL), postgres.go (the pool).
 package main
 
 import (
@@ -33,21 +31,28 @@ import (
 
 const version = "0.1.0"
 
+// commit returns the revision that "go build" recorded; "go run" records none.
+func commit(info *debug.BuildInfo, ok bool) string {
+	for i := 0; ok && i < len(info.Settings); i++ {
+		if info.Settings[i].Key == "vcs.revision" {
+			return info.Settings[i].Value
+		}
+	}
+	return "unknown"
+}
+
 // drainTimeout bounds the wait for requests in progress: the longest that one may take.
 const drainTimeout = largeTimeout + writeTimeout
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := program{os.Getenv, os.Stdin, os.Stdout, os.Stderr}.run(ctx, os.Args[1:])
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // as it is under nohup
+		signals = append(signals, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), signals...)
+	code := run(ctx, os.Args[1:])
 	stop()
 	os.Exit(code)
-}
-
-// program is what the commands use of the process.
-type program struct {
-	getenv         func(string) string
-	stdin          *os.File
-	stdout, stderr io.Writer
 }
 
 const usage = `Latch %s: accounts, tokens and administration on PostgreSQL.
@@ -63,47 +68,48 @@ Settings, from the environment or .env, each also as NAME_FILE; with defaults:
 `
 
 // run executes one command and returns the exit status.
-func (p program) run(ctx context.Context, args []string) int {
-	command := strings.Join(args, "\x00") // which no argument can hold
+func run(ctx context.Context, args []string) int {
+	command := strings.Join(append([]string{"latch"}, args...), " ")
 	switch {
-	case command == "-h" || command == "-help" || command == "--help" || command == "help":
-		fmt.Fprintf(p.stdout, usage, version)
-		printSettings(p.stdout)
+	case fits(command, `^latch (-h|--?help|help)$`):
+		fmt.Printf(usage, version)
+		printSettings(os.Stdout)
 		return 0
-	case command == "-version" || command == "--version":
-		fmt.Fprintln(p.stdout, "latch", version)
+	case fits(command, `^latch --?version$`):
+		fmt.Printf("latch %s (commit %s)\n", version, commit(debug.ReadBuildInfo()))
 		return 0
-	case len(args) == 0 || command == "migrate" || command == "migrate\x00-check" ||
-		command == "healthcheck" || len(args) == 2 && args[0] == "admin":
-	default:
-		fmt.Fprintln(p.stderr, "latch: unknown command or flag; see latch -h")
+	case !fits(command, `^latch( migrate( -check)?| admin [^ ]+| healthcheck)?$`):
+		fmt.Fprintln(os.Stderr, "latch: unknown command or flag; see latch -h")
 		return 2
 	}
 	dotenv, err := os.ReadFile(".env")
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		fmt.Fprintln(p.stderr, "latch: .env cannot be read:", err)
+	if _, absent := os.Lstat(".env"); err != nil && absent == nil {
+		fmt.Fprintln(os.Stderr, "latch: .env cannot be read:", err)
 		return 2
 	}
-	cfg, err := loadConfig(p.getenv, string(dotenv))
+	cfg, err := loadConfig(os.Environ(), string(dotenv))
+	for _, warning := range cfg.warnings {
+		fmt.Fprintln(os.Stderr, "latch: warning:", warning)
+	}
 	if err != nil {
-		fmt.Fprintln(p.stderr, err)
+		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}
-	if command == "healthcheck" {
+	if command == "latch healthcheck" {
 		err = healthcheck(cfg)
 	} else {
-		err = p.withDatabase(ctx, cfg, args)
+		err = withDatabase(ctx, cfg, strings.Fields(command)[1:])
 	}
 	if err != nil {
-		fmt.Fprintln(p.stderr, "latch:", err)
+		fmt.Fprintln(os.Stderr, "latch:", err)
 		return 1
 	}
 	return 0
 }
 
 // withDatabase runs a command that needs the database, which in development is started for it.
-func (p program) withDatabase(ctx context.Context, cfg *config, args []string) (err error) {
-	log := newLogger(cfg, p.stdout)
+func withDatabase(ctx context.Context, cfg *config, args []string) (err error) {
+	log := newLogger(cfg, os.Stdout)
 	var dev *devdb.DB
 	if cfg.DatabaseURL == "" {
 		if dev, err = devdb.Start(".data"); err != nil {
@@ -134,12 +140,11 @@ func (p program) withDatabase(ctx context.Context, cfg *config, args []string) (
 	}
 	s := newServer(cfg, st, newHasher(currentParams), log)
 	if len(args) > 0 {
-		return p.admin(ctx, s, args[1])
+		return s.makeAdmin(ctx, args[1])
 	}
-	return p.serve(ctx, s, dev)
+	return s.listenAndServe(ctx, dev)
 }
 
-// newLogger returns the log in the form and from the level that the settings say.
 func newLogger(cfg *config, w io.Writer) *slog.Logger {
 	var level slog.Level
 	level.UnmarshalText([]byte(cfg.LogLevel)) // config has only the names that slog knows
@@ -153,27 +158,36 @@ func newLogger(cfg *config, w io.Writer) *slog.Logger {
 const firstScreen = `
   %s %s, development
 
-  API    %s%s
-  Docs   %s/docs
-  Data   %s
+  API    %[3]s%[4]s
+  Docs   %[3]s/docs
+  Data   %[5]s
   Admin  go run . admin you@example.com   (in another terminal)
 
   Ctrl-C stops it all.
 
 `
 
-// serve answers requests until ctx ends, then drains: /health/db fails, so that load balancers
-// stop sending requests, SHUTDOWN_DELAY passes, and the requests in progress are finished. A
-// second signal ends at once.
-func (p program) serve(ctx context.Context, s *server, dev *devdb.DB) error {
+const otherPort = `  PORT %d IS TAKEN: THIS SERVER IS ON PORT %d. For the examples of the README:
+
+api=%s
+
+`
+
+// listenAndServe answers requests until ctx ends, then drains: /health/db fails, so that load
+// balancers stop sending requests, SHUTDOWN_DELAY passes, and the requests in progress are finished.
+// A second signal ends at once; not SIGHUP, which a closed terminal and its shell both send.
+func (s *server) listenAndServe(ctx context.Context, dev *devdb.DB) error {
 	listener, err := listen(s.cfg, dev != nil)
 	if err != nil {
 		return err
 	}
 	if dev != nil {
-		base := "http://" + listener.Addr().String()
-		fmt.Fprintf(p.stdout, firstScreen, s.cfg.AppName, version, base, s.cfg.APIPrefix, base,
-			dev.Where)
+		port := listener.Addr().(*net.TCPAddr).Port
+		root := s.cfg.localURL(port)
+		fmt.Printf(firstScreen, s.cfg.AppName, version, root, s.cfg.APIPrefix, dev.Where)
+		if s.cfg.Port == 0 && port != defaultPort {
+			fmt.Printf(otherPort, defaultPort, port, root+s.cfg.APIPrefix)
+		}
 	}
 	if s.cfg.MetricsAddr != "" {
 		ms, err := s.serveMetrics()
@@ -183,7 +197,8 @@ func (p program) serve(ctx context.Context, s *server, dev *devdb.DB) error {
 		defer ms.Close()
 	}
 	debug.FreeOSMemory() // the first hash took 19 MiB, which would stay for minutes
-	s.log.Info("serving", "address", listener.Addr().String(), "version", version)
+	s.log.Info("serving", "address", listener.Addr().String(), "version", version,
+		"commit", commit(debug.ReadBuildInfo()))
 	go s.sweep(ctx)
 	hs := s.httpServer()
 	failed := make(chan error, 1)
@@ -219,38 +234,41 @@ const defaultPort = 8000
 func listen(cfg *config, development bool) (net.Listener, error) {
 	for port := cmp.Or(cfg.Port, defaultPort); ; port++ {
 		l, err := net.Listen("tcp", net.JoinHostPort(cfg.Host, strconv.FormatInt(port, 10)))
-		taken := errors.Is(err, syscall.EADDRINUSE)
-		if taken && development && cfg.Port == 0 && port < defaultPort+9 {
-			continue
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return l, err
 		}
-		if taken {
-			err = fmt.Errorf("port %d is in use by another program; set PORT to a free one", port)
+		if !development || cfg.Port != 0 || port == defaultPort+9 {
+			return nil, fmt.Errorf(
+				"port %d is in use by another program; set PORT to a free one", port)
 		}
-		return l, err
 	}
 }
 
-// admin makes email an active admin. Where there is no account it creates one, with the password
-// that is piped in, or with one that it prints. Where there is one, its owner may be a stranger who
-// registered the address, so it says since when the account exists and how to undo the change.
-func (p program) admin(ctx context.Context, s *server, address string) error {
+// localURL returns the root of the server's URLs on this machine.
+func (c *config) localURL(port int) string {
+	host := c.Host
+	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return "http://" + net.JoinHostPort(host, strconv.Itoa(port))
+}
+
+// makeAdmin makes address an active admin. Where there is no account it creates one, with the
+// password that is piped in, or with one that it prints.
+func (s *server) makeAdmin(ctx context.Context, address string) error {
 	email, refusal := parseEmail(strings.TrimSpace(address))
 	if refusal != "" {
 		return errors.New("EMAIL " + refusal)
 	}
 	before, err := s.store.promote(ctx, email)
 	if err == nil {
-		p.reportPromotion(before)
-		return nil
+		printPromotion(before)
 	}
 	if !errors.Is(err, errNotFound) {
 		return err
 	}
-	password := p.pipedPassword()
-	generated := password == ""
-	if generated {
-		password = rand.Text()
-	}
+	piped := pipedPassword()
+	password := cmp.Or(piped, rand.Text())
 	if refusal := checkPasswordChoice(password, email, s.cfg.AppName); refusal != "" {
 		return errors.New("the password " + refusal)
 	}
@@ -258,47 +276,42 @@ func (p program) admin(ctx context.Context, s *server, address string) error {
 	if _, err := s.addUser(ctx, &caller{}, n, password); err != nil {
 		return err
 	}
-	fmt.Fprintln(p.stdout, email, "is a new admin.")
-	if generated {
-		fmt.Fprintln(p.stdout, "Password:", password)
+	fmt.Println(email, "is a new admin.")
+	if piped == "" {
+		fmt.Println("Password:", password)
 	}
 	return nil
 }
 
-func (p program) reportPromotion(before user) {
-	fmt.Fprintln(p.stdout, before.Email, "is an active admin; the password is unchanged.")
+// printPromotion says since when an account exists and how to undo its promotion: its owner may be
+// a stranger who registered the address.
+func printPromotion(before user) {
+	fmt.Println(before.Email, "is an active admin; the password is unchanged.")
 	if before.IsAdmin && before.IsActive {
 		return
 	}
-	was := "an account"
-	if !before.IsActive {
-		was = "a deactivated account"
-	}
-	fmt.Fprintf(p.stdout, "It was %s that exists since %s; its password is known to whoever "+
-		"registered it.\nTo undo this, another admin sends PUT /users/%d with %s.\n", was,
-		before.CreatedAt.Format(time.RFC3339), before.ID,
-		fmt.Sprintf(`{"is_admin":%t,"is_active":%t}`, before.IsAdmin, before.IsActive))
+	was := map[bool]string{true: "an account", false: "a deactivated account"}[before.IsActive]
+	fmt.Printf("It was %s that exists since %s; its password is known to whoever registered it.\n"+
+		"To undo this, another admin sends PUT /users/%d with "+
+		`{"is_admin":%t,"is_active":%t}.`+"\n", was,
+		before.CreatedAt.Format(time.RFC3339), before.ID, before.IsAdmin, before.IsActive)
 }
 
 // pipedPassword returns the first line of standard input, or "" where nothing is piped in.
-func (p program) pipedPassword() string {
-	info, err := p.stdin.Stat()
+func pipedPassword() string {
+	info, err := os.Stdin.Stat()
 	if err != nil || info.Mode()&os.ModeCharDevice != 0 { // a terminal, or /dev/null
 		return ""
 	}
-	line, _ := bufio.NewReader(io.LimitReader(p.stdin, maxPasswordBytes+2)).ReadString('\n')
+	line, _ := bufio.NewReader(io.LimitReader(os.Stdin, maxPasswordBytes+2)).ReadString('\n')
 	return strings.TrimRight(line, "\r\n")
 }
 
 // healthcheck asks the server on this machine whether it answers.
 func healthcheck(cfg *config) error {
-	host := cfg.Host
-	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
-		host = "127.0.0.1"
-	}
-	port := strconv.FormatInt(cmp.Or(cfg.Port, defaultPort), 10)
 	client := http.Client{Timeout: 3 * time.Second}
-	answer, err := client.Get("http://" + net.JoinHostPort(host, port) + cfg.APIPrefix + "/health")
+	root := cfg.localURL(int(cmp.Or(cfg.Port, defaultPort)))
+	answer, err := client.Get(root + cfg.APIPrefix + "/health")
 	if err != nil {
 		return err
 	}

@@ -191,9 +191,8 @@ func newApp(t testing.TB, configure ...func(*config)) *app {
 
 func newAppOn(t testing.TB, url string, params argonParams, configure ...func(*config)) *app {
 	t.Helper()
-	cfg, err := loadConfig(func(name string) string {
-		return map[string]string{"DATABASE_URL": url, "SECRET_KEY": testKey, "EMBEDDING_DIMENSIONS": strconv.Itoa(testDimensions)}[name]
-	}, "")
+	cfg, err := loadConfig([]string{"DATABASE_URL=" + url, "SECRET_KEY=" + testKey,
+		"EMBEDDING_DIMENSIONS=" + strconv.Itoa(testDimensions)}, "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,7 +35,7 @@ type apiDocument struct {
 
 // theDocument is that of the default settings, which all apps of the suite share.
 var theDocument = sync.OnceValue(func() *apiDocument {
-	cfg, err := loadConfig(func(string) string { return "" }, "")
+	cfg, err := loadConfig(nil, "")
 	if err != nil {
 		panic(err)
 	}

@@ -36,7 +36,12 @@ type child struct {
 // start runs the program in a process group of its own, as a terminal does.
 func start(t testing.TB, dir string, env []string, args ...string) *child {
 	t.Helper()
-	c := &child{t: t, cmd: latch(t, dir, env, args...), done: make(chan struct{})}
+	return startCommand(t, latch(t, dir, env, args...))
+}
+
+func startCommand(t testing.TB, cmd *osexec.Cmd) *child {
+	t.Helper()
+	c := &child{t: t, cmd: cmd, done: make(chan struct{})}
 	c.cmd.Stdout, c.cmd.Stderr = &c.out, &c.stderr
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := c.cmd.Start(); err != nil {
@@ -51,24 +56,27 @@ func start(t testing.TB, dir string, env []string, args ...string) *child {
 	return c
 }
 
-// keepLog hands what a child logged to the suite's search for secrets: all of its standard error, and of
-// its standard output the lines of the log, not the first screen and a generated password.
+// keepLog hands what a child logged to the suite's search for secrets: all of its standard error,
+// and of its standard output the lines of the log, not the first screen and a generated password.
 func keepLog(stdout, stderr string) {
 	for line := range strings.Lines(stdout) {
 		if line[0] == '{' || strings.HasPrefix(line, "time=") {
 			io.WriteString(&suiteLog, line)
 		}
 	}
-	ours := strings.NewReplacer("postgresql://user:password@host", "…", "name@example.com", "…") // the examples that messages give
+	ours := strings.NewReplacer( // the examples that messages give
+		"postgresql://user:password@host", "…", "name@example.com", "…")
 	ours.WriteString(&suiteLog, stderr)
 }
 
 // runLatch runs the program to its end, with input piped in.
-func runLatch(t testing.TB, dir string, env []string, input string, args ...string) (exit int, stdout, stderr string) {
+func runLatch(
+	t testing.TB, dir string, env []string, input string, args ...string,
+) (exit int, stdout, stderr string) {
 	t.Helper()
 	var out, log bytes.Buffer
 	cmd := latch(t, dir, env, args...)
-	limit := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() }) // a command that hangs fails its test
+	limit := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() }) // one that hangs fails
 	defer limit.Stop()
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &out, &log
 	err := cmd.Run()
@@ -133,11 +141,12 @@ func freePort(t testing.TB) int {
 // production are the settings of a server on a database of its own, with as much log as there is.
 func production(t testing.TB, from string, more ...string) []string {
 	t.Helper()
-	return append([]string{"DATABASE_URL=" + newDatabase(t, from), "SECRET_KEY=" + testKey, "PORT=" + strconv.Itoa(freePort(t)), "DEBUG=true", "DATABASE_ECHO=true"}, more...)
+	return append([]string{"DATABASE_URL=" + newDatabase(t, from), "SECRET_KEY=" + testKey,
+		"PORT=" + strconv.Itoa(freePort(t)), "DEBUG=true", "DATABASE_ECHO=true"}, more...)
 }
 
-// halfRequest begins a login and holds back the end of its body, until finish sends it and returns the
-// answer. The server has asked for the body: the request is under way.
+// halfRequest begins a login and holds back the end of its body, until finish sends it and returns
+// the answer. The server has asked for the body: the request is under way.
 func halfRequest(a *app, email string) (finish func() (*http.Response, error)) {
 	a.t.Helper()
 	body := url.Values{"username": {email}, "password": {goodPass}}.Encode()
@@ -146,7 +155,9 @@ func halfRequest(a *app, email string) (finish func() (*http.Response, error)) {
 		a.t.Fatal(err)
 	}
 	a.t.Cleanup(func() { conn.Close() })
-	fmt.Fprintf(conn, "POST /api/v1/auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n", len(body))
+	fmt.Fprintf(conn, "POST /api/v1/auth/login HTTP/1.1\r\nHost: x\r\n"+
+		"Content-Type: application/x-www-form-urlencoded\r\nExpect: 100-continue\r\n"+
+		"Content-Length: %d\r\n\r\n", len(body))
 	r := bufio.NewReader(conn)
 	if line, err := r.ReadString('\n'); err != nil || !strings.Contains(line, "100") {
 		a.t.Fatalf("the server says %q, %v", line, err)
@@ -161,7 +172,8 @@ func halfRequest(a *app, email string) (finish func() (*http.Response, error)) {
 func TestServe(t *testing.T) {
 	t.Parallel()
 	env, dir := production(t, "", "SHUTDOWN_DELAY=1"), t.TempDir()
-	if exit, _, stderr := runLatch(t, dir, env, "", "healthcheck"); exit != 1 || !strings.HasPrefix(stderr, "latch: ") {
+	exit, _, stderr := runLatch(t, dir, env, "", "healthcheck")
+	if exit != 1 || !strings.HasPrefix(stderr, "latch: ") {
 		t.Errorf("latch healthcheck without a server exits with %d, want 1: %s", exit, stderr)
 	}
 	c := start(t, dir, env)
@@ -173,7 +185,8 @@ func TestServe(t *testing.T) {
 	m := a.signUp("ada")
 	a.want(a.refresh(m.RefreshToken), 200, "")
 	a.want(a.tryLogin(m.Email, "a wrong canary"), 401, "invalid_credentials")
-	if exit, _, stderr := runLatch(t, dir, env, ""); exit != 1 || !regexp.MustCompile(`^latch: port \d+ is in use[^\n]+\n$`).MatchString(stderr) {
+	exit, _, stderr = runLatch(t, dir, env, "")
+	if exit != 1 || !fits(stderr, `^latch: port \d+ is in use[^\n]+\n$`) {
 		t.Errorf("a second server on the port exits with %d, want 1: %s", exit, stderr)
 	}
 	finish := halfRequest(a, m.Email)
@@ -191,7 +204,9 @@ func TestServe(t *testing.T) {
 	if exit := c.exit(); exit != 0 || c.stderr.text() != "" {
 		t.Errorf("exit %d, want 0: %s", exit, c.stderr.text())
 	}
-	for _, event := range []string{`"msg":"migrated"`, `"msg":"serving"`, `"msg":"sql"`, `"msg":"login_ok"`, `"msg":"draining"`, `"msg":"stopped"`} {
+	for _, event := range []string{`"msg":"migrated"`, `"msg":"serving"`, `"msg":"sql"`,
+		`"msg":"login_ok"`, `"msg":"draining"`, `"msg":"stopped"`,
+		`"version":"` + version + `","commit":"unknown"`} {
 		if !strings.Contains(c.out.text(), event) {
 			t.Errorf("the log has no %s:\n%s", event, c.out.text())
 		}
@@ -214,13 +229,15 @@ func TestListen(t *testing.T) {
 	if err := os.WriteFile(file, []byte(port+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, row := range []struct{ variable, value, dotenv string }{{"PORT", port, ""}, {"PORT_FILE", file, ""}, {"", "", "PORT=" + port}, {"", "", "PORT_FILE=" + file}} {
+	for _, row := range []struct{ variable, value, dotenv string }{{"PORT", port, ""},
+		{"PORT_FILE", file, ""}, {"", "", "PORT=" + port}, {"", "", "PORT_FILE=" + file}} {
 		cfg, err := loadFrom(map[string]string{row.variable: row.value}, row.dotenv)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if l, err := listen(cfg, true); err == nil || !strings.HasPrefix(err.Error(), "port "+port+" is in use") {
-			t.Errorf("listen with %s=%s and .env %q = %v, %v", row.variable, row.value, row.dotenv, l, err)
+		l, err := listen(cfg, true)
+		if err == nil || !strings.HasPrefix(err.Error(), "port "+port+" is in use") {
+			t.Errorf("listen with %+v = %v, %v", row, l, err)
 		}
 	}
 	for range 2 { // side by side
@@ -235,7 +252,8 @@ func TestListen(t *testing.T) {
 	}
 }
 
-// TestDrainAndSecondSignal: readiness fails first while all else is served; a second signal waits for nothing.
+// TestDrainAndSecondSignal: readiness fails first while all else is served; a second signal waits
+// for nothing.
 func TestDrainAndSecondSignal(t *testing.T) {
 	t.Parallel()
 	c := start(t, t.TempDir(), production(t, template, "SHUTDOWN_DELAY=300"))
@@ -243,7 +261,9 @@ func TestDrainAndSecondSignal(t *testing.T) {
 	m := a.signUp("ada")
 	finish := halfRequest(a, m.Email)
 	c.signal(syscall.SIGTERM)
-	eventually(t, "readiness to fail", func() bool { return a.do("GET", "/api/v1/health/db", "", nil).code() == "shutting_down" })
+	eventually(t, "readiness to fail", func() bool {
+		return a.do("GET", "/api/v1/health/db", "", nil).code() == "shutting_down"
+	})
 	a.want(a.do("GET", "/api/v1/health", "", nil), 200, "")
 	a.want(a.tryLogin(m.Email, goodPass), 200, "")
 	c.signal(syscall.SIGTERM)
@@ -252,6 +272,75 @@ func TestDrainAndSecondSignal(t *testing.T) {
 	}
 	if res, err := finish(); err == nil {
 		t.Errorf("the request under way gives %d, want a cut connection", res.StatusCode)
+	}
+}
+
+// inShell makes cmd a shell's, which runs script first.
+func inShell(cmd *osexec.Cmd, script string) *osexec.Cmd {
+	args := append([]string{"-c", script + `; exec "$@"`, "sh"}, cmd.Args...)
+	shell := osexec.Command("sh", args...)
+	shell.Dir, shell.Env, shell.ExtraFiles = cmd.Dir, cmd.Env, cmd.ExtraFiles
+	return shell
+}
+
+// TestHangup: a closed terminal, which sends SIGHUP twice, drains; under nohup it means nothing.
+func TestHangup(t *testing.T) {
+	t.Parallel()
+	c := start(t, t.TempDir(), production(t, template))
+	a := c.app()
+	m := a.signUp("ada")
+	finish := halfRequest(a, m.Email)
+	c.signal(syscall.SIGHUP)
+	eventually(t, "draining", func() bool { return strings.Contains(c.out.text(), "draining") })
+	c.signal(syscall.SIGHUP)
+	if res, err := finish(); err != nil || res.StatusCode != 200 {
+		t.Errorf("a request under way at SIGHUP gives %v, %v, want 200", res, err)
+	}
+	if exit := c.exit(); exit != 0 || !strings.Contains(c.out.text(), `"msg":"stopped"`) {
+		t.Errorf("exit %d after SIGHUP, want 0 and a drain: %s", exit, c.out.text())
+	}
+
+	c = startCommand(t, inShell(latch(t, t.TempDir(), production(t, template)), `trap "" HUP`))
+	a = c.app()
+	c.signal(syscall.SIGHUP)
+	c.signal(syscall.SIGHUP)
+	a.want(a.do("GET", "/api/v1/health/db", "", nil), 200, "")
+	c.signal(syscall.SIGTERM)
+	if exit := c.exit(); exit != 0 {
+		t.Errorf("exit %d after SIGTERM, want 0", exit)
+	}
+}
+
+// TestUnreadableDotEnv: in a directory that may not be entered there is no .env; one that is there
+// and may not be read is an error.
+func TestUnreadableDotEnv(t *testing.T) {
+	t.Parallel()
+	for script, want := range map[string]string{
+		"chmod 0 .":    `^latch: Get "http://127.0.0.1:\d+/api/v1/health": [^\n]+refused\n$`,
+		"chmod 0 .env": `^latch: \.env cannot be read: [^\n]+ permission denied\n$`,
+	} {
+		dir := t.TempDir()
+		err := os.WriteFile(filepath.Join(dir, ".env"), []byte("PORT=canary"), 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.Chmod(dir, 0o700) })
+		env := []string{"PORT=" + strconv.Itoa(freePort(t))}
+		cmd := latch(t, dir, env, "healthcheck")
+		if os.Geteuid() == 0 { // who may read all; nobody may not enter the program's directory
+			program, err := os.Open(cmd.Path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer program.Close()
+			cmd.ExtraFiles = []*os.File{program}
+			cmd.Args = []string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+				"/proc/self/fd/3", "healthcheck"}
+		}
+		out, _ := inShell(cmd, script).CombinedOutput()
+		if !fits(string(out), want) {
+			t.Errorf("after %s, latch healthcheck prints %s, want %s", script, out, want)
+		}
 	}
 }
 
@@ -272,31 +361,45 @@ func TestAdminCommand(t *testing.T) {
 		t.Helper()
 		a.want(a.do("GET", "/api/v1/users", a.login(email, password).AccessToken, nil), 200, "")
 	}
-	generated := regexp.MustCompile(`(?m)^ada@example\.com is a new admin\.\nPassword: (\S{20,})$`).FindStringSubmatch(admin("Ada@Example.com", ""))
+	line := regexp.MustCompile(`(?m)^ada@example\.com is a new admin\.\nPassword: (\S{20,})$`)
+	generated := line.FindStringSubmatch(admin("Ada@Example.com", ""))
 	if generated == nil {
 		t.Fatal("latch admin prints no password")
 	}
 	may("ada@example.com", generated[1])
-	for email, line := range map[string]string{"bob@example.com": "\r\n", "eve@example.com": "", "dan@example.com": "\nmore"} {
-		if out := admin(email, goodPass+line); !strings.Contains(out, email+" is a new admin.\n") || strings.Contains(out, "Password") || strings.Contains(out, goodPass) {
+	for email, end := range map[string]string{
+		"bob@example.com": "\r\n", "eve@example.com": "", "dan@example.com": "\nmore"} {
+		out := admin(email, goodPass+end)
+		if !strings.Contains(out, email+" is a new admin.\n") ||
+			strings.Contains(out, "Password") || strings.Contains(out, goodPass) {
 			t.Errorf("latch admin %s prints %s", email, out)
 		}
 		may(email, goodPass)
 	}
-	if out := admin("CARL@example.com", "another canary passphrase"); !strings.Contains(out, "carl@example.com is an active admin; the password is unchanged.\n") {
+	out := admin("CARL@example.com", "another canary passphrase")
+	undo := fmt.Sprintf("It was a deactivated account that exists since %s; its password is known "+
+		"to whoever registered it.\nTo undo this, another admin sends PUT /users/%d with "+
+		`{"is_admin":false,"is_active":false}.`+"\n", m.CreatedAt.Format(time.RFC3339), m.ID)
+	const done = "carl@example.com is an active admin; the password is unchanged.\n"
+	if !strings.HasSuffix(out, done+undo) {
 		t.Errorf("latch admin of an account prints %s", out)
 	}
 	may(m.Email, goodPass)
+	const length = "the password must have 8 characters to 1024 bytes of UTF-8, without U+0000"
 	for _, row := range []struct{ email, input, stderr string }{
 		{"canary", "", "EMAIL must be an e-mail address such as name@example.com"},
 		{"-x@", "", "EMAIL must be an e-mail address such as name@example.com"},
-		{"f@example.com", "password1\n", "the password is one of the most common passwords; choose another"},
-		{"f@example.com", "canary7\n", "the password must have 8 characters to 1024 bytes of UTF-8, without U+0000"},
-		{"f@example.com", strings.Repeat("canary.", 150) + "\n", "the password must have 8 characters to 1024 bytes of UTF-8, without U+0000"},
-		{"f@example.com", "F@example.com\n", "the password must not be the e-mail address or its first part"},
+		{"f@example.com", "password1\n",
+			"the password is one of the most common passwords; choose another"},
+		{"f@example.com", "canary7\n", length},
+		{"f@example.com", strings.Repeat("canary.", 150) + "\n", length},
+		{"f@example.com", "F@example.com\n",
+			"the password must not be the e-mail address or its first part"},
 	} {
-		if exit, stdout, stderr := runLatch(t, dir, env, row.input, "admin", row.email); exit != 1 || stderr != "latch: "+row.stderr+"\n" {
-			t.Errorf("latch admin %s with %.20q exits with %d, want 1 and %q: %s%s", row.email, row.input, exit, row.stderr, stdout, stderr)
+		exit, stdout, stderr := runLatch(t, dir, env, row.input, "admin", row.email)
+		if exit != 1 || stderr != "latch: "+row.stderr+"\n" {
+			t.Errorf("latch admin %s with %.20q exits with %d, want 1 and %q: %s%s", row.email,
+				row.input, exit, row.stderr, stdout, stderr)
 		}
 	}
 	if got := one[int](t, a.url, `SELECT count(*) FROM users`); got != 5 {
@@ -326,25 +429,39 @@ func postmaster(dir string) (pid int) {
 	return pid
 }
 
-// running tells whether pid is a process that has not ended. (Nobody may be there to bury an orphan.)
+// running reports whether pid is a process that has not ended. A zombie has no command line.
 func running(pid int) bool {
 	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	return pid > 0 && syscall.Kill(pid, 0) == nil && (err != nil || len(cmdline) > 0)
 }
 
-// TestDevelopment is a developer's day: start, stop, start again, and all that can be killed in between.
+// TestDevelopment is a developer's day: start, stop, start again, and all that can be killed in
+// between.
 func TestDevelopment(t *testing.T) {
 	t.Parallel()
 	if devdb.FindPostgres("") == "" {
 		t.Skip("looks at the processes of a local PostgreSQL")
 	}
 	dir, other := checkout(t), checkout(t)
+	if l, err := net.Listen("tcp", "127.0.0.1:8000"); err == nil { // else it is taken already
+		defer l.Close()
+	}
 	c, beside := start(t, dir, nil), start(t, other, nil)
 	a, b := c.app(), beside.app()
 	if a.web.URL == b.web.URL {
 		t.Errorf("two checkouts both serve at %s", a.web.URL)
 	}
-	for _, line := range []string{"Latch " + version + ", development", "API    " + a.web.URL + "/api/v1", "Docs   " + a.web.URL + "/docs", "Data   " + dir + "/.data/postgres", "Admin  go run . admin you@example.com "} {
+	for _, c := range []*child{c, beside} {
+		root := c.app().web.URL
+		want := "\n  PORT 8000 IS TAKEN: THIS SERVER IS ON PORT " + root[len(root)-4:] +
+			". For the examples of the README:\n\napi=" + root + "/api/v1\n"
+		if !strings.Contains(c.out.text(), want) {
+			t.Errorf("the first screen has no %q:\n%s", want, c.out.text())
+		}
+	}
+	for _, line := range []string{"Latch " + version + ", development",
+		"API    " + a.web.URL + "/api/v1", "Docs   " + a.web.URL + "/docs",
+		"Data   " + dir + "/.data/postgres", "Admin  go run . admin you@example.com "} {
 		if !strings.Contains(c.out.text(), "\n  "+line) {
 			t.Errorf("the first screen has no %q:\n%s", line, c.out.text())
 		}
@@ -353,12 +470,14 @@ func TestDevelopment(t *testing.T) {
 	if got := one[string](t, u, `SHOW listen_addresses`); got != "" {
 		t.Errorf("the private PostgreSQL listens on %s", got)
 	}
-	for name, want := range map[string]os.FileMode{".data/secret_key": 0o600, ".data/postgres": 0o700 | os.ModeDir} {
+	for name, want := range map[string]os.FileMode{
+		".data/secret_key": 0o600, ".data/postgres": 0o700 | os.ModeDir} {
 		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode() != want {
 			t.Errorf("%s has %v, %v, want %v", name, info.Mode(), err, want)
 		}
 	}
-	if exit, out, stderr := runLatch(t, dir, nil, goodPass+"\n", "admin", "root@example.com"); exit != 0 || !strings.Contains(out, "is a new admin") {
+	exit, out, stderr := runLatch(t, dir, nil, goodPass+"\n", "admin", "root@example.com")
+	if exit != 0 || !strings.Contains(out, "is a new admin") {
 		t.Errorf("latch admin beside the server exits with %d: %s%s", exit, out, stderr)
 	}
 	token := a.login("root@example.com", goodPass)
@@ -376,7 +495,8 @@ func TestDevelopment(t *testing.T) {
 		if exit := c.exit(); exit != 0 || c.stderr.text() != "" {
 			t.Errorf("exit %d after Ctrl-C, want 0: %s", exit, c.stderr.text())
 		}
-		eventually(t, "PostgreSQL to be gone", func() bool { return !running(pid) && postmaster(dir) == 0 })
+		gone := func() bool { return !running(pid) && postmaster(dir) == 0 }
+		eventually(t, "PostgreSQL to be gone", gone)
 	}
 	stop(beside, other)
 	stop(c, dir)
@@ -384,7 +504,7 @@ func TestDevelopment(t *testing.T) {
 	c = start(t, dir, nil)
 	a = c.app()
 	a.login("root@example.com", goodPass)
-	a.want(a.do("GET", "/api/v1/users", token.AccessToken, nil), 200, "") // the secret was kept, too
+	a.want(a.do("GET", "/api/v1/users", token.AccessToken, nil), 200, "") // the secret was kept
 
 	pid := postmaster(dir)
 	c.signal(syscall.SIGKILL)
@@ -401,7 +521,9 @@ func TestDevelopment(t *testing.T) {
 		t.Fatal(err)
 	}
 	a = c.app()
-	eventually(t, "latch to notice", func() bool { return a.do("GET", "/api/v1/health/db", "", nil).status == 503 })
+	eventually(t, "latch to notice", func() bool {
+		return a.do("GET", "/api/v1/health/db", "", nil).status == 503
+	})
 	a.want(a.do("GET", "/api/v1/health", "", nil), 200, "")
 	a.want(a.tryLogin("root@example.com", goodPass), 503, "database_unavailable")
 	c.signal(syscall.SIGINT)
