@@ -43,7 +43,7 @@ type DB struct {
 func Start(dir string, settings ...string) (*DB, error) {
 	dir, err := filepath.Abs(dir)
 	if err := errors.Join(err, os.MkdirAll(dir, 0o755)); err != nil { // serverID enters it
-		return nil, err
+		return nil, fmt.Errorf("there is no DATABASE_URL, and for a private PostgreSQL: %w", err)
 	}
 	db := &DB{Dir: dir}
 	starting, err := db.lockFile("start.lock", syscall.LOCK_EX)
