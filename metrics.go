@@ -1,26 +1,29 @@
 package main
 
-// metrics.go counts what the one on call asks for, and serves it in Prometheus' text format on a
-// listener of its own, METRICS_ADDR, which is not for the world: it has no login. Counting costs a
-// few atomic additions.
+// metrics.go counts what the one on call asks for, and serves it in Prometheus' text format 0.0.4
+// on a listener of its own, METRICS_ADDR, which is not for the world: it has no login.
 
 import (
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"net"
 	"net/http"
+	"os"
 	"runtime"
-	"runtime/metrics"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
 // buckets are the upper bounds of the latency histogram in seconds: from a token check on a unix
 // socket to the longest that a request may take.
-var buckets = [...]float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, math.Inf(1)}
+var buckets = [...]float64{
+	.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, math.Inf(1)}
 
 // routeStats are the counts of one row of the table.
 type routeStats struct {
@@ -47,7 +50,14 @@ func (st *routeStats) observe(status int, took time.Duration) {
 	st.nanoseconds.Add(int64(took))
 }
 
-func (st *routeStats) labels() string { return fmt.Sprintf("method=%q,route=%q", st.method, st.route) }
+func (st *routeStats) labels() string {
+	return fmt.Sprintf("method=%q,route=%q", st.method, st.route)
+}
+
+// all returns the counts of the rows, and those of requests that no row matches.
+func (st *serverStats) all() []*routeStats {
+	return slices.Concat(st.routes, []*routeStats{&st.other})
+}
 
 // add registers the counts of a method of a route.
 func (st *serverStats) add(method, route string) *routeStats {
@@ -56,55 +66,33 @@ func (st *serverStats) add(method, route string) *routeStats {
 	return rs
 }
 
-// milliseconds returns d in ms, to the microsecond.
-func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-
-// metricWriter writes Prometheus' text format, version 0.0.4.
-type metricWriter struct{ io.Writer }
-
-func (w metricWriter) head(name, kind, help string) {
-	fmt.Fprintf(w, "# HELP %[1]s %[2]s\n# TYPE %[1]s %[3]s\n", name, help, kind)
+// metric is a counter, whose name ends in _total, or a gauge. Its value is a number, or labelled.
+type metric struct {
+	name, help string
+	value      any
 }
 
-func (w metricWriter) one(name, kind, help string, value any) {
-	w.head(name, kind, help)
-	fmt.Fprintln(w, name, value)
-}
+type labelled map[string]any // values by labels
 
-// writeMetrics writes all counts.
-func (s *server) writeMetrics(out io.Writer) {
-	w := metricWriter{out}
-	s.writeRequests(w)
-	w.one("latch_http_requests_in_flight", "gauge", "Requests being answered.",
-		s.stats.inFlight.Load())
-	w.one("latch_refresh_reuse_total", "counter",
-		"Sessions ended because a refresh token came again.", s.stats.refreshReuse.Load())
-	s.writeLimiters(w)
-	s.writePool(w)
-	writeRuntime(w)
-	w.one("process_start_time_seconds", "gauge",
-		"When the process started, in seconds since 1970.", s.start.Unix())
-	draining := 0
-	if s.draining.Load() {
-		draining = 1
-	}
-	w.one("latch_draining", "gauge", "1 while the server is shutting down.", draining)
-}
-
-func (s *server) writeRequests(w metricWriter) {
-	all := slices.Concat(s.stats.routes, []*routeStats{&s.stats.other})
-	w.head("latch_http_requests_total", "counter", "Requests answered, by route and status.")
-	for _, st := range all {
-		for status := range st.statuses {
-			if n := st.statuses[status].Load(); n > 0 {
-				fmt.Fprintf(w, "latch_http_requests_total{%s,status=\"%d\"} %d\n",
-					st.labels(), status, n)
-			}
+func (s *server) writeMetrics(w io.Writer) {
+	const head = "# HELP %[1]s %[2]s\n# TYPE %[1]s %[3]s\n"
+	for _, m := range slices.Concat(s.serverMetrics(), s.databaseMetrics(), s.processMetrics()) {
+		kind := "gauge"
+		if strings.HasSuffix(m.name, "_total") {
+			kind = "counter"
+		}
+		fmt.Fprintf(w, head, m.name, m.help, kind)
+		values, ok := m.value.(labelled)
+		if !ok {
+			fmt.Fprintln(w, m.name, m.value)
+		}
+		for _, labels := range slices.Sorted(maps.Keys(values)) {
+			fmt.Fprintf(w, "%s{%s} %v\n", m.name, labels, values[labels])
 		}
 	}
 	const histogram = "latch_http_request_duration_seconds"
-	w.head(histogram, "histogram", "Time to answer, by route.")
-	for _, st := range all {
+	fmt.Fprintf(w, head, histogram, "Time to answer, by route.", "histogram")
+	for _, st := range s.stats.all() {
 		total := int64(0)
 		for i, bound := range buckets {
 			total += st.buckets[i].Load()
@@ -116,78 +104,87 @@ func (s *server) writeRequests(w metricWriter) {
 	}
 }
 
-// writeLimiters writes the state of every limiter, by name.
-func (s *server) writeLimiters(w metricWriter) {
-	limiters := []struct {
-		name string
-		*limiter
-	}{
-		{"requests", &s.requests}, {"passwords", &s.hasher.slots}, {"bodies", &s.bodies},
-		{"answers", &s.answers},
-		{"connections", &s.store.conns}, {"searches", &s.store.expensive}, {"batches", &s.store.bulk},
+// serverMetrics has the 500s of every route from the start: increase() does not see the first one
+// of a series that begins with it.
+func (s *server) serverMetrics() []metric {
+	build := fmt.Sprintf("version=%q,commit=%q,go=%q", version, commit(debug.ReadBuildInfo()),
+		runtime.Version())
+	requests := labelled{}
+	for _, st := range s.stats.all() {
+		for status := range st.statuses {
+			if n := st.statuses[status].Load(); n > 0 || status == http.StatusInternalServerError {
+				requests[fmt.Sprintf("%s,status=\"%d\"", st.labels(), status)] = n
+			}
+		}
 	}
+	limiters := map[string]*limiter{"requests": &s.requests, "passwords": &s.hasher.slots,
+		"bodies": &s.bodies, "answers": &s.answers, "connections": &s.store.conns,
+		"searches": &s.store.expensive, "batches": &s.store.bulk}
 	if s.embedder != nil {
-		limiters = append(limiters, struct {
-			name string
-			*limiter
-		}{"embeddings", &s.embedder.calls})
+		limiters["embeddings"] = &s.embedder.calls
 	}
-	w.head("latch_limiter_units", "gauge", "Units that may be in use at once: slots, or bytes.")
-	for _, l := range limiters {
-		fmt.Fprintf(w, "latch_limiter_units{limiter=%q} %d\n", l.name, l.total)
+	units, used, waiting, refused := labelled{}, labelled{}, labelled{}, labelled{}
+	for name, l := range limiters {
+		label := fmt.Sprintf("limiter=%q", name)
+		units[label], refused[label] = l.total, l.refused.Load()
+		used[label], waiting[label] = l.state()
 	}
-	w.head("latch_limiter_units_used", "gauge", "Units in use.")
-	for _, l := range limiters {
-		used, _ := l.state()
-		fmt.Fprintf(w, "latch_limiter_units_used{limiter=%q} %d\n", l.name, used)
-	}
-	w.head("latch_limiter_waiting", "gauge", "Requests that wait for units.")
-	for _, l := range limiters {
-		_, waiting := l.state()
-		fmt.Fprintf(w, "latch_limiter_waiting{limiter=%q} %d\n", l.name, waiting)
-	}
-	w.head("latch_limiter_refused_total", "counter", "Requests refused with 503 busy.")
-	for _, l := range limiters {
-		fmt.Fprintf(w, "latch_limiter_refused_total{limiter=%q} %d\n", l.name, l.refused.Load())
+	draining := map[bool]int{true: 1}[s.draining.Load()]
+	return []metric{
+		{"latch_build_info", "The program.", labelled{build: 1}},
+		{"latch_draining", "1 while the server is shutting down.", draining},
+		{"latch_http_requests_total", "Requests answered, by route and status.", requests},
+		{"latch_http_requests_in_flight", "Requests being answered.", s.stats.inFlight.Load()},
+		{"latch_refresh_reuse_total", "Sessions ended because a refresh token came again.",
+			s.stats.refreshReuse.Load()},
+		{"latch_limiter_units", "Units that may be in use at once: slots, or bytes.", units},
+		{"latch_limiter_units_used", "Units in use.", used},
+		{"latch_limiter_waiting", "Requests that wait for units.", waiting},
+		{"latch_limiter_refused_total", "Requests refused with 503 busy.", refused},
 	}
 }
 
-func (s *server) writePool(w metricWriter) {
+func (s *server) databaseMetrics() []metric {
 	pool := s.store.pool.Stat()
-	w.head("latch_db_connections", "gauge", "Connections of the pool, by state.")
-	for _, row := range []struct {
-		state string
-		n     int32
-	}{
-		{"acquired", pool.AcquiredConns()}, {"idle", pool.IdleConns()},
-		{"opening", pool.ConstructingConns()},
-	} {
-		fmt.Fprintf(w, "latch_db_connections{state=%q} %d\n", row.state, row.n)
+	return []metric{
+		{"latch_db_connections", "Connections of the pool, by state.", labelled{
+			`state="acquired"`: pool.AcquiredConns(), `state="idle"`: pool.IdleConns(),
+			`state="opening"`: pool.ConstructingConns()}},
+		{"latch_db_connections_max", "Connections that the pool may have.", pool.MaxConns()},
+		{"latch_db_connections_opened_total", "Connections opened.", pool.NewConnsCount()},
+		{"latch_db_acquires_total", "Connections taken from the pool.", pool.AcquireCount()},
+		{"latch_db_acquires_waited_total", "Of these, how many had to wait.",
+			pool.EmptyAcquireCount()},
+		{"latch_db_acquire_wait_seconds_total", "Time spent waiting for a connection.",
+			pool.EmptyAcquireWaitTime().Seconds()},
 	}
-	w.one("latch_db_connections_max", "gauge", "Connections that the pool may have.",
-		pool.MaxConns())
-	w.one("latch_db_connections_opened_total", "counter", "Connections opened.",
-		pool.NewConnsCount())
-	w.one("latch_db_acquires_total", "counter", "Connections taken from the pool.",
-		pool.AcquireCount())
-	w.one("latch_db_acquires_waited_total", "counter", "Of these, how many had to wait.",
-		pool.EmptyAcquireCount())
-	w.one("latch_db_acquire_wait_seconds_total", "counter",
-		"Time spent waiting for a connection.",
-		fmt.Sprintf("%g", pool.EmptyAcquireWaitTime().Seconds()))
 }
 
-func writeRuntime(w metricWriter) {
-	samples := []metrics.Sample{{Name: "/memory/classes/total:bytes"},
-		{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/cycles/total:gc-cycles"}}
-	metrics.Read(samples)
-	w.one("go_goroutines", "gauge", "Goroutines.", runtime.NumGoroutine())
-	w.one("go_memory_bytes", "gauge", "Memory that the Go runtime holds.",
-		samples[0].Value.Uint64())
-	w.one("go_heap_objects_bytes", "gauge",
-		"Memory in objects, dead ones until the next collection included.",
-		samples[1].Value.Uint64())
-	w.one("go_gc_cycles_total", "counter", "Garbage collections.", samples[2].Value.Uint64())
+// processMetrics has the names that Prometheus' client libraries use. macOS has no /proc for two.
+func (s *server) processMetrics() []metric {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	var cpu syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &cpu)
+	all := []metric{
+		{"go_goroutines", "Goroutines.", runtime.NumGoroutine()},
+		{"go_memstats_sys_bytes", "Memory that the Go runtime holds.", m.Sys},
+		{"go_memstats_heap_alloc_bytes",
+			"Memory in objects, dead ones until the next collection included.", m.HeapAlloc},
+		{"go_gc_cycles_total_gc_cycles_total", "Garbage collections.", m.NumGC},
+		{"process_start_time_seconds", "When the process started, in seconds since 1970.",
+			s.start.Unix()},
+		{"process_cpu_seconds_total", "Processor time, user and system.",
+			time.Duration(cpu.Utime.Nano() + cpu.Stime.Nano()).Seconds()},
+	}
+	if files, err := os.ReadDir("/proc/self/fd"); err == nil {
+		var size, resident int
+		pages, _ := os.ReadFile("/proc/self/statm")
+		fmt.Sscan(string(pages), &size, &resident)
+		all = append(all, metric{"process_open_fds", "Open files and sockets.", len(files)}, metric{
+			"process_resident_memory_bytes", "Memory in RAM.", resident * os.Getpagesize()})
+	}
+	return all
 }
 
 // serveMetrics opens METRICS_ADDR, on the loopback address where it names no host, and serves
@@ -209,6 +206,9 @@ func (s *server) serveMetrics() (*http.Server, error) {
 	hs := &http.Server{Addr: listener.Addr().String(), Handler: mux, ReadTimeout: headerTimeout,
 		WriteTimeout: writeTimeout}
 	go hs.Serve(listener)
-	s.log.Info("metrics", "address", listener.Addr().String())
+	s.log.Info("metrics", "address", hs.Addr)
 	return hs, nil
 }
+
+// milliseconds returns d in ms, to the microsecond.
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	osexec "os/exec"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -26,7 +27,8 @@ func (a *app) scrape() string {
 	}
 	defer res.Body.Close()
 	text, err := io.ReadAll(res.Body)
-	if err != nil || res.StatusCode != 200 || !strings.HasPrefix(res.Header.Get("Content-Type"), "text/plain; version=0.0.4") {
+	if err != nil || res.StatusCode != 200 ||
+		!strings.HasPrefix(res.Header.Get("Content-Type"), "text/plain; version=0.0.4") {
 		a.t.Fatalf("GET /metrics = %d, %v, %v", res.StatusCode, res.Header, err)
 	}
 	return string(text)
@@ -41,7 +43,10 @@ func TestMetrics(t *testing.T) {
 	}
 	a.do("GET", "/api/v1/users/me", "x", nil)
 	a.do("GET", "/nothing", "", nil)
-	a.refresh(decode[tokens](a.refresh(decode[tokens](a.refresh(m.RefreshToken)).RefreshToken)).RefreshToken)
+	token := m.RefreshToken
+	for range 3 {
+		token = decode[tokens](a.refresh(token)).RefreshToken
+	}
 	a.want(a.refresh(m.RefreshToken), 401, "refresh_reused")
 	text := a.scrape()
 	for _, want := range []string{
@@ -56,12 +61,38 @@ func TestMetrics(t *testing.T) {
 		`latch_refresh_reuse_total 1`,
 		`latch_db_connections_max 8`,
 		`latch_draining 0`,
+		`latch_http_requests_total{method="GET",route="/users/me",status="500"} 0`,
+		`latch_http_requests_total{method="",route="",status="500"} 0`,
+		fmt.Sprintf(`latch_build_info{version=%q,commit="unknown",go=%q} 1`, version,
+			runtime.Version()),
 	} {
 		if !strings.Contains(text, want+"\n") {
 			t.Errorf("the metrics lack %s", want)
 		}
 	}
-	line := regexp.MustCompile(`^(# HELP [a-z_]+ [A-Z1].+[.]|# TYPE [a-z_]+ (counter|gauge|histogram)|[a-z_]+(\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")*\})? [0-9.e+-]+)$`)
+	for _, row := range a.table {
+		want := fmt.Sprintf("latch_http_requests_total{method=%q,route=%q,status=\"500\"} 0\n",
+			row.method, row.path)
+		if !strings.Contains(text, want) {
+			t.Errorf("the metrics lack %s", want)
+		}
+	}
+	for name, lowest := range map[string]float64{ // what the process has at least
+		"process_cpu_seconds_total": .001, "process_resident_memory_bytes": 1 << 20,
+		"process_open_fds": 3, "process_start_time_seconds": float64(a.start.Unix()),
+		"go_goroutines": 2, "go_memstats_sys_bytes": 1 << 20,
+		"go_memstats_heap_alloc_bytes": 1 << 16, "go_gc_cycles_total_gc_cycles_total": 0,
+	} {
+		var got float64
+		_, after, _ := strings.Cut(text, "\n"+name+" ")
+		_, err := fmt.Sscan(after, &got)
+		if onLinux := runtime.GOOS == "linux"; err != nil && onLinux || err == nil && got < lowest {
+			t.Errorf("%s is %v, %v, want at least %v", name, got, err, lowest)
+		}
+	}
+	line := regexp.MustCompile(`^(# HELP [a-z_]+ [A-Z1].+[.]|` +
+		`# TYPE [a-z_]+ (counter|gauge|histogram)|` +
+		`[a-z_]+(\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")*\})? [0-9.e+-]+)$`)
 	for l := range strings.Lines(text) {
 		if !line.MatchString(strings.TrimSuffix(l, "\n")) {
 			t.Errorf("no line of the format: %s", l)
@@ -72,7 +103,7 @@ func TestMetrics(t *testing.T) {
 		if os.Getenv("CI") != "" {
 			t.Fatal("promtool is missing: .ci/setup.sh promtool installs it")
 		}
-		fmt.Fprintln(os.Stderr, "SKIPPED: the check of the metrics by promtool (Debian: prometheus)")
+		fmt.Fprintln(os.Stderr, "SKIPPED: promtool's check of the metrics (Debian: prometheus)")
 		return
 	}
 	check := osexec.Command(promtool, "check", "metrics")
@@ -85,14 +116,16 @@ func TestMetrics(t *testing.T) {
 // TestMetricsAddress: without a host, the metrics are for this machine alone.
 func TestMetricsAddress(t *testing.T) {
 	t.Parallel()
-	for given, want := range map[string]string{"0": "127.0.0.1:", ":0": "127.0.0.1:", "127.0.0.1:0": "127.0.0.1:", "0.0.0.0:0": "[::]:", "[::1]:0": "[::1]:"} {
+	for given, want := range map[string]string{"0": "127.0.0.1:", ":0": "127.0.0.1:",
+		"127.0.0.1:0": "127.0.0.1:", "0.0.0.0:0": "[::]:", "[::1]:0": "[::1]:"} {
 		a := newApp(t, func(c *config) { c.MetricsAddr = given })
 		hs, err := a.serveMetrics()
 		if err != nil {
 			t.Errorf("METRICS_ADDR %s: %v", given, err)
 			continue
 		}
-		if !strings.HasPrefix(hs.Addr, want) && !(given == "0.0.0.0:0" && strings.HasPrefix(hs.Addr, "0.0.0.0:")) {
+		if !strings.HasPrefix(hs.Addr, want) &&
+			!(given == "0.0.0.0:0" && strings.HasPrefix(hs.Addr, "0.0.0.0:")) {
 			t.Errorf("METRICS_ADDR %s listens on %s, want %s", given, hs.Addr, want)
 		}
 		hs.Close()
