@@ -17,7 +17,7 @@ import (
 type limiter struct {
 	total   int64         // units in use at most
 	share   int64         // of these, by one client
-	queue   int           // waiting requests at most; one client may have half of them
+	queue   int           // waiting requests at most; one client may have three quarters
 	timeout time.Duration // how long a request waits
 	detail  string        // the detail of the 503 for a request that waited in vain
 
@@ -100,7 +100,7 @@ func (l *limiter) enqueue(w *waiter) bool {
 	l.grant()
 	i := slices.Index(l.waiting, w)
 	switch {
-	case i >= 0 && (len(l.waiting) > l.queue || own >= (l.queue+1)/2):
+	case i >= 0 && (len(l.waiting) > l.queue || own >= l.queue-l.queue/4):
 		l.waiting = slices.Delete(l.waiting, i, i+1)
 		return false
 	case i >= 0:

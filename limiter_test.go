@@ -94,15 +94,15 @@ func TestLimiterRefuses(t *testing.T) {
 	t.Parallel()
 	l := &limiter{total: 1, share: 1, queue: 4, timeout: time.Minute, detail: "a reason"}
 	take(t, l, 1, 1)
-	waitFor(t, l, 1, 1)
-	waitFor(t, l, 1, 1)
-	_, err := l.acquire(t.Context(), clientKey{user: 1}, 1) // half of the queue is for others
+	for range 3 {
+		waitFor(t, l, 1, 1)
+	}
+	_, err := l.acquire(t.Context(), clientKey{user: 1}, 1) // a quarter of the queue is for others
 	var p *problem
 	if !errors.As(err, &p) || p.code != "busy" || p.detail != "a reason" {
-		t.Errorf("a third in a queue of four = %v", err)
+		t.Errorf("a client's fourth in a queue of four = %v", err)
 	}
 	waitFor(t, l, 2, 1)
-	waitFor(t, l, 3, 1)
 	if _, err = l.acquire(t.Context(), clientKey{user: 4}, 1); !errors.Is(err, errBusy) || !l.full() {
 		t.Errorf("a fifth in a queue of four = %v", err)
 	}
