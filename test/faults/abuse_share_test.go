@@ -2,6 +2,7 @@ package faults
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -18,10 +19,10 @@ func TestStalledUploads(t *testing.T) {
 	body := []byte(fmt.Sprintf(`{"content":"x","embedding":[1,0,0]%s}`, strings.Repeat(" ", 1<<20)))
 	for _, n := range pick([]int{4, 32}, []int{4}) {
 		for name, atOnce := range map[string]int{"head": 0, "part": 300 << 10, "most": 16<<20 - 1} {
-			g.end = time.Now().Add(time.Minute)
+			ctx, cancel := context.WithCancel(t.Context())
 			var stalls sync.WaitGroup
 			for i := range n {
-				stalls.Go(func() { g.stall(i%2 == 1, atOnce) })
+				stalls.Go(func() { g.stall(ctx, i%2 == 1, atOnce) })
 			}
 			time.Sleep(pick(2*time.Second, 500*time.Millisecond))
 			var slowest time.Duration
@@ -34,15 +35,15 @@ func TestStalledUploads(t *testing.T) {
 				}
 			}
 			g.atMost(fmt.Sprintf("upload_%d_%s_s", n, name), slowest.Seconds(), 3)
-			g.end = time.Now()
+			cancel()
 			stalls.Wait()
 		}
 	}
 }
 
-// stall announces a document of 16 MiB, in chunks or not, and sends so many bytes of it until
-// g.end.
-func (g *target) stall(chunked bool, atOnce int) {
+// stall announces a document of 16 MiB, in chunks or not, sends so many bytes of it, and waits
+// until ctx ends.
+func (g *target) stall(ctx context.Context, chunked bool, atOnce int) {
 	c, err := dial(g.address())
 	if err != nil {
 		g.fault("%v", err)
@@ -57,11 +58,9 @@ func (g *target) stall(chunked bool, atOnce int) {
 	if chunked {
 		request = fmt.Appendf(request, "%x\r\n", 16<<20)
 	}
-	c.SetWriteDeadline(g.end)
+	context.AfterFunc(ctx, func() { c.Close() })
 	c.Write(append(request, strings.Repeat(" ", atOnce)...))
-	for g.attacked() {
-		time.Sleep(50 * time.Millisecond)
-	}
+	<-ctx.Done()
 }
 
 // TestExpensiveSearches has one user search texts with 64 words in documents that hold them all,

@@ -36,7 +36,7 @@ var (
 		{"GET", "/documents?limit=1&filter=%s", "", 11 << 10},
 		{"POST", "/documents", `%s`, 256 << 10},
 		{"POST", "/documents", `{"unknown":%s}`, 256<<10 - 50},
-		{"POST", "/documents", `{"documents":%s}`, 256<<10 - 50},
+		{"POST", "/documents/batch", `{"documents":%s}`, 256<<10 - 50},
 		{"POST", "/documents", `{"content":"x","embedding":%s}`, 256<<10 - 50},
 		{"POST", "/documents", `{"content":"x","embedding":[1,0,0],"metadata":{"a":%s}}`, 16 << 10},
 		{"POST", "/documents/search", `{"embedding":[1,0,0],"filter":{"a":%s}}`, 16 << 10},

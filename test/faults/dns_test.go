@@ -62,8 +62,8 @@ func (r *resolver) answer(q []byte) []byte {
 }
 
 // rebuild builds the program on a standard library of which edit has changed one file: the resolver
-// and the clock of the system are those of all programs. The go command refuses to replace files of a
-// toolchain that it has downloaded, so it sees the toolchain by another path.
+// and the clock of the system are those of all programs. The go command refuses to replace files of
+// a toolchain that it has downloaded, so it sees the toolchain by another path.
 func rebuild(t testing.TB, name, file string, edit func(text string) string) (binary string) {
 	t.Helper()
 	toolchain, err := exec.Command("go", "env", "GOROOT").Output()

@@ -14,8 +14,8 @@ import (
 	"latch/test/pgbouncer"
 )
 
-// bouncerSettings are further lines of PgBouncer's configuration. A tolerant one ignores settings that
-// it does not know: only its mistakes show that it is there.
+// bouncerSettings are further lines of PgBouncer's configuration. A tolerant one ignores settings
+// that it does not know: only its mistakes show that it is there.
 var bouncerSettings = map[string][]string{
 	"strict": nil,
 	"tolerant": {"ignore_startup_parameters = statement_timeout,lock_timeout," +
@@ -48,8 +48,8 @@ func TestPgBouncer(t *testing.T) {
 	}
 }
 
-// TestOperationsThroughPgBouncer calls every operation of the OpenAPI document through PgBouncer, by
-// several clients at once, so that each statement meets connections that others have used.
+// TestOperationsThroughPgBouncer calls every operation of the OpenAPI document through PgBouncer,
+// by several clients at once, so that each statement meets connections that others have used.
 func TestOperationsThroughPgBouncer(t *testing.T) {
 	for name, settings := range bouncerSettings {
 		t.Run(name, func(t *testing.T) {

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// The criteria of the rows of abuse: resident memory in MiB, and the p99 of another user. In the short
-// selection, which other rows disturb, the time only has to be of the right order.
+// The criteria of the rows of abuse: resident memory in MiB, and the p99 of another user. In the
+// short selection, which other rows disturb, the time only has to be of the right order.
 const memoryLimit = 256
 
 var otherLimit = pick(100*time.Millisecond, 2*time.Second)
@@ -51,15 +51,32 @@ func newTarget(t *testing.T, name string) *target {
 func (g *target) attacked() bool { return time.Now().Before(g.end) && g.running() }
 
 // under runs a misuse for length, while the other user sends requests, and checks the memory and
-// the other user's latency. The name is that of the figures.
+// the other user's latency. The name is that of the figures. A latency over the limit is measured
+// again, twice at most: the machine may have done other work, whereas a defect is there each time.
 func (g *target) under(name string, length time.Duration, misuse func()) {
 	g.row.t.Helper()
-	if !g.running() {
-		return // it has been killed: the row has failed
-	}
 	if g.before == 0 {
 		g.before = g.memory("VmRSS")
 	}
+	var p99 time.Duration
+	for range 3 {
+		if !g.running() {
+			return // it has been killed: the row has failed
+		}
+		p99 = quantile(g.measure(name, length, misuse), .99)
+		if p99 <= otherLimit {
+			break
+		}
+	}
+	g.figure(name+"_p99_ms", milliseconds(p99))
+	if p99 > otherLimit {
+		g.fault("%s: the other user's p99 is %v, at most %v is allowed", name, p99, otherLimit)
+	}
+}
+
+// measure runs a misuse and returns the outcomes of the other user's requests.
+func (g *target) measure(name string, length time.Duration, misuse func()) []sample {
+	g.row.t.Helper()
 	g.resetPeak()
 	ctx, cancel := context.WithCancel(context.Background())
 	var guard sync.WaitGroup
@@ -68,16 +85,11 @@ func (g *target) under(name string, length time.Duration, misuse func()) {
 	samples := g.probed(g.replica, g.other.AccessToken, misuse)
 	cancel()
 	guard.Wait()
-	if !g.running() {
-		return
+	if g.running() {
+		g.atMost(name+"_rss_mib", g.memory("VmHWM"), g.limit)
+		g.settle(g.replica, g.other.AccessToken, g.before)
 	}
-	g.atMost(name+"_rss_mib", g.memory("VmHWM"), g.limit)
-	p99 := quantile(samples, .99)
-	g.figure(name+"_p99_ms", milliseconds(p99))
-	if p99 > otherLimit {
-		g.fault("%s: the other user's p99 is %v, at most %v is allowed", name, p99, otherLimit)
-	}
-	g.settle(g.replica, g.other.AccessToken, g.before)
+	return samples
 }
 
 // killRunaway kills the service when its memory gets out of hand, until ctx ends.
