@@ -89,6 +89,8 @@ func (g *target) measure(name string, length time.Duration, misuse func()) []sam
 		g.atMost(name+"_rss_mib", g.memory("VmHWM"), g.limit)
 		g.settle(g.replica, g.other.AccessToken, g.before)
 	}
+	refused := len(samples) - perStatus(samples)[200]
+	g.atMost(name+"_other_refused", float64(refused), 0)
 	return samples
 }
 
