@@ -174,19 +174,19 @@ func (b *bench) measureLogin() {
 		fmt.Sprintf("argon2id in a loop, %d at a time", slots), r[1], "≥ 0.95")
 }
 
-// accessTokens are the tokens of the first accounts.
-func (b *bench) accessTokens() (list []string) {
+// reads are requests of the first accounts.
+func (b *bench) reads() (list []read) {
 	for i := range tokenUsers {
-		list = append(list, b.tokens.access(int64(i+1)))
+		list = append(list, read{"/users/me", b.tokens.access(int64(i + 1))})
 	}
 	return list
 }
 
 // measureLatency compares the 99th percentile at a constant rate with and without logins.
 func (b *bench) measureLatency() {
-	tokens, file := b.accessTokens(), b.loginFile()
+	reads, file := b.reads(), b.loginFile()
 	measure := func(d time.Duration) load {
-		ms := openLoop(b.T, b.app, "/users/me", tokens, 500, d, 0.5, 0.99)
+		ms := openLoop(b.T, b.app, reads, 500, d, 0.5, 0.99)
 		return load{p50: ms[0], p99: ms[1]}
 	}
 	r := b.alternate(
@@ -343,10 +343,10 @@ func (b *bench) sweep() (swept int64, took time.Duration, err error) {
 // measureSweep measures requests while another connection deletes expired sessions as the program
 // does: half as many as there are accounts.
 func (b *bench) measureSweep() {
-	tokens := b.accessTokens()
+	reads := b.reads()
 	measure := func() []float64 {
 		d := time.Duration(*seconds) * time.Second
-		return openLoop(b.T, b.app, "/users/me", tokens, 500, d, 0.99, 1)
+		return openLoop(b.T, b.app, reads, 500, d, 0.99, 1)
 	}
 	quiet := measure()
 	b.exec(`INSERT INTO sessions (id, user_id, expires_at, user_agent) OVERRIDING SYSTEM VALUE

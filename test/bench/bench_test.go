@@ -135,14 +135,13 @@ func (r row) String() string {
 	if r.goal != "" {
 		reached = map[bool]string{true: "yes", false: "**no**"}[r.reached]
 	}
-	cells := []string{r.name, r.here, r.beside, r.there, ratio, r.goal, reached}
-	return "| " + strings.Join(cells, " | ") + " |"
+	return cells(r.name, r.here, r.beside, r.there, ratio, r.goal, reached)
 }
 
 func tableOf(rows []row) string {
 	var text strings.Builder
 	fmt.Fprintln(&text, "| row | Latch | beside | measured | ratio | to reach | reached |")
-	fmt.Fprintln(&text, "|---|---|---|---|---|---|---|")
+	fmt.Fprintln(&text, rule(7))
 	for _, r := range rows {
 		fmt.Fprintln(&text, r)
 	}

@@ -68,12 +68,14 @@ func wrk(t *testing.T, p *process, file string, connections int, d time.Duration
 	return load{n / took * 1e6, p50 / 1000, p99 / 1000, bytes / took * 1e6}
 }
 
-// openLoop sends GET requests of path at a constant rate for d, whether or not the answers keep up,
+// read is a GET request.
+type read struct{ path, token string }
+
+// openLoop sends the requests in turn at a constant rate for d, whether or not the answers keep up,
 // and returns quantiles of the latencies in milliseconds. A latency counts from the time at which
 // the request was due.
 func openLoop(
-	t *testing.T, p *process, path string, tokens []string, rate float64, d time.Duration,
-	quantiles ...float64,
+	t *testing.T, p *process, reads []read, rate float64, d time.Duration, quantiles ...float64,
 ) (ms []float64) {
 	t.Helper()
 	const connections = 64
@@ -92,7 +94,8 @@ func openLoop(
 			for i := first; i < n; i += connections {
 				due := begin.Add(time.Duration(float64(i) / rate * 1e9))
 				time.Sleep(time.Until(due))
-				if _, err := c.do("GET", path, tokens[i%len(tokens)], ""); err != nil {
+				r := reads[i%len(reads)]
+				if _, err := c.do("GET", r.path, r.token, ""); err != nil {
 					t.Errorf("request %d: %v", i, err)
 					return
 				}
@@ -101,11 +104,16 @@ func openLoop(
 		})
 	}
 	wg.Wait()
-	slices.Sort(latencies)
+	return quantilesOf(latencies, quantiles...)
+}
+
+// quantilesOf sorts values.
+func quantilesOf(values []float64, quantiles ...float64) (list []float64) {
+	slices.Sort(values)
 	for _, q := range quantiles {
-		ms = append(ms, latencies[min(n-1, int(q*float64(n)))])
+		list = append(list, values[min(len(values)-1, int(q*float64(len(values))))])
 	}
-	return ms
+	return list
 }
 
 // client is one connection to a server. It costs a fifth of the time of http.Client.
@@ -123,7 +131,8 @@ func dial(p *process) (*client, error) {
 	return &client{conn, bufio.NewReader(conn), p.prefix}, nil
 }
 
-// do sends a request and returns the body of the answer. A status other than 2xx is an error.
+// do sends a request and returns the body of the answer. A status other than 2xx is an error. The
+// request's body is JSON or a form.
 func (c *client) do(method, path, token, body string) ([]byte, error) {
 	var b []byte
 	b = fmt.Appendf(b, "%s %s%s HTTP/1.1\r\nHost: 127.0.0.1\r\n", method, c.prefix, path)
@@ -131,7 +140,11 @@ func (c *client) do(method, path, token, body string) ([]byte, error) {
 		b = fmt.Appendf(b, "Authorization: Bearer %s\r\n", token)
 	}
 	if body != "" {
-		b = fmt.Appendf(b, "Content-Type: application/json\r\nContent-Length: %d\r\n", len(body))
+		contentType := "application/x-www-form-urlencoded"
+		if body[0] == '{' {
+			contentType = "application/json"
+		}
+		b = fmt.Appendf(b, "Content-Type: %s\r\nContent-Length: %d\r\n", contentType, len(body))
 	} else if method == "POST" {
 		b = append(b, "Content-Length: 0\r\n"...)
 	}
