@@ -95,6 +95,9 @@ func TestBench(t *testing.T) {
 			topic.run(b)
 		}
 	}
+	if len(b.rows) == 0 {
+		t.Fatalf("no topic matches %q", *onlyTopics)
+	}
 	table := b.caption() + "\n\n" + tableOf(b.rows)
 	fmt.Print("\n", table, "\n")
 	complete := *onlyTopics == "" && *rounds >= 5 && *seconds >= 2 && *userCount >= 100_000

@@ -67,9 +67,7 @@ func (c *peers) start(s *peer) {
 			s.process.stop()
 		}
 		port := freePort(c.T)
-		cmd := s.command(port)
-		cmd.Stderr = nil // standard error has the logs of some
-		s.process = launch(c.T, cmd, port, s.prefix, s.health)
+		s.process = launch(c.T, s.command(port), port, s.prefix, s.health)
 		starts = append(starts, s.process.started)
 	}
 	c.Cleanup(s.process.stop)

@@ -34,7 +34,7 @@ type peers struct {
 // TestPeers compares the services. Its topics are "accounts" and "search".
 func TestPeers(t *testing.T) {
 	only := regexp.MustCompile(*onlyTopics)
-	c := newPeers(t)
+	c, measured := newPeers(t), false
 	for _, topic := range []struct {
 		name string
 		run  func() string
@@ -43,6 +43,7 @@ func TestPeers(t *testing.T) {
 			continue
 		}
 		table := topic.run()
+		measured = true
 		fmt.Print("\n", table, "\n")
 		if *rounds < 5 || *seconds < 2 || t.Failed() {
 			continue
@@ -51,6 +52,9 @@ func TestPeers(t *testing.T) {
 		if err := writeSection(filepath.Join(root, "BENCHMARKS.md"), section, table); err != nil {
 			t.Error(err)
 		}
+	}
+	if !measured {
+		t.Errorf("no topic matches %q", *onlyTopics)
 	}
 }
 

@@ -46,20 +46,19 @@ func (b *bench) launch(binary string, env []string) *process {
 	port := freePort(b.T)
 	cmd := exec.Command(binary)
 	cmd.Env = append([]string{"PORT=" + port, "GODEBUG=" + os.Getenv("GODEBUG")}, env...)
+	cmd.Stderr = os.Stderr
 	p := launch(b.T, cmd, port, "/api/v1", "/health")
 	b.Cleanup(p.stop)
 	return p
 }
 
-// launch starts a server that listens on port, and waits until path, below prefix, answers 200. It
-// discards what the server writes to standard output.
+// launch starts a server that listens on port, and waits until path, below prefix, answers 200.
 func launch(t *testing.T, cmd *exec.Cmd, port, prefix, path string) *process {
 	t.Helper()
 	p := &process{cmd: cmd, address: "127.0.0.1:" + port, prefix: prefix}
 	if cmd.Dir == "" {
 		cmd.Dir = t.TempDir()
 	}
-	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	begin := time.Now()
 	if err := cmd.Start(); err != nil {

@@ -22,7 +22,8 @@ from app.services import AuthService
 
 router = APIRouter()
 oauth2_scheme = OAuth2PasswordBearer(tokenUrl="/api/v1/auth/login")
-Session = Annotated[AsyncSession, Depends(get_db)]
+# The scope makes get_db commit before the answer is sent, not after it.
+Session = Annotated[AsyncSession, Depends(get_db, scope="function")]
 
 
 def get_auth_service(db: Session) -> AuthService:
