@@ -46,7 +46,7 @@ type bench struct {
 	app    *process
 	ref    *process // the reference of ./reference
 	tokens *signer
-	seen   *capture // nil until a row asks for it
+	logged *capture // nil until a row asks for it
 	rows   []row
 }
 

@@ -77,7 +77,7 @@ func (c *peers) start(s *peer) {
 // fill registers the accounts of a service and logs them in.
 func (c *peers) fill(s *peer) {
 	c.Helper()
-	s.accounts = make([]account, peerAccounts)
+	s.accounts = make([]account, *peerAccounts)
 	begin := time.Now()
 	for i := range s.accounts {
 		conn, err := dial(s.process)
@@ -93,8 +93,8 @@ func (c *peers) fill(s *peer) {
 			c.Fatalf("%s: %v", s.name, err)
 		}
 	}
-	fmt.Printf("%s: %d accounts in %.0f s\n", s.name, peerAccounts, time.Since(begin).Seconds())
-	s.readFile = requests(c.T, peerAccounts, func(i int) string {
+	fmt.Printf("%s: %d accounts in %.0f s\n", s.name, *peerAccounts, time.Since(begin).Seconds())
+	s.readFile = requests(c.T, *peerAccounts, func(i int) string {
 		return line("GET", s.me(s.accounts[i]), s.accounts[i].access, "")
 	})
 }

@@ -8,6 +8,7 @@ package bench
 // interface.
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -18,9 +19,8 @@ import (
 	"time"
 )
 
-// peerAccounts is how many accounts take turns. Each registers and logs in through the service's
-// API.
-const peerAccounts = 400
+var peerAccounts = flag.Int("accounts", 200,
+	"accounts of each of the compared services, a multiple of 8")
 
 // peers is what the rows share.
 type peers struct {
@@ -110,7 +110,7 @@ func (c *peers) compareAccounts() string {
 
 // peersCaption is caption for a comparison of services.
 func (c *peers) peersCaption() string {
-	text := fmt.Sprintf("%s; %d accounts, %d runs of %d s a side; %s.", c.machine(), peerAccounts,
+	text := fmt.Sprintf("%s; %d accounts, %d runs of %d s a side; %s.", c.machine(), *peerAccounts,
 		*rounds, *seconds, time.Now().UTC().Format(time.DateOnly))
 	return strings.Join(append([]string{text}, c.notes...), " ")
 }

@@ -38,8 +38,8 @@ type statement struct {
 // told from other numbers among the parameters.
 func (b *bench) capture() *capture {
 	b.Helper()
-	if b.seen != nil {
-		return b.seen
+	if b.logged != nil {
+		return b.logged
 	}
 	url := b.createDatabase("capture")
 	b.migrate(url)
@@ -59,7 +59,7 @@ func (b *bench) capture() *capture {
 	})
 	c.tokens = c.app.login(b.T, "ada@example.com")
 	c.readSession(b.T)
-	b.seen = c
+	b.logged = c
 	return c
 }
 
