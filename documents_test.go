@@ -705,7 +705,7 @@ func BenchmarkParseVector(b *testing.B) {
 	}
 	b.SetBytes(int64(len(array)))
 	for b.Loop() {
-		if _, refusal := parseVector(array, 384); refusal != "" {
+		if _, refusal := parseVector(string(array), 384); refusal != "" {
 			b.Fatal(refusal)
 		}
 	}
@@ -717,7 +717,7 @@ func TestParseVectorAllocations(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := testing.AllocsPerRun(100, func() { parseVector(array, 384) }); n > 3 {
+	if n := testing.AllocsPerRun(100, func() { parseVector(string(array), 384) }); n > 3 {
 		t.Errorf("parseVector makes %v allocations", n)
 	}
 }

@@ -63,7 +63,6 @@ func newEmbedder(cfg *config) *embedder {
 	e.calls = limiter{total: maxCalls, share: maxCalls / 2, queue: 256, timeout: embedTimeout,
 		detail: "Too many texts are being embedded; try again."}
 	e.answer = compileInput(reflect.TypeFor[providerAnswer]())
-	e.answer.ignoreUnknown()
 	e.answer.setVectors(e.dimensions)
 	if !strings.HasSuffix(e.url, "/embeddings") { // a base, with or without /v1
 		e.url = strings.TrimSuffix(strings.TrimRight(e.url, "/"), "/v1") + "/v1/embeddings"
@@ -187,7 +186,7 @@ func (e *embedder) post(
 // read returns the n vectors of an answer, each under its index once.
 func (e *embedder) read(body []byte, n int) ([]vector, error) {
 	var answer providerAnswer
-	o := newObject(&reader{}, e.answer, reflect.ValueOf(&answer).Elem())
+	o := newObject(&reader{open: true}, e.answer, reflect.ValueOf(&answer).Elem())
 	if o.readJSON(body); o.syntax == "" {
 		o.finish("json")
 	}

@@ -224,7 +224,7 @@ func (in *input) read(w *responseWriter, r *http.Request, dst reflect.Value) err
 	if in.query {
 		o.loc = []any{"query"}
 		if err := o.readPairs("query", r.URL.RawQuery); err != nil {
-			o.add(&fault{"query_malformed", err.Error()})
+			o.add(fault{"query_malformed", err.Error()})
 		}
 		o.finish("query")
 	}
