@@ -1,7 +1,7 @@
 # go.mod names the toolchain; a machine may be set to "local".
 export GOTOOLCHAIN = auto
 
-.PHONY: help run test lint build image fault soak bench bench-growth bench-peers
+.PHONY: help run test lint build image fault soak bench bench-growth bench-peers clients
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
@@ -65,3 +65,6 @@ bench-peers: ## measure other frameworks under the same load
 	@./setup.sh test
 	@.ci/setup.sh wrk
 	test/bench/peers/run.sh $(ARGS)
+
+clients: ## generate clients with twelve generators, compile them, and drive each
+	@test/clients/run.sh

@@ -68,27 +68,26 @@ func (o *ordered) add(name string, value any) { *o = append(*o, entry{name, valu
 
 // schema is a JSON Schema.
 type schema struct {
-	Ref                  string    `json:"$ref,omitzero"`
-	Type                 any       `json:"type,omitzero"` // a string, or several
-	Format               string    `json:"format,omitzero"`
-	ContentMediaType     string    `json:"contentMediaType,omitzero"`
-	Pattern              string    `json:"pattern,omitzero"`
-	MinLength            int64     `json:"minLength,omitzero"`
-	MaxLength            int64     `json:"maxLength,omitzero"`
-	Minimum              *int64    `json:"minimum,omitzero"`
-	Maximum              int64     `json:"maximum,omitzero"`
-	MinItems             int64     `json:"minItems,omitzero"`
-	MaxItems             int64     `json:"maxItems,omitzero"`
-	Enum                 []string  `json:"enum,omitzero"`
-	Default              any       `json:"default,omitzero"`
-	Examples             []any     `json:"examples,omitzero"`
-	Items                *schema   `json:"items,omitzero"`
-	AnyOf                []*schema `json:"anyOf,omitzero"`
-	Properties           ordered   `json:"properties,omitzero"`
-	Required             []string  `json:"required,omitzero"`
-	AdditionalProperties *bool     `json:"additionalProperties,omitzero"`
-	ReadOnly             bool      `json:"readOnly,omitzero"`
-	Description          string    `json:"description,omitzero"`
+	Ref                  string   `json:"$ref,omitzero"`
+	Type                 any      `json:"type,omitzero"` // a string, or several
+	Format               string   `json:"format,omitzero"`
+	ContentMediaType     string   `json:"contentMediaType,omitzero"`
+	Pattern              string   `json:"pattern,omitzero"`
+	MinLength            int64    `json:"minLength,omitzero"`
+	MaxLength            int64    `json:"maxLength,omitzero"`
+	Minimum              *int64   `json:"minimum,omitzero"`
+	Maximum              int64    `json:"maximum,omitzero"`
+	MinItems             int64    `json:"minItems,omitzero"`
+	MaxItems             int64    `json:"maxItems,omitzero"`
+	Enum                 []string `json:"enum,omitzero"`
+	Default              any      `json:"default,omitzero"`
+	Examples             []any    `json:"examples,omitzero"`
+	Items                *schema  `json:"items,omitzero"`
+	Properties           ordered  `json:"properties,omitzero"`
+	Required             []string `json:"required,omitzero"`
+	AdditionalProperties *bool    `json:"additionalProperties,omitzero"`
+	ReadOnly             bool     `json:"readOnly,omitzero"`
+	Description          string   `json:"description,omitzero"`
 }
 
 // specification collects the parts of the document while the operations are described.
@@ -149,11 +148,11 @@ func (d *specification) operation(rt *route) ordered {
 		{"summary", summary}, {"description", description}, {"x-access", access},
 		{"security", security}, {"parameters", parameters}}
 	if in.body {
-		body := d.media(d.body(in))
+		ref := d.body(in)
+		body := ordered{{"schema", ref}, {"example", d.example(ref)}}
 		content := ordered{{"application/json", body}}
-		if in.form {
+		if in.form { // multipart too, left out: a third type makes openapi-python-client send two
 			content.add("application/x-www-form-urlencoded", body)
-			content.add("multipart/form-data", body)
 		}
 		o.add("requestBody", ordered{{"required", true}, {"content", content}})
 	}
@@ -174,7 +173,9 @@ func (d *specification) answers(rt *route) ordered {
 	}
 	success := ordered{{"description", http.StatusText(rt.status)}, {"headers", headerRefs(headers)}}
 	if t != reflect.TypeFor[none]() {
-		success.add("content", ordered{{"application/json", d.media(d.schema(t))}})
+		body := d.schema(t)
+		success.add("content", ordered{{"application/json",
+			ordered{{"schema", body}, {"example", d.example(body)}}}})
 	}
 	responses := ordered{{strconv.Itoa(rt.status), success}}
 	refusals := map[int][]*problem{}
@@ -217,11 +218,6 @@ func headerRefs(names []string) (refs ordered) {
 		}
 	}
 	return refs
-}
-
-// media describes a body of a schema, with an example.
-func (d *specification) media(o *schema) ordered {
-	return ordered{{"schema", o}, {"example", d.example(o)}}
 }
 
 // example returns a value of a schema, made of the examples of its properties; nil: it has none.
@@ -277,7 +273,10 @@ func (d *specification) component(name string, fill func(o *schema, name string)
 
 // field describes what is accepted for a field of a component or place.
 func (d *specification) field(owner string, f *field) *schema {
-	o := &schema{Type: f.kind, Enum: f.enum, ReadOnly: f.readOnly}
+	o := &schema{Type: f.kind, Enum: slices.Clone(f.enum), ReadOnly: f.readOnly}
+	if i := slices.Index(o.Enum, ""); i >= 0 { // accepted, but kotlin makes a constant of it
+		o.Enum = slices.Delete(o.Enum, i, i+1)
+	}
 	high := f.max % math.MaxInt64 // 0, which is left out, where there is no bound
 	switch f.kind {
 	case kindText:
@@ -294,8 +293,8 @@ func (d *specification) field(owner string, f *field) *schema {
 		o.Type, o.Format = "string", kindTime
 	case kindObject:
 		o.AdditionalProperties = new(true)
-		if f.at("query") { // generators get a parameter with content wrong
-			o = &schema{Type: "string", ContentMediaType: "application/json"}
+		if f.at("query") { // a parameter with content or contentMediaType breaks generators
+			o = &schema{Type: "string"}
 		}
 	case kindVector: // without minItems: generators make a tuple where it equals maxItems
 		o.Type, o.MaxItems = "array", f.max
@@ -307,8 +306,10 @@ func (d *specification) field(owner string, f *field) *schema {
 	case kindStruct:
 		return d.body(f.object)
 	}
-	if f.def != "" {
+	if f.def != "" && f.at("query") {
 		o.Default = o.literal(f.def)
+	} else if f.def != "" { // openapi-typescript makes a property with a default a required one
+		o.Description = "Defaults to " + f.def + "."
 	}
 	d.describe(o, owner, f.name, f.doc, f.example, f.nullable)
 	return o
@@ -348,8 +349,8 @@ var outputs = map[reflect.Type]schema{
 	reflect.TypeFor[time.Time](): {Type: "string", Format: kindTime,
 		Examples: []any{"2026-01-02T03:04:05.678901Z"}},
 	reflect.TypeFor[jsontext.Value](): {Type: "object", AdditionalProperties: new(true)},
-	// A step of loc.
-	reflect.TypeFor[any](): {AnyOf: []*schema{{Type: "string"}, {Type: "integer"}}},
+	// A step of loc. As anyOf it becomes a class without members in Kotlin and TypeScript.
+	reflect.TypeFor[any](): {Description: "A name (string) or an index (integer)."},
 }
 
 // schema describes an output type; a struct becomes a component.

@@ -1,18 +1,16 @@
 package main
 
-// openapi_test.go holds the checker that every answer of the suite passes through (main_test.go): what
-// the served document does not declare, a status, a header, a field, a media type, fails the test that
-// received it. It knows the JSON Schema words that the document uses, and fails on one that it does not.
+// openapi_test.go holds the checker that every answer of the suite passes through (main_test.go):
+// what the served document does not declare, a status, a header, a field, a media type, fails the
+// test that received it. It knows the words of JSON Schema that the document uses, no others.
 
 import (
 	"bytes"
 	"cmp"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"math/big"
 	"net/http"
-	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -47,8 +45,10 @@ var theDocument = sync.OnceValue(func() *apiDocument {
 	if err := decoder.Decode(d); err != nil {
 		panic(err)
 	}
+	parameter := regexp.MustCompile(`\\\{\w+\\\}`)
 	for path := range d.Paths {
-		d.templates[path] = regexp.MustCompile("^" + regexp.MustCompile(`\\\{\w+\\\}`).ReplaceAllString(regexp.QuoteMeta(path), "[^/%]+") + "$")
+		pattern := parameter.ReplaceAllString(regexp.QuoteMeta(path), "[^/%]+")
+		d.templates[path] = regexp.MustCompile("^" + pattern + "$")
 	}
 	return d
 })
@@ -78,8 +78,10 @@ func (d *apiDocument) resolve(v any) map[string]any {
 }
 
 // everywhere are headers that every answer may have; the others must be declared.
-var everywhere = []string{"Cache-Control", "Content-Security-Policy", "Content-Length", "Content-Type", "Date", "Referrer-Policy", "X-Content-Type-Options", "Connection",
-	"Strict-Transport-Security", "Vary", "Access-Control-Allow-Origin", "Access-Control-Expose-Headers"}
+var everywhere = []string{"Cache-Control", "Content-Security-Policy", "Content-Length",
+	"Content-Type", "Date", "Referrer-Policy", "X-Content-Type-Options", "Connection",
+	"Strict-Transport-Security", "Vary", "Access-Control-Allow-Origin",
+	"Access-Control-Expose-Headers"}
 
 // faults are the ways in which an answer is not what the document says.
 func (d *apiDocument) faults(method, path string, ans answer) (faults []string) {
@@ -96,7 +98,8 @@ func (d *apiDocument) faults(method, path string, ans answer) (faults []string) 
 			return nil // a row that TestPanic has added
 		}
 		if ans.status != 404 && ans.status != 405 {
-			faults = append(faults, fmt.Sprintf("%d from an operation that the document does not have", ans.status))
+			const format = "%d from an operation that the document does not have"
+			faults = append(faults, fmt.Sprintf(format, ans.status))
 		}
 		return faults
 	}
@@ -104,18 +107,7 @@ func (d *apiDocument) faults(method, path string, ans answer) (faults []string) 
 	if response == nil {
 		return []string{fmt.Sprintf("status %d is not declared", ans.status)}
 	}
-	declared, _ := response["headers"].(map[string]any)
-	for name, header := range declared {
-		if _, there := ans.header[http.CanonicalHeaderKey(name)]; !there && d.resolve(header)["required"] == true {
-			faults = append(faults, "header "+name+" is missing")
-		}
-	}
-	for name := range ans.header {
-		same := func(declared string) bool { return http.CanonicalHeaderKey(declared) == name }
-		if !slices.ContainsFunc(everywhere, same) && !slices.ContainsFunc(slices.Collect(maps.Keys(declared)), same) {
-			faults = append(faults, "header "+name+" is not declared")
-		}
-	}
+	faults = d.headerFaults(response, ans.header)
 	content, _ := response["content"].(map[string]any)
 	media := ans.header.Get("Content-Type")
 	if content == nil || content[media] == nil {
@@ -139,95 +131,105 @@ func (d *apiDocument) faults(method, path string, ans answer) (faults []string) 
 			faults = append(faults, fmt.Sprintf("body.code is none of %v", codes))
 		}
 	}
-	return append(faults, d.check(content[media].(map[string]any)["schema"], body, "body", true)...)
+	schema := content[media].(map[string]any)["schema"]
+	return append(faults, d.check(schema, body, "body", true)...)
 }
 
-// check holds value against schema. closed: fields that the schema does not name are faults too.
-func (d *apiDocument) check(schema, value any, at string, closed bool) (faults []string) {
-	fault := func(format string, args ...any) { faults = append(faults, at+" "+fmt.Sprintf(format, args...)) }
-	s := d.resolve(schema)
-	for word, rule := range s {
-		switch word {
-		case "description", "examples", "default", "$ref", "contentMediaType", "readOnly":
-		case "format":
-			if text, ok := value.(string); ok && rule == "date-time" {
-				if _, err := time.Parse(time.RFC3339, text); err != nil || !strings.HasSuffix(text, "Z") {
-					fault("is no time in UTC")
-				}
-			}
-		case "type":
-			if types, several := rule.([]any); !hasType(value, rule) && (!several || !slices.ContainsFunc(types, func(t any) bool { return hasType(value, t) })) {
-				fault("is not of type %v", rule)
-			}
-		case "enum":
-			if !slices.Contains(rule.([]any), value) {
-				fault("is none of %v", rule)
-			}
-		case "pattern":
-			if text, ok := value.(string); ok && !regexp.MustCompile(rule.(string)).MatchString(text) {
-				fault("does not match %v", rule)
-			}
-		case "minLength", "maxLength", "minimum", "maximum", "minItems", "maxItems":
-			if n, ok := measure(word, value); ok {
-				if c := n.Cmp(number(rule)); strings.HasPrefix(word, "min") && c < 0 || strings.HasPrefix(word, "max") && c > 0 {
-					fault("breaks %s %v", word, rule)
-				}
-			}
-		case "items":
-			if list, ok := value.([]any); ok {
-				for i, item := range list {
-					faults = append(faults, d.check(rule, item, fmt.Sprintf("%s.%d", at, i), closed)...)
-				}
-			}
-		case "allOf":
-			for _, part := range rule.([]any) {
-				faults = append(faults, d.check(part, value, at, false)...)
-			}
-		case "oneOf", "anyOf":
-			fit := 0
-			for _, part := range rule.([]any) {
-				if len(d.check(part, value, at, closed)) == 0 {
-					fit++
-				}
-			}
-			if fit == 0 || fit > 1 && word == "oneOf" {
-				fault("fits %d of the alternatives", fit)
-			}
-		case "required":
-			for _, name := range rule.([]any) {
-				if o, ok := value.(map[string]any); ok {
-					if _, there := o[name.(string)]; !there {
-						fault("has no %v", name)
-					}
-				}
-			}
-		case "properties", "additionalProperties":
-		default:
-			panic("the checker does not know the word " + word)
+// headerFaults are headers that are missing, or that the response does not declare.
+func (d *apiDocument) headerFaults(response map[string]any, got http.Header) (faults []string) {
+	declared, _ := response["headers"].(map[string]any)
+	known := slices.Clone(everywhere)
+	for name, header := range declared {
+		name = http.CanonicalHeaderKey(name)
+		known = append(known, name)
+		if _, there := got[name]; !there && d.resolve(header)["required"] == true {
+			faults = append(faults, "header "+name+" is missing")
 		}
 	}
-	o, ok := value.(map[string]any)
-	named := d.properties(s)
-	for name, v := range o {
-		if ok && named[name] != nil && s["allOf"] == nil {
-			faults = append(faults, d.check(named[name], v, at+"."+name, closed)...)
-		} else if named[name] == nil && (s["additionalProperties"] == false || closed && s["additionalProperties"] == nil && s["oneOf"] == nil) {
-			fault("has the undeclared field %s", name)
+	for name := range got {
+		same := func(known string) bool { return http.CanonicalHeaderKey(known) == name }
+		if !slices.ContainsFunc(known, same) {
+			faults = append(faults, "header "+name+" is not declared")
 		}
 	}
 	return faults
 }
 
-// properties are those of a schema and of the parts of its allOf.
-func (d *apiDocument) properties(s map[string]any) map[string]any {
-	all := map[string]any{}
-	own, _ := s["properties"].(map[string]any)
-	maps.Copy(all, own)
-	parts, _ := s["allOf"].([]any)
-	for _, part := range parts {
-		maps.Copy(all, d.properties(d.resolve(part)))
+// check holds value against schema. closed: fields that the schema does not name are faults too.
+func (d *apiDocument) check(schema, value any, at string, closed bool) (faults []string) {
+	s := d.resolve(schema)
+	for word, rule := range s {
+		if fault := checkWord(word, rule, value); fault != "" {
+			faults = append(faults, at+" "+fault)
+		}
 	}
-	return all
+	list, _ := value.([]any)
+	for i, item := range list {
+		faults = append(faults, d.check(s["items"], item, fmt.Sprintf("%s.%d", at, i), closed)...)
+	}
+	o, _ := value.(map[string]any)
+	named, _ := s["properties"].(map[string]any)
+	for name, v := range o {
+		extra := s["additionalProperties"]
+		switch {
+		case named[name] != nil:
+			faults = append(faults, d.check(named[name], v, at+"."+name, closed)...)
+		case extra == false || closed && extra == nil:
+			faults = append(faults, at+" has the undeclared field "+name)
+		}
+	}
+	return faults
+}
+
+// checkWord holds value against one word of a schema, and returns what is wrong.
+func checkWord(word string, rule, value any) (fault string) {
+	text, isText := value.(string)
+	switch word {
+	case "description", "examples", "default", "$ref", "readOnly", "properties",
+		"additionalProperties", "items":
+	case "format":
+		_, err := time.Parse(time.RFC3339, text)
+		if rule == "date-time" && isText && (err != nil || !strings.HasSuffix(text, "Z")) {
+			return "is no time in UTC"
+		}
+	case "type":
+		types, several := rule.([]any)
+		if !several {
+			types = []any{rule}
+		}
+		if !slices.ContainsFunc(types, func(t any) bool { return hasType(value, t) }) {
+			return fmt.Sprintf("is not of type %v", rule)
+		}
+	case "enum":
+		if !slices.Contains(rule.([]any), value) {
+			return fmt.Sprintf("is none of %v", rule)
+		}
+	case "pattern":
+		if isText && !regexp.MustCompile(rule.(string)).MatchString(text) {
+			return fmt.Sprintf("does not match %v", rule)
+		}
+	case "minLength", "maxLength", "minimum", "maximum", "minItems", "maxItems":
+		n, ok := measure(word, value)
+		least := strings.HasPrefix(word, "min")
+		if ok && (least && n.Cmp(number(rule)) < 0 || !least && n.Cmp(number(rule)) > 0) {
+			return fmt.Sprintf("breaks %s %v", word, rule)
+		}
+	case "required":
+		o, isObject := value.(map[string]any)
+		for _, name := range rule.([]any) {
+			if _, there := o[name.(string)]; isObject && !there {
+				return fmt.Sprintf("has no %v", name)
+			}
+		}
+	default:
+		panic("the checker does not know the word " + word)
+	}
+	return ""
+}
+
+func properties(schema map[string]any) map[string]any {
+	own, _ := schema["properties"].(map[string]any)
+	return own
 }
 
 func hasType(value, name any) bool {
@@ -272,7 +274,8 @@ func (a *app) conforms(method, path string, ans answer) {
 	a.t.Helper()
 	d := theDocument()
 	if fault := d.faults(method, path, ans); fault != nil {
-		a.t.Errorf("%s = %d is not as the document says: %s", ans.call, ans.status, strings.Join(fault, "; "))
+		const format = "%s = %d is not as the document says: %s"
+		a.t.Errorf(format, ans.call, ans.status, strings.Join(fault, "; "))
 	}
 	if code := ans.code(); code != "" {
 		d.mu.Lock()
@@ -296,6 +299,7 @@ func (d *apiDocument) unseen() (codes []string) {
 // TestConforms shows that the checker finds what it is for.
 func TestConforms(t *testing.T) {
 	t.Parallel()
+	const me, problemMedia = "/api/v1/users/me", "application/problem+json"
 	header := func(more ...string) http.Header {
 		h := http.Header{"Content-Type": {"application/json"}, "X-Request-Id": {"x"}}
 		for i := 0; i < len(more); i += 2 {
@@ -303,31 +307,51 @@ func TestConforms(t *testing.T) {
 		}
 		return h
 	}
-	me := `{"id":1,"email":"a@b.co","full_name":null,"is_active":true,"is_admin":false,"created_at":"2026-01-02T03:04:05Z","updated_at":"2026-01-02T03:04:05Z"}`
-	problem := `{"type":"about:blank","title":"t","status":401,"detail":"d","code":"invalid_token","request_id":"x"}`
-	challenged := header("Content-Type", "application/problem+json", "WWW-Authenticate", "Bearer")
+	user := `{"id":1,"email":"a@b.co","full_name":null,"is_active":true,"is_admin":false,` +
+		`"created_at":"2026-01-02T03:04:05Z","updated_at":"2026-01-02T03:04:05Z"}`
+	problem := `{"type":"about:blank","title":"t","status":401,"detail":"d",` +
+		`"code":"invalid_token","request_id":"x"}`
+	ok := func(old, new string) answer { // the user, changed
+		body := strings.Replace(user, old, new, 1)
+		return answer{status: 200, header: header(), body: []byte(body)}
+	}
+	refused := func(old, new string, more ...string) answer {
+		body := strings.Replace(problem, old, new, 1)
+		h := header(append([]string{"Content-Type", problemMedia}, more...)...)
+		return answer{status: 401, header: h, body: []byte(body)}
+	}
+	list := ok("true", "1")
+	list.body = slices.Concat([]byte("["), list.body, []byte("]"))
+	challenge := []string{"WWW-Authenticate", "Bearer"}
+	nothing := answer{status: 204, header: http.Header{"X-Request-Id": {"x"}}, body: []byte("x")}
+	more, html := header("X-More", "1"), header("Content-Type", "text/html")
 	for name, row := range map[string]struct {
 		path string
 		ans  answer
 		want string
 	}{
-		"good":             {"/api/v1/users/me", answer{status: 200, header: header(), body: []byte(me)}, ""},
-		"good problem":     {"/api/v1/users/me", answer{status: 401, header: challenged, body: []byte(problem)}, ""},
-		"status":           {"/api/v1/users/me", answer{status: 418, header: header()}, "status 418 is not declared"},
-		"header":           {"/api/v1/users/me", answer{status: 200, header: header("X-More", "1"), body: []byte(me)}, "header X-More is not declared"},
-		"missing header":   {"/api/v1/users/me", answer{status: 401, header: header("Content-Type", "application/problem+json"), body: []byte(problem)}, "header WWW-Authenticate is missing"},
-		"media type":       {"/api/v1/users/me", answer{status: 200, header: header("Content-Type", "text/html"), body: []byte(me)}, `media type "text/html" is not declared`},
-		"body of nothing":  {"/api/v1/auth/logout", answer{status: 204, header: http.Header{"X-Request-Id": {"x"}}, body: []byte("x")}, "media type"},
-		"field":            {"/api/v1/users/me", answer{status: 200, header: header(), body: []byte(strings.Replace(me, `"id":1`, `"id":1,"password_hash":""`, 1))}, "undeclared field password_hash"},
-		"missing field":    {"/api/v1/users/me", answer{status: 200, header: header(), body: []byte(strings.Replace(me, `"id":1,`, ``, 1))}, "has no id"},
-		"type":             {"/api/v1/users/me", answer{status: 200, header: header(), body: []byte(strings.Replace(me, `"id":1`, `"id":"1"`, 1))}, "is not of type integer"},
-		"time":             {"/api/v1/users/me", answer{status: 200, header: header(), body: []byte(strings.Replace(me, `05Z`, `05+01:00`, 1))}, "is no time in UTC"},
-		"in a list":        {"/api/v1/users", answer{status: 200, header: header(), body: []byte("[" + strings.Replace(me, `true`, `1`, 1) + "]")}, "body.0.is_active"},
-		"code":             {"/api/v1/users/me", answer{status: 401, header: challenged, body: []byte(strings.Replace(problem, "invalid_token", "other", 1))}, "body.code is none of"},
-		"field of problem": {"/api/v1/users/me", answer{status: 401, header: challenged, body: []byte(strings.Replace(problem, `{`, `{"more":1,`, 1))}, "undeclared field more"},
-		"operation":        {"/api/v1/nothing", answer{status: 200, header: header()}, "does not have"},
+		"good":           {me, ok("", ""), ""},
+		"good problem":   {me, refused("", "", challenge...), ""},
+		"status":         {me, answer{status: 418, header: header()}, "status 418 is not declared"},
+		"header":         {me, answer{status: 200, header: more}, "header X-More is not declared"},
+		"missing header": {me, refused("", ""), "header Www-Authenticate is missing"},
+		"media type": {me, answer{status: 200, header: html},
+			`media type "text/html" is not declared`},
+		"body of nothing": {"/api/v1/auth/logout", nothing, "media type"},
+		"field":           {me, ok(`"id":1`, `"id":1,"hash":""`), "undeclared field hash"},
+		"missing field":   {me, ok(`"id":1,`, ""), "has no id"},
+		"type":            {me, ok(`"id":1`, `"id":"1"`), "is not of type integer"},
+		"time":            {me, ok("05Z", "05+01:00"), "is no time in UTC"},
+		"in a list":       {"/api/v1/users", list, "body.0.is_active"},
+		"code":            {me, refused("invalid_token", "x", challenge...), "body.code is none of"},
+		"field of problem": {me, refused("{", `{"more":1,`, challenge...),
+			"undeclared field more"},
+		"operation": {"/api/v1/nothing", answer{status: 200, header: header()}, "does not have"},
 	} {
-		method := map[bool]string{true: "POST", false: "GET"}[strings.HasSuffix(row.path, "logout")]
+		method := "GET"
+		if row.path == "/api/v1/auth/logout" {
+			method = "POST"
+		}
 		got := strings.Join(theDocument().faults(method, row.path, row.ans), "; ")
 		if row.want == "" && got != "" || !strings.Contains(got, row.want) {
 			t.Errorf("%s: faults = %q, want %q", name, got, row.want)
@@ -340,73 +364,73 @@ func TestDocument(t *testing.T) {
 	t.Parallel()
 	d := theDocument()
 	ids := map[string]bool{}
-	contents := func(at string, content any) {
-		for media, v := range content.(map[string]any) {
-			m := v.(map[string]any)
-			named, _ := m["examples"].(map[string]any)
-			if m["example"] == nil && named == nil {
-				t.Errorf("%s, %s: no example", at, media)
-			}
-			if m["example"] != nil {
-				named = map[string]any{"example": map[string]any{"value": m["example"]}}
-			}
-			for name, example := range named {
-				if faults := d.check(m["schema"], example.(map[string]any)["value"], name, true); faults != nil {
-					t.Errorf("%s, %s: %v", at, media, faults)
-				}
-			}
-		}
-	}
-	operations := 0
 	for path, methods := range d.Paths {
 		for method, op := range methods {
-			operations++
 			id := op["operationId"].(string)
-			if ids[id] || !regexp.MustCompile(`^[a-z][A-Za-z]+$`).MatchString(id) || op["summary"] == "" || op["description"] == "" || op["security"] == nil {
+			if ids[id] || !regexp.MustCompile(`^[a-z][A-Za-z]+$`).MatchString(id) {
 				t.Errorf("%s %s: operationId %q", method, path, id)
+			}
+			if op["summary"] == "" || op["description"] == "" || op["security"] == nil {
+				t.Errorf("%s: summary, description or security is missing", id)
 			}
 			ids[id] = true
 			if body, ok := op["requestBody"].(map[string]any); ok {
-				contents(id, body["content"])
+				d.checkExamples(t, id, body["content"])
 			}
 			for status, response := range op["responses"].(map[string]any) {
 				if content := d.resolve(response)["content"]; content != nil {
-					contents(id+" "+status, content)
+					d.checkExamples(t, id+" "+status, content)
 				}
 			}
-			parameters, _ := op["parameters"].([]any)
-			for _, p := range parameters {
-				schema, ok := p.(map[string]any)["schema"].(map[string]any)
-				if !ok {
-					schema = p.(map[string]any)["content"].(map[string]any)["application/json"].(map[string]any)["schema"].(map[string]any)
-				}
-				examples, _ := schema["examples"].([]any)
-				for _, v := range append(examples, schema["default"]) {
-					if faults := d.check(schema, v, "example", true); v != nil && faults != nil {
-						t.Errorf("%s: %v", id, faults)
-					}
-				}
+			for _, p := range op["parameters"].([]any) {
+				d.checkProperty(t, id, p.(map[string]any)["schema"])
 			}
 		}
 	}
 	for name, schema := range d.Components["schemas"] {
-		for property, p := range d.properties(schema) {
-			examples, _ := p.(map[string]any)["examples"].([]any)
-			for _, v := range examples {
-				if faults := d.check(p, v, name+"."+property, true); faults != nil {
-					t.Error(faults)
-				}
+		for property, p := range properties(schema) {
+			d.checkProperty(t, name+"."+property, p)
+		}
+	}
+	if routes := len((&server{cfg: &config{}}).routes()); len(ids) != routes {
+		t.Errorf("%d operations for %d routes", len(ids), routes)
+	}
+	cfg := &config{APIPrefix: "/api/v1", AppName: `Latch "2"`}
+	first, second := (&server{cfg: cfg}), (&server{cfg: cfg})
+	first.table, second.table = first.routes(), second.routes()
+	if !json.Valid(first.openAPI()) || !bytes.Equal(first.openAPI(), second.openAPI()) {
+		t.Error("two starts make two documents, or it is no JSON")
+	}
+}
+
+// checkExamples holds the examples of each media type against its schema; one must be there.
+func (d *apiDocument) checkExamples(t *testing.T, at string, content any) {
+	for media, v := range content.(map[string]any) {
+		m := v.(map[string]any)
+		named, _ := m["examples"].(map[string]any)
+		if m["example"] != nil {
+			named = map[string]any{"example": map[string]any{"value": m["example"]}}
+		}
+		if len(named) == 0 {
+			t.Errorf("%s, %s: no example", at, media)
+		}
+		for name, example := range named {
+			value := example.(map[string]any)["value"]
+			if faults := d.check(m["schema"], value, name, true); faults != nil {
+				t.Errorf("%s, %s: %v", at, media, faults)
 			}
 		}
 	}
-	if routes := len((&server{cfg: &config{}}).routes()); operations != routes {
-		t.Errorf("%d operations for %d routes", operations, routes)
-	}
-	cfg := &config{APIPrefix: "/api/v1", AppName: "Latch"}
-	first, second := (&server{cfg: cfg}), (&server{cfg: cfg})
-	first.table, second.table = first.routes(), second.routes()
-	if !reflect.DeepEqual(first.openAPI(), second.openAPI()) {
-		t.Error("two starts make two documents")
+}
+
+// checkProperty holds the examples and the default of a property or parameter against its schema.
+func (d *apiDocument) checkProperty(t *testing.T, at string, schema any) {
+	s := schema.(map[string]any)
+	examples, _ := s["examples"].([]any)
+	for _, v := range append(examples, s["default"]) {
+		if faults := d.check(s, v, "example", true); v != nil && faults != nil {
+			t.Errorf("%s: %v", at, faults)
+		}
 	}
 }
 
@@ -427,7 +451,7 @@ func TestFieldTexts(t *testing.T) {
 	}
 	d := theDocument()
 	for name, schema := range d.Components["schemas"] {
-		for property, p := range d.properties(schema) {
+		for property, p := range properties(schema) {
 			add(name, property, p.(map[string]any))
 		}
 	}
@@ -457,6 +481,100 @@ func TestFieldTexts(t *testing.T) {
 		if text[0] != "" && !slices.ContainsFunc(described[name], says) ||
 			text[1] != "" && !slices.ContainsFunc(described[name], shows) {
 			t.Errorf("openapi.json: no field shows the text of %s", name)
+		}
+	}
+}
+
+// TestClientRules checks what generators of clients need: docs/clients.md has the reasons.
+func TestClientRules(t *testing.T) {
+	t.Parallel()
+	d := theDocument()
+	for path, methods := range d.Paths {
+		for method, op := range methods {
+			at := method + " " + path
+			for _, v := range op["parameters"].([]any) {
+				if p := v.(map[string]any); p["content"] != nil {
+					t.Errorf("%s: parameter %v has a media type", at, p["name"])
+				}
+			}
+			refs := map[any]bool{}
+			body, _ := op["requestBody"].(map[string]any)
+			content, _ := body["content"].(map[string]any)
+			for _, media := range content {
+				refs[media.(map[string]any)["schema"].(map[string]any)["$ref"]] = true
+			}
+			if len(refs) > 1 || refs[nil] || len(content) > 2 {
+				t.Errorf("%s: the media types have the schemas %v", at, refs)
+			}
+			for _, fault := range clientFaults(at, op) {
+				t.Error(fault)
+			}
+		}
+	}
+	for name, response := range d.Components["responses"] {
+		content := response["content"].(map[string]any)["application/problem+json"].(map[string]any)
+		ref := content["schema"].(map[string]any)["$ref"]
+		codes, _ := response["x-codes"].([]any)
+		for _, code := range codes {
+			if !strings.Contains(response["description"].(string), "`"+code.(string)+"`") {
+				t.Errorf("%s: the description does not name %s", name, code)
+			}
+		}
+		if ref != "#/components/schemas/Problem" || len(codes) == 0 {
+			t.Errorf("%s: schema %v, codes %v", name, ref, codes)
+		}
+	}
+	for name, schema := range d.Components["schemas"] {
+		for property, p := range properties(schema) {
+			for _, fault := range clientFaults(name+"."+property, p) {
+				t.Error(fault)
+			}
+			if p.(map[string]any)["default"] != nil {
+				t.Errorf("%s.%s: has a default", name, property)
+			}
+		}
+	}
+}
+
+// clientFaults returns what generators get wrong in a part of the document.
+func clientFaults(at string, part any) (faults []string) {
+	list, _ := part.([]any)
+	for i, v := range list {
+		faults = append(faults, clientFaults(fmt.Sprint(at, ".", i), v)...)
+	}
+	o, _ := part.(map[string]any)
+	for name, v := range o {
+		if name == "example" || name == "examples" {
+			continue
+		}
+		if slices.Contains([]string{"oneOf", "anyOf", "allOf", "properties", "contentMediaType"}, name) {
+			faults = append(faults, at+": "+name+" outside of a named schema")
+		}
+		faults = append(faults, clientFaults(at+"."+name, v)...)
+	}
+	if o["type"] == "number" && o["format"] == nil {
+		faults = append(faults, at+": a number without a format")
+	}
+	if o["minItems"] != nil && o["minItems"] == o["maxItems"] {
+		faults = append(faults, at+": minItems = maxItems")
+	}
+	if values, _ := o["enum"].([]any); slices.Contains(values, any("")) {
+		faults = append(faults, at+": an empty value in an enum")
+	}
+	return faults
+}
+
+// TestClientFaults shows that clientFaults finds each.
+func TestClientFaults(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{`{"anyOf":[]}`, `{"schema":{"properties":{}}}`,
+		`{"items":{"type":"number"}}`, `{"minItems":3,"maxItems":3}`, `[{"enum":["a",""]}]`} {
+		var part any
+		if err := json.Unmarshal([]byte(text), &part); err != nil {
+			t.Fatal(err)
+		}
+		if got := clientFaults("x", part); len(got) != 1 {
+			t.Errorf("clientFaults(%s) = %q", text, got)
 		}
 	}
 }
