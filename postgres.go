@@ -76,9 +76,8 @@ func openStore(ctx context.Context, url string, maxConns int64, echo *slog.Logge
 	}
 	st.lookups = newBatcher(st.runLookups)
 	conf.MaxConns = int32(maxConns)
-	params := conf.ConnConfig.RuntimeParams
 	for name, value := range serverSettings {
-		params[name] = cmp.Or(params[name], value)
+		conf.ConnConfig.RuntimeParams[name] = cmp.Or(conf.ConnConfig.RuntimeParams[name], value)
 	}
 	if echo != nil {
 		conf.ConnConfig.Tracer = echoTracer(echo)
@@ -305,11 +304,8 @@ func (st *store) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	if err != nil && limited.Err() == nil {
 		conn, err = st.pool.Acquire(limited)
 	}
-	switch {
-	case err != nil && ctx.Err() != nil:
-		return nil, ctx.Err()
-	case err != nil:
-		return nil, fmt.Errorf("%w: %w", errUnavailable, describe(err))
+	if err != nil {
+		return nil, cmp.Or(ctx.Err(), fmt.Errorf("%w: %w", errUnavailable, describe(err)))
 	}
 	return conn, nil
 }
@@ -323,38 +319,6 @@ func inTx(f work, settings ...string) work {
 	return func(ctx context.Context, q querier) error {
 		return pgx.BeginTxFunc(ctx, q.(*pgxpool.Conn), pgx.TxOptions{BeginQuery: begin},
 			func(tx pgx.Tx) error { return f(ctx, tx) })
-	}
-}
-
-// runBulk runs f in a transaction that may take bulkTimeout, in a slot of st.bulk.
-func (st *store) runBulk(ctx context.Context, f work) error {
-	release, err := acquireSlot(ctx, &st.bulk)
-	if err != nil {
-		return err
-	}
-	defer release()
-	limit := fmt.Sprintf("statement_timeout = %d", (bulkTimeout - time.Second).Milliseconds())
-	return st.retry(ctx, bulkTimeout, isLostRace, inTx(f, limit, "lock_timeout = 0"))
-}
-
-// runLimited runs an idempotent query in a slot of st.expensive. Where words or a filter of the
-// client's own choice make it run out of time, or PostgreSQL's parser out of room, that is a 422,
-// not a 503: the database is available.
-func (st *store) runLimited(chosen bool) runner {
-	return func(ctx context.Context, f work) error {
-		release, err := acquireSlot(ctx, &st.expensive)
-		if err != nil {
-			return err
-		}
-		defer release()
-		return st.runIdempotent(ctx, func(ctx context.Context, q querier) error {
-			err := f(ctx, q)
-			if chosen && sqlState(err, "57014", "54001", "54000", "XX000") {
-				return invalid(fieldError{[]any{"body"},
-					"takes too much work: use fewer words, or a smaller filter", "value_error"})
-			}
-			return err
-		})
 	}
 }
 
@@ -379,8 +343,7 @@ func translate(err error) error {
 		return violations[pg.ConstraintName]
 	case sqlState(err, "22", "54000"):
 		// A value that the input should have refused, or one that is too large for an index.
-		p := invalid(fieldError{[]any{"body"}, "holds a value that cannot be stored",
-			"value_error"})
+		p := invalid(fieldError{[]any{"body"}, "has a value that cannot be stored", "value_error"})
 		return fmt.Errorf("%w: %w", p, describe(err))
 	case isLostRace(err) || isNetwork(err) ||
 		sqlState(err, "55P03", "57014", "57P", "53", "58", "08", "25P03", "28", "3D000"):

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pgvector/pgvector-go"
@@ -16,7 +17,7 @@ import (
 const documentColumns = `d.id, d.content, d.metadata, d.created_at, d.updated_at,
 	CASE WHEN $2::boolean THEN d.embedding END`
 
-// searchBytes bounds the contents of a search's results: 100 documents of the longest ASCII content.
+// searchBytes bounds the contents of a search's results: 100 documents of the longest in ASCII.
 const searchBytes = 8 << 20
 
 var errLongResults = invalidField("limit", "value_error",
@@ -62,6 +63,17 @@ func (st *store) createDocuments(
 	return docs, err
 }
 
+// runBulk runs f in a transaction that may take bulkTimeout, in a slot of st.bulk.
+func (st *store) runBulk(ctx context.Context, f work) error {
+	release, err := acquireSlot(ctx, &st.bulk)
+	if err != nil {
+		return err
+	}
+	defer release()
+	limit := fmt.Sprintf("statement_timeout = %d", (bulkTimeout - time.Second).Milliseconds())
+	return st.retry(ctx, bulkTimeout, isLostRace, inTx(f, limit, "lock_timeout = 0"))
+}
+
 // getDocument returns a document of owner, or errNotFound.
 func (st *store) getDocument(
 	ctx context.Context, owner, id int64, embedding bool,
@@ -98,6 +110,27 @@ func (st *store) listDocuments(
 		WHERE p.place < $4 AND (p.bytes <= $5 OR p.place = 1)
 		ORDER BY d.id`, args...)
 	return list, int64(len(list)) < total, err
+}
+
+// runLimited runs an idempotent query in a slot of st.expensive. Where words or a filter of the
+// client's own choice make it run out of time, or PostgreSQL's parser out of room, that is a 422,
+// not a 503: the database is available.
+func (st *store) runLimited(chosen bool) runner {
+	return func(ctx context.Context, f work) error {
+		release, err := acquireSlot(ctx, &st.expensive)
+		if err != nil {
+			return err
+		}
+		defer release()
+		return st.runIdempotent(ctx, func(ctx context.Context, q querier) error {
+			err := f(ctx, q)
+			if chosen && sqlState(err, "57014", "54001", "54000", "XX000") {
+				return invalid(fieldError{[]any{"body"},
+					"takes too much work: use fewer words, or a smaller filter", "value_error"})
+			}
+			return err
+		})
+	}
 }
 
 // filterBy returns the condition for a filter, whose value it adds to args. A statement without it
