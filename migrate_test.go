@@ -25,7 +25,7 @@ CREATE INDEX CONCURRENTLY a_x ON a (x);
 `
 
 // one reads a single value.
-func one[T any](t *testing.T, url, sql string) (v T) {
+func one[T any](t testing.TB, url, sql string) (v T) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
 	if err != nil {

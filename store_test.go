@@ -375,33 +375,42 @@ func TestLookups(t *testing.T) {
 	}
 }
 
-// TestRevocation holds batches of documents in progress, with the locks that their foreign key
-// takes on the owner: who revokes waits for none of them.
-func TestRevocation(t *testing.T) {
-	t.Parallel()
-	a := newApp(t, func(c *config) { c.DatabaseMaxConns = 16 }) // 4 batches, 2 of one user
-	root, ada, bob := a.signUpAdmin("root"), a.signUp("ada"), a.signUp("bob")
-	laptop := a.login(ada.Email, goodPass)
+// holdBatches begins a batch of 500 documents for each member and returns when as many as may be
+// are in progress, with the locks that their foreign key takes on the owner. They stay so until
+// release, which waits for their ends.
+func holdBatches(a *app, inProgress int, members ...member) (release func()) {
+	a.t.Helper()
 	a.sql(`CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS
 		'BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END'`)
 	a.sql(`CREATE TRIGGER hold AFTER INSERT ON documents
 		FOR EACH STATEMENT EXECUTE FUNCTION hold()`)
-	end := hold(t, a.url, `SELECT pg_advisory_xact_lock(1)`)
+	end := hold(a.t, a.url, `SELECT pg_advisory_xact_lock(1)`)
 	const document = `{"content":"a","embedding":[1,2,3]}`
 	body := `{"documents":[` + strings.Repeat(document+",", 499) + document + `]}`
 	var batches sync.WaitGroup
-	for _, m := range []member{ada, ada, ada, bob} {
+	for _, m := range members {
 		batches.Go(func() {
 			ans := a.do("POST", docsPath+"/batch", m.AccessToken, body)
-			if ans.status != 201 && ans.status != 401 { // Ada's last may find the account gone
-				t.Errorf("a batch = %d: %s", ans.status, ans.body)
+			if ans.status != 201 && ans.status != 401 { // one that waited may find the account gone
+				a.t.Errorf("a batch = %d: %s", ans.status, ans.body)
 			}
 		})
 	}
 	const waiting = `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
 		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`
-	eventually(t, "the batches", func() bool { return one[int](t, a.url, waiting) == 3 })
+	eventually(a.t, "the batches", func() bool {
+		return one[int](a.t, a.url, waiting) == inProgress
+	})
+	return func() { end(); batches.Wait() }
+}
 
+// TestRevocation revokes while batches of the same users are in progress, and waits for none.
+func TestRevocation(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(c *config) { c.DatabaseMaxConns = 16 }) // 4 batches, 2 of one user
+	root, ada, bob := a.signUpAdmin("root"), a.signUp("ada"), a.signUp("bob")
+	laptop := a.login(ada.Email, goodPass)
+	release := holdBatches(a, 3, ada, ada, ada, bob)
 	start := time.Now()
 	soon := func() {
 		t.Helper()
@@ -434,10 +443,9 @@ func TestRevocation(t *testing.T) {
 	if len(deleted) > 0 {
 		t.Error("a deletion did not wait for the batches: this test proves nothing")
 	}
-	end()
+	release()
 	a.want(<-deleted, 204, "")
 	a.want(<-deleted, 204, "")
-	batches.Wait()
 	if got := one[int](t, a.url, `SELECT count(*) FROM documents`); got != 0 {
 		t.Errorf("%d documents outlive their owners", got)
 	}
