@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -60,6 +62,7 @@ func (g *target) under(name string, length time.Duration, misuse func()) {
 	}
 	var p99 time.Duration
 	for range 3 {
+		waitForQuiet(g.row.t)
 		if !g.running() {
 			return // it has been killed: the row has failed
 		}
@@ -106,6 +109,36 @@ func (g *target) killRunaway(ctx context.Context, name string) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+// waitForQuiet waits until half of the processors' time is idle, for two minutes at most: a latency
+// that is measured beside other work says nothing. The short selection does not wait.
+func waitForQuiet(t *testing.T) {
+	t.Helper()
+	quiet := func() bool {
+		idle, total := processorTime()
+		time.Sleep(500 * time.Millisecond)
+		idleAfter, totalAfter := processorTime()
+		return totalAfter == total || (idleAfter-idle)/(totalAfter-total) > .5
+	}
+	if full {
+		if took, ok := eventually(2*time.Minute, quiet); !ok {
+			t.Logf("the machine is not quiet after %v: latencies may be those of its other work", took)
+		}
+	}
+}
+
+// processorTime returns how long the processors have been idle, and altogether, in ticks (proc(5)).
+func processorTime() (idle, total float64) {
+	text, _ := os.ReadFile("/proc/stat")
+	line, _, _ := strings.Cut(string(text), "\n")
+	for i, field := range strings.Fields(line) {
+		n, _ := strconv.ParseFloat(field, 64)
+		if total += n; i == 4 || i == 5 { // idle, and waiting for a disk
+			idle += n
+		}
+	}
+	return idle, total
 }
 
 // each runs f for n clients, which begin one after another within ramp.
