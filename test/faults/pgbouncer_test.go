@@ -184,6 +184,7 @@ func (w *walk) useDocuments() {
 	w.call(200, "PUT", "/documents/{id}", `{"metadata":{"a":2}}`)
 	w.call(200, "POST", "/documents/search", `{"embedding":[3,2,1],"filter":{"a":1}}`)
 	w.call(200, "POST", "/documents/search", `{"query":"words","mode":"text"}`)
-	w.call(200, "POST", "/documents/search", `{"query":"words","mode":"hybrid","embedding":[1,1,1]}`)
+	hybrid := `{"query":"words","mode":"hybrid","embedding":[1,1,1]}`
+	w.call(200, "POST", "/documents/search", hybrid)
 	w.call(204, "DELETE", "/documents/{id}", "")
 }

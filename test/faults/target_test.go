@@ -123,7 +123,7 @@ func waitForQuiet(t *testing.T) {
 	}
 	if full {
 		if took, ok := eventually(2*time.Minute, quiet); !ok {
-			t.Logf("the machine is not quiet after %v: latencies may be those of its other work", took)
+			t.Logf("after %v the machine is still busy: latencies may be those of other work", took)
 		}
 	}
 }
