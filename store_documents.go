@@ -205,8 +205,13 @@ func (st *store) search(
 			          SELECT id, row_number() OVER (ORDER BY score DESC, id) FROM matching) p
 			    GROUP BY id ORDER BY score DESC, id LIMIT $3)`
 	}
-	run := st.runLimited(in.Mode != "vector" || in.Filter != nil)
-	size := 0
+	limited, size := st.runLimited(in.Mode != "vector" || in.Filter != nil), 0
+	run := func(ctx context.Context, f work) error {
+		return limited(ctx, func(ctx context.Context, q querier) error {
+			size = 0 // of this try
+			return f(ctx, q)
+		})
+	}
 	scan := func(row pgx.CollectableRow) (m match, err error) {
 		m.Document, err = scanDocument(&m.Score, &m.Distance)(row)
 		if size += len(m.Document.Content); err == nil && size > searchBytes {
