@@ -99,8 +99,8 @@ func TestDocsPolicy(t *testing.T) {
 	}
 	banned := regexp.MustCompile(
 		`(?i)\s(style|on[a-z]+)="|innerHTML|localStorage|\.cookie|indexedDB|\bhttps?://[a-z]`)
-	if found := banned.FindAllString(body, -1); found != nil {
-		t.Errorf("the page has %q", found)
+	if matches := banned.FindAllString(body, -1); matches != nil {
+		t.Errorf("the page has %q", matches)
 	}
 	for i, line := range strings.Split(body, "\n") {
 		if n := len([]rune(line)); n > 100 {
@@ -175,13 +175,13 @@ type browser struct {
 func openBrowser(t *testing.T) *browser {
 	t.Helper()
 	driver, err := osexec.LookPath("chromedriver")
-	found := false
+	installed := false
 	for _, name := range []string{"chromium", "chromium-browser", "google-chrome",
 		"/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"} {
 		_, err := osexec.LookPath(name)
-		found = found || err == nil // chromedriver looks for its own
+		installed = installed || err == nil // chromedriver looks for its own
 	}
-	if err != nil || !found {
+	if err != nil || !installed {
 		if os.Getenv("CI") != "" {
 			t.Fatal("CI needs chromium and chromedriver: ./setup.sh test installs them")
 		}
@@ -298,12 +298,12 @@ func (b *browser) waitFor(css, want string) {
 // element finds a visible one and scrolls it to where nothing covers it.
 func (b *browser) element(css string) string {
 	b.t.Helper()
-	var found map[string]string
-	b.run(&found, `const visible = (e) => e.checkVisibility();
+	var element map[string]string
+	b.run(&element, `const visible = (e) => e.checkVisibility();
 		const e = [...document.querySelectorAll(arguments[0])].find(visible);
 		e?.scrollIntoView({ block: "center" });
 		return e ?? {}`, css)
-	for _, id := range found {
+	for _, id := range element {
 		return "/element/" + id
 	}
 	b.t.Fatalf("the page shows no %s", css)
@@ -351,12 +351,12 @@ func (b *browser) press(keys string) {
 // choose selects the option of a menu that contains text.
 func (b *browser) choose(css, text string) {
 	b.t.Helper()
-	var found bool
-	b.run(&found, `const menu = document.querySelector(arguments[0]);
+	var chosen bool
+	b.run(&chosen, `const menu = document.querySelector(arguments[0]);
 		menu.selectedIndex = [...menu.options].findIndex((o) => o.text.includes(arguments[1]));
 		menu.dispatchEvent(new Event("change", { bubbles: true }));
 		return menu.selectedIndex >= 0`, css, text)
-	if !found {
+	if !chosen {
 		b.t.Fatalf("%s has no option %q", css, text)
 	}
 }
@@ -431,7 +431,7 @@ func (b *browser) logIn(m member) {
 	b.waitFor("#auth", m.Email)
 }
 
-// dropLogs forgets what an earlier test has left.
+// dropLogs discards what an earlier test has left.
 func (b *browser) dropLogs() {
 	b.t.Helper()
 	for _, log := range []string{"browser", "performance"} {
@@ -668,6 +668,10 @@ func (b *browser) testReload(a *app) {
 	if got := b.stored(); got != "" {
 		b.t.Errorf("after the logout the browser keeps %q", got)
 	}
+	b.logIn(ada)
+	if got := b.stored(); got != "" {
+		b.t.Errorf("after another login the browser keeps %q", got)
+	}
 	reload()
 	b.waitFor("#auth", "Authorize")
 }
@@ -790,7 +794,7 @@ var powerShellToken = regexp.MustCompile(
 	"^(?:'((?:[^'\u2018-\u201b]|''|[\u2018-\u201b]{2})*)'" +
 		"|\"([^\"`]*)\"|([-.\\w|]+)|[ \n]+|`\n)")
 
-// readPowerShell knows what the lines use: quotes, a pipe and continued lines.
+// readPowerShell supports what the lines use: quotes, a pipe and continued lines.
 func readPowerShell(t *testing.T, line string) (c command) {
 	for rest := line; rest != ""; {
 		m := powerShellToken.FindStringSubmatch(rest)
@@ -827,6 +831,9 @@ func readPowerShell(t *testing.T, line string) (c command) {
 // runtime of C does.
 func readCmd(t *testing.T, line string) (c command) {
 	line = strings.ReplaceAll(line, "%TOKEN%", "secret")
+	if regexp.MustCompile(`%[A-Z]+%`).MatchString(line) {
+		t.Errorf("cmd puts in a variable: %s", line)
+	}
 	var passed strings.Builder
 	quoted := false
 	for i := 0; i < len(line); i++ {
@@ -839,7 +846,7 @@ func readCmd(t *testing.T, line string) (c command) {
 				continue
 			}
 		case !quoted && strings.ContainsRune("&|<>", rune(line[i])), line[i] == '\n':
-			t.Fatalf("cmd obeys %q in %s", line[i], line)
+			t.Fatalf("cmd interprets %q in %s", line[i], line)
 		}
 		passed.WriteByte(line[i])
 	}
@@ -870,7 +877,8 @@ func readCmd(t *testing.T, line string) (c command) {
 	return c
 }
 
-// testLines reads the lines of a call with signs that shells obey, and copies one with the token.
+// testLines reads the lines of a call with signs that shells interpret, and copies one with the
+// token.
 func (b *browser) testLines(a *app) {
 	const body = `{"full_name": "Ł \"O'Neil\" 100% & <b> ^|\\ ‘x’ %PATH% $HOME \u00e9 🌿"}`
 	ada := a.signUp("ada")
@@ -1202,7 +1210,8 @@ const entityDocument = `{"openapi": "3.1.0", "info": {"title": "Product", "versi
 "paths": {"/api/v1/projects": {
 	"post": {"operationId": "createProject", "tags": ["note"], "summary": "Create a project",
 		"x-access": "user", "security": [{"bearer": []}], "requestBody": {"content": {
-			"application/json": {"schema": {"$ref": "#/components/schemas/Project"}}}},
+			"application/json": {"schema": {"$ref": "#/components/schemas/Project"},
+				"example": {"id": 7, "title": "Bridge"}}}},
 		"responses": {"201": {"description": "Created"},
 			"409": {"$ref": "#/components/responses/title_taken"}}},
 	"get": {"operationId": "listProjects", "tags": ["note"], "summary": "List projects",
@@ -1217,8 +1226,9 @@ const entityDocument = `{"openapi": "3.1.0", "info": {"title": "Product", "versi
 		"required": ["title", "tags", "starts", "address", "labels", "parts", "id"],
 		"properties": {
 			"id": {"type": "integer", "readOnly": true},
-			"title": {"type": "string", "minLength": 6, "maxLength": 80},
-			"tags": {"type": "array", "maxItems": 2, "items": {"type": "string"}},
+			"title": {"type": "string", "minLength": 4, "maxLength": 80},
+			"tags": {"type": "array", "maxItems": 2, "items":
+				{"type": "string", "minLength": 6}},
 			"starts": {"type": "string", "format": "date-time"},
 			"due": {"type": ["string", "null"], "format": "date-time"},
 			"address": {"type": "object", "required": ["zip"], "properties": {
@@ -1227,7 +1237,8 @@ const entityDocument = `{"openapi": "3.1.0", "info": {"title": "Product", "versi
 			"labels": {"type": "object", "additionalProperties":
 				{"type": "string", "maxLength": 5}},
 			"parts": {"type": "array", "minItems": 1, "items": {"type": "object",
-				"required": ["weight"], "properties": {
+				"required": ["id", "weight"], "properties": {
+					"id": {"type": "integer", "readOnly": true},
 					"weight": {"type": "number", "minimum": 0.5}}}},
 			"parent": {"$ref": "#/components/schemas/Project"}}}},
 	"responses": {"title_taken": {"description": "- ` + "`title_taken`" + `: It is taken.",
@@ -1257,7 +1268,7 @@ func serveEntity(a *app) *httptest.Server {
 	return web
 }
 
-// testEntity uses the page with an entity that it has never seen.
+// testEntity uses the page with an entity that is not the service's.
 func (b *browser) testEntity(a *app) {
 	web := serveEntity(a)
 	defer b.checkConsole(web.URL)
@@ -1267,7 +1278,7 @@ func (b *browser) testEntity(a *app) {
 	b.waitFor(create+" .props", "array of string")
 	b.waitFor(create+" .response:last-child", "title_taken")
 	var got, want any
-	example := `{"title": "textxx", "tags": ["text"], "starts": "2026-01-02T03:04:05Z", ` +
+	example := `{"title": "Bridge", "tags": ["textxx"], "starts": "2026-01-02T03:04:05Z", ` +
 		`"address": {"zip": "10115"}, "labels": {"name": "text"}, "parts": [{"weight": 0.5}]}`
 	json.Unmarshal([]byte(example), &want)
 	err := json.Unmarshal([]byte(b.value(create+" textarea")), &got)
@@ -1280,7 +1291,7 @@ func (b *browser) testEntity(a *app) {
 	for _, row := range [][2]string{
 		{`"starts": "today"`, "starts must be a time such as 2026-01-02T03:04:05Z."},
 		{`"due": null, "tags": [1]`, "tags[0] must be of type string."},
-		{`"tags": ["a", "b", "c"]`, "tags must have at most 2 items; it has 3."},
+		{`"tags": ["yellow", "orange", "purple"]`, "tags must have at most 2 items; it has 3."},
 		{`"address": {"zip": "1"}`, "address.zip must match the pattern ^[0-9]{5}$."},
 		{`"address": {"zip": "10115", "floor": 100}`, "address.floor must be at most 99."},
 		{`"labels": {"a": "toolong"}`, "labels.a must have at most 5 characters; it has 7."},
