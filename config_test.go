@@ -428,7 +428,7 @@ func TestSettingsNamed(t *testing.T) {
 		"REPLICATION_PASSWORD", "LATCH_IMAGE", "NAME_FILE"}
 	word := regexp.MustCompile(`\b[A-Z][A-Z0-9]*(_[A-Z0-9]+)+\b`)
 	for _, file := range []string{".env.example", "README.md", "deploy/OPERATIONS.md",
-		"SECURITY.md", "BENCHMARKS.md", "deploy/README.md"} {
+		"docs/SECURITY.md", "BENCHMARKS.md", "deploy/README.md"} {
 		for _, name := range word.FindAllString(read(file), -1) {
 			if all[name].name == "" && !slices.Contains(compose, name) {
 				t.Errorf("%s names %s, which is no setting", file, name)
