@@ -144,7 +144,8 @@ func (o *object) readPairs(place, text string) error {
 			return errors.New("must be name=value pairs in percent-encoded UTF-8")
 		default:
 			f := o.find(place, name)
-			if f != nil && (value != "" || place != "query" || f.kind != kindText || f.enum != nil) {
+			absent := value == "" && place == "query"
+			if f != nil && !(absent && f.kind == kindText && f.enum == nil) {
 				o.setText(f, value)
 			}
 		}
@@ -207,7 +208,8 @@ func (s *server) readBody(w *responseWriter, r *http.Request, o *object) error {
 // s.bodies, once that many have come; a body that comes more slowly than minRate is cut off. So the
 // memory of bodies is bounded, in total and per user, however many connections send them.
 func (s *server) receive(w *responseWriter, r *http.Request, limit int64) ([]byte, error) {
-	tooLarge := errBodyTooLarge.withDetail(fmt.Sprintf("The body must have at most %d bytes.", limit))
+	tooLarge := errBodyTooLarge.withDetail(
+		fmt.Sprintf("The body must have at most %d bytes.", limit))
 	if r.ContentLength > limit {
 		return nil, tooLarge
 	}

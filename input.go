@@ -99,7 +99,7 @@ var formats = map[string]struct {
 	rule    func(string) (text, refusal string)
 	pattern string
 }{
-	"email":    {func(s string) (string, string) { return parseEmail(strings.TrimSpace(s)) }, emailPattern},
+	"email":    {parseTrimmedEmail, emailPattern},
 	"password": {checkPasswordLength, ""},
 }
 
@@ -153,7 +153,7 @@ func compileField(sf reflect.StructField, refuse func(bad bool, why string)) fie
 			f.name, f.places = text, append(f.places, key)
 		}
 	}
-	refuse(known != len(sf.Tag)+1, "a key of the tag is unknown or repeated, or its syntax is wrong")
+	refuse(known != len(sf.Tag)+1, "a key of the tag is unknown or repeated, or misspelt")
 	refuse(f.name == "", "it has no name in path, query, json or form")
 	refuse(strings.Contains(f.name, ","), f.name+": a name has no options; a pointer is optional")
 	refuse(len(f.places) > 1 && f.places[0] != "json", "only json and form go together")
@@ -262,11 +262,13 @@ func (f *field) parse(text string, isJSON bool) (value any, bad fault) {
 	case kindTime:
 		var t time.Time
 		if t.UnmarshalText([]byte(text)) != nil { // stricter than time.Parse
-			return nil, fault{"datetime_parsing", "must be a time such as 2026-01-02T03:04:05Z (RFC 3339)"}
+			const msg = "must be a time such as 2026-01-02T03:04:05Z (RFC 3339)"
+			return nil, fault{"datetime_parsing", msg}
 		}
 		return t.UTC(), fault{}
 	case kindObject:
-		if bad = f.bounded(float64(len(text)), "too_short", "too_long", "have at %s %d bytes"); bad.msg == "" {
+		bad = f.bounded(float64(len(text)), "too_short", "too_long", "have at %s %d bytes")
+		if bad.msg == "" {
 			bad = fault{"value_error", checkObject(text)}
 		}
 		return jsonObject(text), bad
@@ -307,9 +309,9 @@ func (f *field) text(text string) (any, fault) {
 }
 
 const (
-	maxDepth  = 32              // containers in a jsonObject: PostgreSQL's parser recurses, and clients' do
+	maxDepth  = 32              // containers in a jsonObject: parsers recurse, PostgreSQL's too
 	maxStored = 32 << 10        // bytes of a jsonObject as PostgreSQL writes it: 1e308 has 309
-	maxHalf   = 65504           // of half precision (IEEE 754 binary16), in which vectors are stored
+	maxHalf   = 65504           // of half precision (IEEE 754 binary16), which stores vectors
 	minHalf   = 1.0 / (1 << 14) // below it, half precision has fewer and fewer digits
 )
 
@@ -366,8 +368,8 @@ func parseVector(array string, n int) (v vector, refusal string) {
 		case err != nil:
 			return nil, fmt.Sprintf("must hold only finite numbers, which element %d is not", count)
 		case largest > maxHalf:
-			return nil, fmt.Sprintf("must hold numbers from -%d to %d, the range of half precision, "+
-				"which element %d exceeds", maxHalf, maxHalf, count)
+			return nil, fmt.Sprintf("must hold numbers from -%d to %d, the range of half "+
+				"precision, which element %d exceeds", maxHalf, maxHalf, count)
 		case count < n:
 			v = append(v, float32(x))
 		}

@@ -1,8 +1,9 @@
 package main
 
 // limiter.go bounds what many requests share: hashing slots, memory for bodies and answers,
-// connections, places for expensive statements, calls to the provider of embeddings. Each bound is in
-// total and per client, so that a client that asks for more than its share waits for itself alone.
+// connections, places for expensive statements, calls to the provider of embeddings. Each bound is
+// in total and per client, so that a client that asks for more than its share waits for itself
+// alone.
 
 import (
 	"context"
@@ -57,9 +58,9 @@ type waiter struct {
 }
 
 // acquire takes n units for a client and returns the function that gives them back, which may be
-// called again to no effect. More than a share counts as a whole share. It returns errBusy, with the
-// limiter's detail, where the queue is full or the time-out is over, and the context's error when the
-// client has gone.
+// called again to no effect. More than a share counts as a whole share. It returns errBusy, with
+// the limiter's detail, where the queue is full or the time-out is over, and the context's error
+// when the client has gone.
 func (l *limiter) acquire(ctx context.Context, client clientKey, n int64) (func(), error) {
 	w := &waiter{key: client, n: min(n, l.share)}
 	release := func() { l.release(w) }

@@ -174,8 +174,9 @@ api=%s
 `
 
 // listenAndServe answers requests until ctx ends, then drains: /health/db fails, so that load
-// balancers stop sending requests, SHUTDOWN_DELAY passes, and the requests in progress are finished.
-// A second signal ends at once; not SIGHUP, which a closed terminal and its shell both send.
+// balancers stop sending requests, SHUTDOWN_DELAY passes, and the requests in progress are
+// finished. A second signal ends at once; not SIGHUP, which a closed terminal and its shell both
+// send.
 func (s *server) listenAndServe(ctx context.Context, dev *devdb.DB) error {
 	listener, err := listen(s.cfg, dev != nil)
 	if err != nil {

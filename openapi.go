@@ -315,7 +315,7 @@ func (d *specification) field(owner string, f *field) *schema {
 		o.Format, o.MinLength, o.MaxLength = f.format, f.min, high
 		o.Pattern = formats[f.format].pattern
 		if o.Pattern == "" && f.enum == nil {
-			o.Pattern = `^[^\x00]*$` // what PostgreSQL can store, in the syntax of all regexp dialects
+			o.Pattern = `^[^\x00]*$` // what PostgreSQL can store
 		}
 	case kindInteger:
 		o.Format, o.Minimum, o.Maximum = "int64", &f.min, high
@@ -332,7 +332,8 @@ func (d *specification) field(owner string, f *field) *schema {
 		o.Type, o.MaxItems = "array", f.max
 		o.Items = &schema{Type: "number", Format: "float", Minimum: new(int64(-maxHalf)),
 			Maximum: maxHalf}
-		o.Description = fmt.Sprintf("Exactly %d numbers, with a norm between 1e-12 and 1e12.", f.max)
+		o.Description = fmt.Sprintf(
+			"Exactly %d numbers, with a norm between 1e-12 and 1e12.", f.max)
 	case kindList:
 		o.Type, o.MinItems, o.MaxItems, o.Items = "array", f.min, high, d.field("", f.items)
 	case kindStruct:
