@@ -17,7 +17,7 @@ run: ## install what is missing, and serve on port 8000
 
 test: ## install what is missing, and run all tests on a PostgreSQL of their own
 	@./setup.sh test
-	go test -race ./...
+	go test -race -p 1 ./... # one after the other: those of test/faults measure time and memory
 
 # What go.mod may require, and no fourth. govulncheck needs its database; without a network it says so.
 lint: ## check form, common mistakes, known vulnerabilities and go.mod
