@@ -206,7 +206,7 @@ func (row setting) set(text string) (err error) {
 		for item := range strings.SplitSeq(text, ",") {
 			item = strings.TrimSpace(item)
 			if a, err := netip.ParseAddr(item); err == nil {
-				item = fmt.Sprintf("%s/%d", a, a.BitLen())
+				item = fmt.Sprintf("%s/%d", a.WithZone(""), a.BitLen())
 			}
 			network, err := netip.ParsePrefix(item)
 			if err != nil {
@@ -347,7 +347,7 @@ func weakKey(key string, debug bool) string {
 // expanded.
 var (
 	dotEnvLine = regexp.MustCompile(`^(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)[ \t]*=[ \t]*` +
-		`(?:'([^']*)'|"((?:[^"\\]|\\.)*)"|([^'"#].*?)(?:[ \t]|$)|)[ \t]*(?:#.*)?$`)
+		`(?:'([^']*)'|"((?:[^"\\]|\\.)*)"|([^'"# \t].*?)(?:[ \t]|$)|)[ \t]*(?:#.*)?$`)
 	dotEnvEscapes = strings.NewReplacer(`\\`, `\`, `\"`, `"`, `\n`, "\n", `\$`, "$")
 )
 
