@@ -3,8 +3,8 @@ package main
 // config.go has every setting with its meaning, unit and default: the table below is what -h
 // prints and what is enforced. A setting NAME comes from the environment, or from a file .env in
 // the working directory, which the environment overrides; NAME_FILE names a file to read it from,
-// as container secrets are given. Names are in any case; an empty value counts as none. Values are
-// never printed: any of them may be a secret in the wrong place.
+// as container secrets are given. Names may be in lower case too; an empty value counts as none.
+// Values are never printed: any of them may be a secret in the wrong place.
 
 import (
 	"cmp"
@@ -84,9 +84,8 @@ func (c *config) settings() []setting {
 			"addresses or networks whose X-Forwarded-For and -Proto are believed, with commas"},
 		{"EMBEDDING_DIMENSIONS", &c.EmbeddingDimensions, "384", "1 4000",
 			"numbers in an embedding; fixed at the first migration"},
-		{"EMBEDDINGS_URL", &c.EmbeddingsURL, "", "", "provider of embeddings that speaks " +
-			"OpenAI's /v1/embeddings, as https://api.openai.com/v1; unset: clients bring " +
-			"their own"},
+		{"EMBEDDINGS_URL", &c.EmbeddingsURL, "", "", "provider that speaks OpenAI's " +
+			"/v1/embeddings, as https://api.openai.com/v1; unset: clients bring their own"},
 		{"EMBEDDINGS_MODEL", &c.EmbeddingsModel, "", "",
 			"the provider's model; fixed at the first start with one"},
 		{"EMBEDDINGS_API_KEY", &c.EmbeddingsKey, "", "",

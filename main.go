@@ -63,7 +63,7 @@ const usage = `Latch %s: accounts, tokens and administration on PostgreSQL.
   latch healthcheck      exit 0 when the server on this machine answers
   latch -h | -version
 
-Settings, from the environment or .env, in any case, each also as NAME_FILE; with defaults:
+Settings, from the environment or .env, each also as NAME_FILE and in lower case; with defaults:
 
 `
 
