@@ -9,7 +9,8 @@ import (
 
 func TestCompileInputPanics(t *testing.T) {
 	t.Parallel()
-	text, number, flag := reflect.TypeFor[string](), reflect.TypeFor[int64](), reflect.TypeFor[bool]()
+	text, number := reflect.TypeFor[string](), reflect.TypeFor[int64]()
+	flag := reflect.TypeFor[bool]()
 	type row struct {
 		kind reflect.Type
 		tag  reflect.StructTag
@@ -17,7 +18,8 @@ func TestCompileInputPanics(t *testing.T) {
 	compile := func(rows ...row) (panicked any) {
 		var fields []reflect.StructField
 		for i, r := range rows {
-			fields = append(fields, reflect.StructField{Name: string(rune('A' + i)), Type: r.kind, Tag: r.tag})
+			name := string(rune('A' + i))
+			fields = append(fields, reflect.StructField{Name: name, Type: r.kind, Tag: r.tag})
 		}
 		defer func() { panicked = recover() }()
 		compileInput(reflect.StructOf(fields))
@@ -61,9 +63,10 @@ func TestCompileInputPanics(t *testing.T) {
 			t.Errorf("%s: compileInput takes %s `%s`", name, r.kind, r.tag)
 		}
 	}
-	good := row{text, `json:"a" form:"a" min:"1" max:"9" enum:"b,c" default:"b" doc:"x" example:"c"`}
-	if why := compile(good, row{number, `path:"b"`}, row{flag, `query:"c"`}); why != nil {
-		t.Errorf("compileInput of good tags: %v", why)
+	good := row{text, `json:"a" form:"a" min:"1" max:"9" enum:"b,c" default:"b" ` +
+		`doc:"x" example:"c"`}
+	if panicked := compile(good, row{number, `path:"b"`}, row{flag, `query:"c"`}); panicked != nil {
+		t.Errorf("compileInput of good tags: %v", panicked)
 	}
 	if compile(good, row{text, `json:"a"`}) == nil {
 		t.Error("compileInput takes a name twice")
@@ -89,7 +92,7 @@ func readInto(in *readInput) *object {
 	return o
 }
 
-// String shows what was read, with pointers followed.
+// String formats the fields that were read, with pointers followed.
 func (in readInput) String() string {
 	show := func(v any) string {
 		if p := reflect.ValueOf(v); !p.IsNil() {
@@ -97,10 +100,11 @@ func (in readInput) String() string {
 		}
 		return "-"
 	}
-	return fmt.Sprintf("%s %d %s %s %s %v:%s %s", in.Text, in.Number, show(in.Flag), in.Choice, show(in.Email), in.Name.Set, show(in.Name.Value), show(in.Big))
+	return fmt.Sprintf("%s %d %s %s %s %v:%s %s", in.Text, in.Number, show(in.Flag), in.Choice,
+		show(in.Email), in.Name.Set, show(in.Name.Value), show(in.Big))
 }
 
-// faultTypes are the places and kinds of faults, in short.
+// faultTypes lists the location and type of each fault.
 func faultTypes(faults []fieldError) string {
 	var all []string
 	for _, f := range faults {
@@ -111,49 +115,54 @@ func faultTypes(faults []fieldError) string {
 
 func TestReadJSON(t *testing.T) {
 	t.Parallel()
-	for body, want := range map[string]string{ // what was read, or the faults
+	// The values are the fields that were read, or the faults.
+	for body, want := range map[string]string{
 		`{"text":"ab"}`: "ab 5 - red - false:- -",
-		`{"text":"äöü","number":-1,"flag":false,"choice":"green","email":"A@B.de","name":"x","big":-9223372036854775808}`: "äöü -1 false green a@b.de true:x -9223372036854775808",
+		`{"text":"äöü","number":-1,"flag":false,"choice":"green",` +
+			`"email":"A@B.de","name":"x",` +
+			`"big":-9223372036854775808}`: "äöü -1 false green a@b.de true:x " +
+			"-9223372036854775808",
 		`{"text":"ab","name":null}`:               "ab 5 - red - true:- -",
 		`{"text":"ab","name":""}`:                 "ab 5 - red - true: -",
 		`{"te\u0078t":"ab","number":10}`:          "ab 10 - red - false:- -",
 		`{"text":"ab","big":9223372036854775807}`: "ab 5 - red - false:- 9223372036854775807",
-		`{}`:                                         "body text missing",
-		`[]`:                                         "body object_type, body text missing",
-		`{"text":null}`:                              "body text string_type",
-		`{"text":1}`:                                 "body text string_type",
-		`{"text":"a"}`:                               "body text string_too_short",
-		`{"text":"äöüx"}`:                            "body text string_too_long",
-		`{"text":"a\u0000"}`:                         "body text string_unicode",
-		`{"text":"a\ud800"}`:                         "body text string_unicode",
-		`{"text":"ab","text":"ab"}`:                  "body text repeated",
-		`{"text":"ab","te\u0078t":"ab"}`:             "body text repeated",
-		`{"text":1,"text":"ab"}`:                     "body text string_type, body text repeated",
-		`{"Text":"ab"}`:                              "body extra_forbidden, body text missing",
-		`{"text":"ab","":1}`:                         "body extra_forbidden",
-		`{"text":"ab","Number":1,"nope":2}`:          "body extra_forbidden, body extra_forbidden",
-		`{"text":"ab","number":11}`:                  "body number less_than_equal",
-		`{"text":"ab","number":-2}`:                  "body number greater_than_equal",
-		`{"text":"ab","number":1.0}`:                 "ab 1 - red - false:- -",
-		`{"text":"ab","number":1e0}`:                 "ab 1 - red - false:- -",
-		`{"text":"ab","number":1.5}`:                 "body number int_parsing",
-		`{"text":"ab","big":1e17}`:                   "body big int_parsing",
-		`{"text":"ab","number":"1"}`:                 "body number int_type",
-		`{"text":"ab","number":null}`:                "body number int_type",
-		`{"text":"ab","number":true}`:                "body number int_type",
-		`{"text":"ab","big":9223372036854775808}`:    "body big int_parsing",
-		`{"text":"ab","big":-9223372036854775809}`:   "body big int_parsing",
-		`{"text":"ab","flag":null}`:                  "body flag bool_type",
-		`{"text":"ab","flag":1}`:                     "body flag bool_type",
-		`{"text":"ab","flag":"true"}`:                "body flag bool_type",
-		`{"text":"ab","choice":"blue"}`:              "body choice enum",
-		`{"text":"ab","choice":"Red"}`:               "body choice enum",
-		`{"text":"ab","choice":""}`:                  "body choice enum",
-		`{"text":"ab","email":"x"}`:                  "body email value_error",
-		`{"text":"ab","email":null}`:                 "body email string_type",
-		`{"text":"ab","name":"abcde"}`:               "body name string_too_long",
-		`{"text":"ab","name":1}`:                     "body name string_type",
-		`{"text":1,"number":"1","flag":[],"big":{}}`: "body text string_type, body number int_type, body flag bool_type, body big int_type",
+		`{}`:                                       "body text missing",
+		`[]`:                                       "body object_type, body text missing",
+		`{"text":null}`:                            "body text string_type",
+		`{"text":1}`:                               "body text string_type",
+		`{"text":"a"}`:                             "body text string_too_short",
+		`{"text":"äöüx"}`:                          "body text string_too_long",
+		`{"text":"a\u0000"}`:                       "body text string_unicode",
+		`{"text":"a\ud800"}`:                       "body text string_unicode",
+		`{"text":"ab","text":"ab"}`:                "body text repeated",
+		`{"text":"ab","te\u0078t":"ab"}`:           "body text repeated",
+		`{"text":1,"text":"ab"}`:                   "body text string_type, body text repeated",
+		`{"Text":"ab"}`:                            "body extra_forbidden, body text missing",
+		`{"text":"ab","":1}`:                       "body extra_forbidden",
+		`{"text":"ab","Number":1,"nope":2}`:        "body extra_forbidden, body extra_forbidden",
+		`{"text":"ab","number":11}`:                "body number less_than_equal",
+		`{"text":"ab","number":-2}`:                "body number greater_than_equal",
+		`{"text":"ab","number":1.0}`:               "ab 1 - red - false:- -",
+		`{"text":"ab","number":1e0}`:               "ab 1 - red - false:- -",
+		`{"text":"ab","number":1.5}`:               "body number int_parsing",
+		`{"text":"ab","big":1e17}`:                 "body big int_parsing",
+		`{"text":"ab","number":"1"}`:               "body number int_type",
+		`{"text":"ab","number":null}`:              "body number int_type",
+		`{"text":"ab","number":true}`:              "body number int_type",
+		`{"text":"ab","big":9223372036854775808}`:  "body big int_parsing",
+		`{"text":"ab","big":-9223372036854775809}`: "body big int_parsing",
+		`{"text":"ab","flag":null}`:                "body flag bool_type",
+		`{"text":"ab","flag":1}`:                   "body flag bool_type",
+		`{"text":"ab","flag":"true"}`:              "body flag bool_type",
+		`{"text":"ab","choice":"blue"}`:            "body choice enum",
+		`{"text":"ab","choice":"Red"}`:             "body choice enum",
+		`{"text":"ab","choice":""}`:                "body choice enum",
+		`{"text":"ab","email":"x"}`:                "body email value_error",
+		`{"text":"ab","email":null}`:               "body email string_type",
+		`{"text":"ab","name":"abcde"}`:             "body name string_too_long",
+		`{"text":"ab","name":1}`:                   "body name string_type",
+		`{"text":1,"number":"1","flag":[],"big":{}}`: "body text string_type, " +
+			"body number int_type, body flag bool_type, body big int_type",
 	} {
 		var in readInput
 		rd := readInto(&in)
@@ -178,7 +187,8 @@ func TestReadJSON(t *testing.T) {
 
 func TestReadPairs(t *testing.T) {
 	t.Parallel()
-	for form, want := range map[string]string{ // what was read, or the faults, or "!" for a broken form
+	// The values are the fields that were read, the faults, or "!" for a malformed form.
+	for form, want := range map[string]string{
 		"text=ab":               "ab 5 - red - false:- -",
 		"text=%C3%A4+x":         "ä x 5 - red - false:- -",
 		"te%78t=ab&number=-1":   "ab -1 - red - false:- -",
@@ -189,7 +199,7 @@ func TestReadPairs(t *testing.T) {
 		"":                      "body text missing",
 		"text=":                 "body text string_too_short",
 		"text=ab&text=ab":       "body text repeated",
-		"text=ab&TEXT=ab":       "ab 5 - red - false:- -", // RFC 6749, 3.2: unknown ones are ignored
+		"text=ab&TEXT=ab":       "ab 5 - red - false:- -", // RFC 6749, 3.2: ignored
 		"text=ab&nope=1":        "ab 5 - red - false:- -",
 		"text=ab&nope":          "ab 5 - red - false:- -",
 		"text=%00ab":            "body text string_unicode",
@@ -231,7 +241,8 @@ func TestReadPairs(t *testing.T) {
 	}
 }
 
-// TestManyFaults: a large body full of faults is not answered by a larger one.
+// TestManyFaults checks that the number of listed faults is limited, so that a response is never
+// larger than the request.
 func TestManyFaults(t *testing.T) {
 	t.Parallel()
 	rd := readInto(&readInput{})
