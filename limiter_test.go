@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// take acquires n units for a user or fails the test.
-func take(t *testing.T, l *limiter, user, n int64) (release func()) {
+// mustAcquire acquires n units for a user or fails the test.
+func mustAcquire(t *testing.T, l *limiter, user, n int64) (release func()) {
 	t.Helper()
 	release, err := l.acquire(t.Context(), clientKey{user: user}, n)
 	if err != nil {
@@ -21,8 +21,8 @@ func take(t *testing.T, l *limiter, user, n int64) (release func()) {
 	return release
 }
 
-// waitFor starts to acquire n units for a user and waits until it is in the queue.
-func waitFor(t *testing.T, l *limiter, user, n int64) (granted chan error) {
+// enqueue starts to acquire n units for a user and waits until it is in the queue.
+func enqueue(t *testing.T, l *limiter, user, n int64) (granted chan error) {
 	t.Helper()
 	_, before := l.state()
 	granted = make(chan error, 1)
@@ -34,22 +34,23 @@ func waitFor(t *testing.T, l *limiter, user, n int64) (granted chan error) {
 	return granted
 }
 
-// TestLimiterShare: who has a share waits for itself, and others do not wait for it.
+// TestLimiterShare checks that a client which has used its share waits for its own units, and that
+// other clients do not wait for it.
 func TestLimiterShare(t *testing.T) {
 	t.Parallel()
 	l := &limiter{total: 4, share: 2, queue: 10, timeout: time.Minute}
-	release := take(t, l, 1, 1)
-	take(t, l, 1, 1)
-	own := waitFor(t, l, 1, 1)
-	take(t, l, 2, 2)()
-	take(t, l, 2, 9)() // more than a share counts as a share
+	release := mustAcquire(t, l, 1, 1)
+	mustAcquire(t, l, 1, 1)
+	own := enqueue(t, l, 1, 1)
+	mustAcquire(t, l, 2, 2)()
+	mustAcquire(t, l, 2, 9)() // more than a share counts as a share
 	select {
 	case err := <-own:
 		t.Fatalf("a third unit for a share of two: %v", err)
 	default:
 	}
 	release()
-	release() // again: to no effect
+	release() // the second call has no effect
 	if err := <-own; err != nil {
 		t.Errorf("the unit that came free: %v", err)
 	}
@@ -58,28 +59,28 @@ func TestLimiterShare(t *testing.T) {
 	}
 }
 
-// TestLimiterOrder: the client that has or waits for least is next, then the first that came; and a
-// large request is not starved by small ones.
+// TestLimiterOrder checks that the client with the fewest units used or requested is next, then the
+// oldest request, and that small requests do not starve a large one.
 func TestLimiterOrder(t *testing.T) {
 	t.Parallel()
 	l := &limiter{total: 1, share: 1, queue: 10, timeout: time.Minute}
-	release := take(t, l, 1, 1)
-	greedy := waitFor(t, l, 1, 1)
-	again := waitFor(t, l, 1, 1)
-	other := waitFor(t, l, 2, 1)
+	release := mustAcquire(t, l, 1, 1)
+	second := enqueue(t, l, 1, 1)
+	third := enqueue(t, l, 1, 1)
+	other := enqueue(t, l, 2, 1)
 	release()
 	<-other
 	select {
-	case <-greedy:
+	case <-second:
 		t.Error("the greedy client is served before the other")
-	case <-again:
+	case <-third:
 		t.Error("the greedy client is served before the other")
 	default:
 	}
 	l = &limiter{total: 4, share: 4, queue: 10, timeout: time.Minute}
-	release = take(t, l, 1, 2)
-	large := waitFor(t, l, 2, 3)
-	small := waitFor(t, l, 3, 1)
+	release = mustAcquire(t, l, 1, 2)
+	large := enqueue(t, l, 2, 3)
+	small := enqueue(t, l, 3, 1)
 	release()
 	if err := <-large; err != nil {
 		t.Error(err)
@@ -89,33 +90,34 @@ func TestLimiterOrder(t *testing.T) {
 	}
 }
 
-// TestLimiterRefuses when the queue is full, when the time-out is over, and when the client goes.
+// TestLimiterRefuses covers a full queue, an expired timeout and a cancelled request.
 func TestLimiterRefuses(t *testing.T) {
 	t.Parallel()
 	l := &limiter{total: 1, share: 1, queue: 4, timeout: time.Minute, detail: "a reason"}
-	take(t, l, 1, 1)
+	mustAcquire(t, l, 1, 1)
 	for range 3 {
-		waitFor(t, l, 1, 1)
+		enqueue(t, l, 1, 1)
 	}
 	_, err := l.acquire(t.Context(), clientKey{user: 1}, 1) // a quarter of the queue is for others
 	var p *problem
 	if !errors.As(err, &p) || p.code != "busy" || p.detail != "a reason" {
 		t.Errorf("a client's fourth in a queue of four = %v", err)
 	}
-	waitFor(t, l, 2, 1)
-	if _, err = l.acquire(t.Context(), clientKey{user: 4}, 1); !errors.Is(err, errBusy) || !l.full() {
+	enqueue(t, l, 2, 1)
+	_, err = l.acquire(t.Context(), clientKey{user: 4}, 1)
+	if !errors.Is(err, errBusy) || !l.full() {
 		t.Errorf("a fifth in a queue of four = %v", err)
 	}
 	l = &limiter{total: 1, share: 1, queue: 4, timeout: 50 * time.Millisecond}
-	take(t, l, 1, 1)
+	mustAcquire(t, l, 1, 1)
 	start := time.Now()
 	_, err = l.acquire(t.Context(), clientKey{user: 2}, 1)
 	if took := time.Since(start); !errors.Is(err, errBusy) || took < l.timeout {
 		t.Errorf("after the time-out: %v in %v", err, took)
 	}
 	l.timeout = time.Minute
-	ctx, hangUp := context.WithCancel(t.Context())
-	time.AfterFunc(20*time.Millisecond, hangUp)
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(20*time.Millisecond, cancel)
 	if _, err := l.acquire(ctx, clientKey{user: 2}, 1); !errors.Is(err, context.Canceled) {
 		t.Errorf("a client that has gone: %v", err)
 	}
@@ -124,7 +126,8 @@ func TestLimiterRefuses(t *testing.T) {
 	}
 }
 
-// TestLimiterAtOnce makes many requests of all kinds at once: the bounds hold and nothing is lost.
+// TestLimiterAtOnce makes many concurrent requests of all sizes: the limits hold, and every unit is
+// released.
 func TestLimiterAtOnce(t *testing.T) {
 	t.Parallel()
 	l := &limiter{total: 10, share: 5, queue: 100, timeout: 20 * time.Millisecond}
@@ -134,7 +137,8 @@ func TestLimiterAtOnce(t *testing.T) {
 		group.Go(func() {
 			for range 50 {
 				n := 1 + rand.Int64N(5)
-				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(rand.IntN(30))*time.Millisecond)
+				timeout := time.Duration(rand.IntN(30)) * time.Millisecond
+				ctx, cancel := context.WithTimeout(t.Context(), timeout)
 				release, err := l.acquire(ctx, clientKey{user: int64(i % 7)}, n)
 				if err == nil {
 					if now := used.Add(n); now > l.total {
@@ -164,7 +168,8 @@ func TestClientKey(t *testing.T) {
 	if key("192.0.2.1", 0) == key("192.0.2.2", 0) || key("192.0.2.1", 7) != key("192.0.2.2", 7) {
 		t.Error("before login a client is its address, after it the account")
 	}
-	if key("2001:db8::1", 0) != key("2001:db8::ffff:2", 0) || key("2001:db8::1", 0) == key("2001:db8:0:1::1", 0) {
+	if key("2001:db8::1", 0) != key("2001:db8::ffff:2", 0) ||
+		key("2001:db8::1", 0) == key("2001:db8:0:1::1", 0) {
 		t.Error("an IPv6 client is its /64")
 	}
 }
