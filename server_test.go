@@ -18,8 +18,8 @@ import (
 	"time"
 )
 
-// TestAccess calls every route of the table as nobody, as a user, as another user and as an admin. A route
-// that is missing here fails it.
+// TestAccess calls every route of the table as nobody, as a user, as another user and as an admin.
+// A route that is missing here fails it.
 func TestAccess(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)
@@ -40,7 +40,8 @@ func TestAccess(t *testing.T) {
 		{"GET", "/health", "", 200, 200, 200, 200},
 		{"GET", "/health/db", "", 200, 200, 200, 200},
 		{"POST", "/auth/register", fresh("ada"), 409, 409, 409, 409},
-		{"POST", "/auth/login", `{"username":"ada@example.com","password":"` + goodPass + `"}`, 200, 200, 200, 200},
+		{"POST", "/auth/login", `{"username":"ada@example.com","password":"` + goodPass + `"}`,
+			200, 200, 200, 200},
 		{"POST", "/auth/refresh", `{"refresh_token":"x"}`, 401, 401, 401, 401},
 		{"GET", "/auth/sessions", "", 401, 200, 200, 200},
 		{"GET", "/users/me", "", 401, 200, 200, 200},
@@ -51,7 +52,8 @@ func TestAccess(t *testing.T) {
 		{"GET", "/users/{id}", "", 401, 403, 403, 200},
 		{"PUT", "/users/{id}", "{}", 401, 403, 403, 200},
 		{"PATCH", "/users/{id}", "{}", 401, 403, 403, 200},
-		{"DELETE", "/auth/sessions/{id}", "", 401, 404, 404, 404}, // of the session of somebody else
+		// A session of somebody else.
+		{"DELETE", "/auth/sessions/{id}", "", 401, 404, 404, 404},
 		{"DELETE", "/users/{id}", "", 401, 403, 403, 204},
 		{"DELETE", "/users/me", `{"current_password":"wrong canary"}`, 401, 403, 403, 403},
 		{"POST", "/documents", `{"content":"theirs","embedding":[1,0,0]}`, 401, 201, 201, 201},
@@ -61,7 +63,8 @@ func TestAccess(t *testing.T) {
 		{"PUT", "/documents/{id}", `{"metadata":{}}`, 401, 404, 404, 404},
 		{"DELETE", "/documents/{id}", "", 401, 404, 404, 404},
 		{"POST", "/auth/revoke", `{"token":"x"}`, 200, 200, 200, 200},
-		{"POST", "/documents/batch", `{"documents":[{"content":"theirs","embedding":[1,0,0]}]}`, 401, 201, 201, 201},
+		{"POST", "/documents/batch", `{"documents":[{"content":"theirs","embedding":[1,0,0]}]}`,
+			401, 201, 201, 201},
 		{"POST", "/auth/logout", "", 401, 204, 204, 204},
 	}
 	victim, theirs := a.signUp("victim"), a.signUp("carol")
@@ -76,12 +79,14 @@ func TestAccess(t *testing.T) {
 		if strings.HasPrefix(row.path, "/documents") {
 			target = fmt.Sprint(document.ID)
 		}
-		for who, want := range map[string]int{"": row.nobody, u.AccessToken: row.user, other.AccessToken: row.otherUser, admin.AccessToken: row.admin} {
+		for who, want := range map[string]int{"": row.nobody, u.AccessToken: row.user,
+			other.AccessToken: row.otherUser, admin.AccessToken: row.admin} {
 			var body any
 			if row.body != "" {
 				body = row.body
 			}
-			ans := a.do(row.method, "/api/v1"+strings.Replace(row.path, "{id}", target, 1), who, body)
+			path := "/api/v1" + strings.Replace(row.path, "{id}", target, 1)
+			ans := a.do(row.method, path, who, body)
 			if ans.status != want {
 				t.Errorf("%s = %d, want %d: %s", ans.call, ans.status, want, ans.body)
 			}
@@ -103,7 +108,8 @@ func TestPublicRoutes(t *testing.T) {
 			public = append(public, rt.path)
 		}
 	}
-	if got, want := fmt.Sprint(public), "[/health /health/db /auth/register /auth/login /auth/refresh /auth/revoke]"; got != want {
+	const want = "[/health /health/db /auth/register /auth/login /auth/refresh /auth/revoke]"
+	if got := fmt.Sprint(public); got != want {
 		t.Errorf("public routes are %s, want %s", got, want)
 	}
 }
@@ -113,7 +119,10 @@ func TestGateRefusesBadRows(t *testing.T) {
 	s := &server{cfg: &config{}, mux: http.NewServeMux()}
 	good := route{"GET", "/x", anyone, "x", handle(s.health), 200, nil, "x"}
 	for name, spoil := range map[string]func(*route){
-		"no access": func(r *route) { r.access = nobody }, "no status": func(r *route) { r.status = 0 }, "no name": func(r *route) { r.name = "" }, "no summary": func(r *route) { r.summary = "" },
+		"no access":  func(r *route) { r.access = nobody },
+		"no status":  func(r *route) { r.status = 0 },
+		"no name":    func(r *route) { r.name = "" },
+		"no summary": func(r *route) { r.summary = "" },
 		"bad tag": func(r *route) {
 			r.endpoint = handle(func(context.Context, *caller, struct {
 				A string `jsno:"a"`
@@ -141,40 +150,58 @@ func TestNoRoute(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)
 	m := a.signUp("ada")
-	for _, path := range []string{"/nothing", "/api/v1", "/api/v1/", "/api/v1/users/", "/api/v1/users/me/", "//api/v1/health", "/api/v1//health", "/api/v1/./health", "/api/v1/users/../health",
-		"/api/v1/users/%6De", "/api/v1/health%00", "/api/v1/users/1%2F2", "/API/v1/health", "/api/v1/users/1/x", "/api/v1/health;x=1"} {
+	for _, path := range []string{"/nothing", "/api/v1", "/api/v1/", "/api/v1/users/",
+		"/api/v1/users/me/", "//api/v1/health", "/api/v1//health", "/api/v1/./health",
+		"/api/v1/users/../health", "/api/v1/users/%6De", "/api/v1/health%00",
+		"/api/v1/users/1%2F2", "/API/v1/health", "/api/v1/users/1/x", "/api/v1/health;x=1"} {
 		ans := a.want(a.do("GET", path, m.AccessToken, nil), 404, "not_found")
 		if ans.header.Get("Location") != "" {
 			t.Errorf("%s redirects", path)
 		}
 	}
-	for call, allow := range map[string]string{"POST /api/v1/health": "GET, HEAD", "DELETE /api/v1/auth/login": "POST", "POST /api/v1/users/me": "GET, HEAD, PUT, PATCH, DELETE",
-		"OPTIONS /api/v1/users": "GET, HEAD, POST", "BREW /api/v1/health": "GET, HEAD", "PUT /api/v1/auth/sessions/1": "DELETE",
-		"PUT /api/v1/documents/search": "POST", "GET /api/v1/documents/search": "POST", "DELETE /api/v1/documents/search": "POST"} {
+	for call, allow := range map[string]string{
+		"POST /api/v1/health":             "GET, HEAD",
+		"DELETE /api/v1/auth/login":       "POST",
+		"POST /api/v1/users/me":           "GET, HEAD, PUT, PATCH, DELETE",
+		"OPTIONS /api/v1/users":           "GET, HEAD, POST",
+		"BREW /api/v1/health":             "GET, HEAD",
+		"PUT /api/v1/auth/sessions/1":     "DELETE",
+		"PUT /api/v1/documents/search":    "POST",
+		"GET /api/v1/documents/search":    "POST",
+		"DELETE /api/v1/documents/search": "POST",
+	} {
 		method, path, _ := strings.Cut(call, " ")
 		ans := a.want(a.do(method, path, "", nil), 405, "method_not_allowed")
 		if got := ans.header.Get("Allow"); got != allow {
 			t.Errorf("%s: Allow %q, want %q", call, got, allow)
 		}
 	}
-	if ans := a.do("HEAD", "/api/v1/health", "", nil); ans.status != 200 || len(ans.body) != 0 || ans.header.Get("Content-Length") != "20" {
+	ans := a.do("HEAD", "/api/v1/health", "", nil)
+	if ans.status != 200 || len(ans.body) != 0 || ans.header.Get("Content-Length") != "20" {
 		t.Errorf("HEAD = %d, %q, %v", ans.status, ans.body, ans.header)
 	}
 }
 
-// TestRawRequests sends what no client library would.
+// TestRawRequests sends requests that no client library would send.
 func TestRawRequests(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)
+	const (
+		host    = " HTTP/1.1\r\nHost: x\r\n"
+		closing = host + "Connection: close\r\n"
+		typed   = "Content-Type: application/json\r\n"
+	)
 	for request, want := range map[string]string{
-		"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n":                                                                                                     "404",
-		"CONNECT x:1 HTTP/1.1\r\nHost: x:1\r\nConnection: close\r\n\r\n":                                                                                                 "404",
-		"GET http://evil/api/v1/health HTTP/1.1\r\nHost: evil\r\nConnection: close\r\n\r\n":                                                                              "200",
-		"GET /api/v1/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc":                                                                    "200",
-		"POST /api/v1/auth/login HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n":                                                                  "415",
-		"POST /api/v1/auth/register HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9000000\r\nExpect: 100-continue\r\n\r\n":                    "413",
-		"POST /api/v1/auth/register HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{  \r\nzzz\r\n": "400",
-		"GET /api/v1/health\x00 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n":                                                                                        "400",
+		"OPTIONS *" + closing + "\r\n":                                                      "404",
+		"CONNECT x:1 HTTP/1.1\r\nHost: x:1\r\nConnection: close\r\n\r\n":                    "404",
+		"GET http://evil/api/v1/health HTTP/1.1\r\nHost: evil\r\nConnection: close\r\n\r\n": "200",
+		"GET /api/v1/health" + closing + "Content-Length: 3\r\n\r\nabc":                     "200",
+		"POST /api/v1/auth/login" + closing + "Content-Length: 0\r\n\r\n":                   "415",
+		"POST /api/v1/auth/register" + host + typed +
+			"Content-Length: 9000000\r\nExpect: 100-continue\r\n\r\n": "413",
+		"POST /api/v1/auth/register" + closing + typed +
+			"Transfer-Encoding: chunked\r\n\r\n3\r\n{  \r\nzzz\r\n": "400",
+		"GET /api/v1/health\x00" + closing + "\r\n": "400",
 	} {
 		conn, err := net.Dial("tcp", strings.TrimPrefix(a.web.URL, "http://"))
 		if err != nil {
@@ -202,23 +229,52 @@ func TestBodies(t *testing.T) {
 		return a.send("POST", "/api/v1/auth/login", header, strings.NewReader(body))
 	}
 	good := `{"username":"ada@example.com","password":"` + goodPass + `"}`
-	for _, media := range []string{"application/json", "Application/JSON", "application/json; charset=utf-8", `application/json;charset="UTF-8"`, "application/json; charset=utf8", "application/json; boundary=x", "application/json;odata.metadata=minimal"} {
+	for _, media := range []string{"application/json", "Application/JSON",
+		"application/json; charset=utf-8", `application/json;charset="UTF-8"`,
+		"application/json; charset=utf8", "application/json; boundary=x",
+		"application/json;odata.metadata=minimal"} {
 		a.want(post(media, good), 200, "")
 	}
-	for _, media := range []string{"", "text/plain", "application/xml", "application/json; charset=latin1", "multipart/mixed; boundary=x", "application/json, text/plain", "json", "application/problem+json", ";"} {
+	for _, media := range []string{"", "text/plain", "application/xml",
+		"application/json; charset=latin1", "multipart/mixed; boundary=x",
+		"application/json, text/plain", "json", "application/problem+json", ";"} {
 		a.want(post(media, good), 415, "unsupported_media_type")
 	}
-	a.want(a.send("POST", "/api/v1/auth/login", http.Header{"Content-Type": {"application/json"}, "Content-Encoding": {"gzip"}}, strings.NewReader(good)), 415, "unsupported_media_type")
-	a.want(a.send("POST", "/api/v1/auth/login", http.Header{"Content-Type": {"application/json", "application/json"}}, strings.NewReader(good)), 415, "unsupported_media_type")
-	a.want(a.send("POST", "/api/v1/auth/login", http.Header{"Content-Type": {"application/json"}, "Content-Encoding": {"identity"}}, strings.NewReader("\ufeff"+good)), 200, "")
-	padded := func(n int) string { return good[:len(good)-1] + strings.Repeat(" ", n-len(good)) + "}" }
+	login := func(header http.Header, body io.Reader) answer {
+		return a.send("POST", "/api/v1/auth/login", header, body)
+	}
+	a.want(login(http.Header{"Content-Type": {"application/json"}, "Content-Encoding": {"gzip"}},
+		strings.NewReader(good)), 415, "unsupported_media_type")
+	a.want(login(http.Header{"Content-Type": {"application/json", "application/json"}},
+		strings.NewReader(good)), 415, "unsupported_media_type")
+	a.want(login(http.Header{"Content-Type": {"application/json"},
+		"Content-Encoding": {"identity"}}, strings.NewReader("\ufeff"+good)), 200, "")
+	padded := func(n int) string {
+		return good[:len(good)-1] + strings.Repeat(" ", n-len(good)) + "}"
+	}
 	a.want(post("application/json", padded(maxBody)), 200, "")
 	a.want(post("application/json", padded(maxBody+1)), 413, "body_too_large")
-	a.want(a.send("POST", "/api/v1/auth/login", http.Header{"Content-Type": {"application/json"}}, io.MultiReader(strings.NewReader(padded(maxBody+1)))), 413, "body_too_large") // chunked
-	a.want(a.send("POST", "/api/v1/auth/logout", http.Header{"Authorization": {"Bearer " + m.AccessToken}, "Content-Type": {"application/json"}}, strings.NewReader("{}")), 204, "")
-	for body, code := range map[string]string{`{"username":"a"`: "malformed_body", "\xff": "malformed_body", "\ufeff\ufeff{}": "malformed_body", `{"a":1}x`: "malformed_body", `{'a':1}`: "malformed_body", `{"a":NaN}`: "malformed_body",
-		`{"username":"a","username":"b","password":"c"}`: "invalid_request", `{"username":"a","user\u006eame":"b","password":"c"}`: "invalid_request", `{"USERNAME":"a","password":"c"}`: "invalid_request",
-		`{"username":"\ud800","password":"c"}`: "invalid_request", `{"username":"a\u0000","password":"c"}`: "invalid_request", `"x"`: "invalid_request", `{"canary":1,"username":"a","password":"b"}`: "invalid_request"} {
+	chunked := io.MultiReader(strings.NewReader(padded(maxBody + 1))) // its length is unknown
+	a.want(login(http.Header{"Content-Type": {"application/json"}}, chunked), 413,
+		"body_too_large")
+	a.want(a.send("POST", "/api/v1/auth/logout", http.Header{
+		"Authorization": {"Bearer " + m.AccessToken}, "Content-Type": {"application/json"}},
+		strings.NewReader("{}")), 204, "")
+	for body, code := range map[string]string{
+		`{"username":"a"`: "malformed_body",
+		"\xff":            "malformed_body",
+		"\ufeff\ufeff{}":  "malformed_body",
+		`{"a":1}x`:        "malformed_body",
+		`{'a':1}`:         "malformed_body",
+		`{"a":NaN}`:       "malformed_body",
+		`{"username":"a","username":"b","password":"c"}`:      "invalid_request",
+		`{"username":"a","user\u006eame":"b","password":"c"}`: "invalid_request",
+		`{"USERNAME":"a","password":"c"}`:                     "invalid_request",
+		`{"username":"\ud800","password":"c"}`:                "invalid_request",
+		`{"username":"a\u0000","password":"c"}`:               "invalid_request",
+		`"x"`:                                                 "invalid_request",
+		`{"canary":1,"username":"a","password":"b"}`:          "invalid_request",
+	} {
 		status := map[string]int{"malformed_body": 400, "invalid_request": 422}[code]
 		a.want(post("application/json", body), status, code)
 	}
@@ -228,7 +284,8 @@ func TestBodies(t *testing.T) {
 	for _, body := range []string{"username", "&", "=x", ""} {
 		a.want(post("application/x-www-form-urlencoded", body), 422, "invalid_request")
 	}
-	a.want(post("application/x-www-form-urlencoded", "username=%ff&password=x"), 422, "invalid_request")
+	notUTF8 := "username=%ff&password=x"
+	a.want(post("application/x-www-form-urlencoded", notUTF8), 422, "invalid_request")
 }
 
 // TestRefusedBodies sends long bodies that are refused before they are read, over connections that
@@ -237,19 +294,25 @@ func TestRefusedBodies(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)
 	token := a.signUp("ada").AccessToken
+	bearer := "Authorization: Bearer " + token + "\r\n"
 	for name, row := range map[string]struct {
 		head string
 		size int
 		want string
 	}{
-		"expired token, HTTP/1.0": {"POST /api/v1/documents HTTP/1.0\r\nAuthorization: Bearer x\r\n", 50_000, "401"},
-		"expired token, close":    {"POST /api/v1/documents HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer x\r\n", 900_000, "401"},
-		"kept alive":              {"POST /api/v1/documents HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer x\r\n", 900_000, "401"},
-		"no route":                {"POST /nothing HTTP/1.0\r\n", 500_000, "404"},
-		"method":                  {"PUT /api/v1/health HTTP/1.0\r\n", 500_000, "405"},
-		"too large":               {"POST /api/v1/auth/login HTTP/1.0\r\nContent-Type: application/json\r\n", 500_000, "413"},
-		"media type":              {"POST /api/v1/documents HTTP/1.0\r\nAuthorization: Bearer " + token + "\r\n", 500_000, "415"},
-		"no body wanted":          {"POST /api/v1/auth/logout?scope=x HTTP/1.0\r\nAuthorization: Bearer " + token + "\r\n", 500_000, "422"},
+		"expired token, HTTP/1.0": {
+			"POST /api/v1/documents HTTP/1.0\r\nAuthorization: Bearer x\r\n", 50_000, "401"},
+		"expired token, close": {"POST /api/v1/documents HTTP/1.1\r\nHost: x\r\n" +
+			"Connection: close\r\nAuthorization: Bearer x\r\n", 900_000, "401"},
+		"kept alive": {"POST /api/v1/documents HTTP/1.1\r\nHost: x\r\n" +
+			"Authorization: Bearer x\r\n", 900_000, "401"},
+		"no route": {"POST /nothing HTTP/1.0\r\n", 500_000, "404"},
+		"method":   {"PUT /api/v1/health HTTP/1.0\r\n", 500_000, "405"},
+		"too large": {"POST /api/v1/auth/login HTTP/1.0\r\n" +
+			"Content-Type: application/json\r\n", 500_000, "413"},
+		"media type": {"POST /api/v1/documents HTTP/1.0\r\n" + bearer, 500_000, "415"},
+		"no body wanted": {
+			"POST /api/v1/auth/logout?scope=x HTTP/1.0\r\n" + bearer, 500_000, "422"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -274,7 +337,7 @@ func TestRefusedBodies(t *testing.T) {
 	}
 }
 
-// TestAssets: the page and the document are answered whole, or not at all where the browser has them.
+// TestAssets checks that the page and the document are answered whole, or by 304 to their ETag.
 func TestAssets(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)
@@ -298,7 +361,8 @@ func TestAssets(t *testing.T) {
 			}
 		}
 		tag := header.Get("ETag")
-		if status, _, body := get("If-None-Match", "W/"+tag); status != 304 || body != "" || tag == "" {
+		status, _, body := get("If-None-Match", "W/"+tag)
+		if status != 304 || body != "" || tag == "" {
 			t.Errorf("%s with its ETag = %d, %d bytes", path, status, len(body))
 		}
 		ans := a.want(a.do("POST", path, "", nil), 405, "method_not_allowed")
@@ -314,9 +378,20 @@ func TestRequestID(t *testing.T) {
 	for _, row := range []struct {
 		ids  []string
 		kept bool
-	}{{[]string{"abc-1"}, true}, {[]string{strings.Repeat("x", maxRequestID)}, true}, {[]string{strings.Repeat("x", maxRequestID+1)}, false}, {[]string{"a b"}, false}, {[]string{""}, false}, {[]string{"\u202Ex"}, false}, {[]string{"a", "b"}, false}, {nil, false}} {
-		got := a.send("GET", "/api/v1/health", http.Header{"X-Request-Id": row.ids}, nil).header.Get("X-Request-Id")
-		if kept := len(row.ids) > 0 && got == row.ids[0] && got != ""; kept != row.kept || got == "" {
+	}{
+		{[]string{"abc-1"}, true},
+		{[]string{strings.Repeat("x", maxRequestID)}, true},
+		{[]string{strings.Repeat("x", maxRequestID+1)}, false},
+		{[]string{"a b"}, false},
+		{[]string{""}, false},
+		{[]string{"\u202Ex"}, false},
+		{[]string{"a", "b"}, false},
+		{nil, false},
+	} {
+		ans := a.send("GET", "/api/v1/health", http.Header{"X-Request-Id": row.ids}, nil)
+		got := ans.header.Get("X-Request-Id")
+		kept := len(row.ids) > 0 && got == row.ids[0] && got != ""
+		if kept != row.kept || got == "" {
 			t.Errorf("X-Request-Id %q: answered %q, kept %v, want %v", row.ids, got, kept, row.kept)
 		}
 	}
@@ -326,24 +401,32 @@ func TestCORS(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(c *config) { c.CORSOrigins = []string{"https://app.example"} })
 	preflight := func(origin string) answer {
-		return a.send("OPTIONS", "/api/v1/users/me", http.Header{"Origin": {origin}, "Access-Control-Request-Method": {"PUT"}}, nil)
+		return a.send("OPTIONS", "/api/v1/users/me", http.Header{
+			"Origin": {origin}, "Access-Control-Request-Method": {"PUT"}}, nil)
 	}
-	if ans := a.want(preflight("https://app.example"), 204, ""); ans.header.Get("Access-Control-Allow-Origin") != "https://app.example" || ans.header.Get("Access-Control-Allow-Credentials") != "" {
+	const allowOrigin = "Access-Control-Allow-Origin"
+	ans := a.want(preflight("https://app.example"), 204, "")
+	if ans.header.Get(allowOrigin) != "https://app.example" ||
+		ans.header.Get("Access-Control-Allow-Credentials") != "" {
 		t.Errorf("preflight: %v", ans.header)
 	}
 	for _, origin := range []string{"https://app.example.evil", "http://app.example", "null", ""} {
-		if ans := a.want(preflight(origin), 405, "method_not_allowed"); ans.header.Get("Access-Control-Allow-Origin") != "" {
+		ans := a.want(preflight(origin), 405, "method_not_allowed")
+		if ans.header.Get(allowOrigin) != "" {
 			t.Errorf("origin %q is allowed", origin)
 		}
 	}
-	if ans := a.send("GET", "/api/v1/users/me", http.Header{"Origin": {"https://app.example"}}, nil); ans.header.Get("Access-Control-Allow-Origin") == "" || ans.header.Get("Vary") != "Origin" {
+	origin := http.Header{"Origin": {"https://app.example"}}
+	ans = a.send("GET", "/api/v1/users/me", origin, nil)
+	if ans.header.Get(allowOrigin) == "" || ans.header.Get("Vary") != "Origin" {
 		t.Errorf("an error without CORS headers: %v", ans.header)
 	}
 }
 
 func TestOrigin(t *testing.T) {
 	t.Parallel()
-	s := &server{cfg: &config{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("::1/128")}}}
+	s := &server{cfg: &config{TrustedProxies: []netip.Prefix{
+		netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("::1/128")}}}
 	for _, row := range []struct {
 		peer, forwarded, proto string
 		want                   string
@@ -360,9 +443,11 @@ func TestOrigin(t *testing.T) {
 		{"10.0.0.1:1", "[2001:db8::1]:443, [::1]", "", "2001:db8::1", false},
 		{"10.0.0.1:1", "1.1.1.1, 203.0.113.9:x", "", "10.0.0.1", false},
 	} {
-		r := &http.Request{RemoteAddr: row.peer, Header: http.Header{"X-Forwarded-For": {row.forwarded}, "X-Forwarded-Proto": {row.proto}}}
+		r := &http.Request{RemoteAddr: row.peer, Header: http.Header{
+			"X-Forwarded-For": {row.forwarded}, "X-Forwarded-Proto": {row.proto}}}
 		if got, https := s.origin(r); got.String() != row.want || https != row.https {
-			t.Errorf("origin(%s, %q, %q) = %s, %v, want %s, %v", row.peer, row.forwarded, row.proto, got, https, row.want, row.https)
+			t.Errorf("origin(%s, %q, %q) = %s, %v, want %s, %v",
+				row.peer, row.forwarded, row.proto, got, https, row.want, row.https)
 		}
 	}
 }
@@ -393,14 +478,19 @@ func TestForwarded(t *testing.T) {
 
 func TestHSTS(t *testing.T) {
 	t.Parallel()
-	a := newApp(t, func(c *config) { c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")} })
+	a := newApp(t, func(c *config) {
+		c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
+	})
 	for proto, want := range map[string]bool{"https": true, "http": false} {
-		if got := a.send("GET", "/api/v1/health", http.Header{"X-Forwarded-Proto": {proto}}, nil).header.Get("Strict-Transport-Security") != ""; got != want {
+		ans := a.send("GET", "/api/v1/health", http.Header{"X-Forwarded-Proto": {proto}}, nil)
+		if got := ans.header.Get("Strict-Transport-Security") != ""; got != want {
 			t.Errorf("X-Forwarded-Proto %s: HSTS %v", proto, got)
 		}
 	}
 	w := httptest.NewRecorder()
-	a.server.ServeHTTP(w, httptest.NewRequest("GET", "https://latch.example/api/v1/health", nil)) // by TLS of its own
+	// An https URL makes a request that has come over the server's own TLS.
+	r := httptest.NewRequest("GET", "https://latch.example/api/v1/health", nil)
+	a.server.ServeHTTP(w, r)
 	if w.Code != 200 || w.Header().Get("Strict-Transport-Security") == "" {
 		t.Errorf("by TLS: %d, without HSTS", w.Code)
 	}
@@ -414,7 +504,9 @@ func TestPanic(t *testing.T) {
 	row := func(path string, e endpoint) {
 		a.addRow(&route{"GET", "/test" + path, anyone, "x", e, 200, nil, "x"})
 	}
-	row("/panic", handle(func(context.Context, *caller, none) (none, error) { panic("a panicking cause") }))
+	row("/panic", handle(func(context.Context, *caller, none) (none, error) {
+		panic("a panicking cause")
+	}))
 	row("/unencodable", handle(func(context.Context, *caller, none) (unencodable, error) {
 		return unencodable{}, nil
 	}))
@@ -427,7 +519,8 @@ func TestPanic(t *testing.T) {
 			t.Errorf("%s leaks: %s", path, ans.body)
 		}
 	}
-	if !strings.Contains(suiteLog.text(), "a panicking cause") || !strings.Contains(suiteLog.text(), "an unknown cause") {
+	log := suiteLog.text()
+	if !strings.Contains(log, "a panicking cause") || !strings.Contains(log, "an unknown cause") {
 		t.Error("the log does not hold the causes")
 	}
 }
@@ -435,10 +528,12 @@ func TestPanic(t *testing.T) {
 func TestHealth(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)
-	if got := string(a.want(a.do("GET", "/api/v1/health", "", nil), 200, "").body); got != `{"status":"healthy"}` {
+	ans := a.want(a.do("GET", "/api/v1/health", "", nil), 200, "")
+	if got := string(ans.body); got != `{"status":"healthy"}` {
 		t.Errorf("health = %s", got)
 	}
-	if got := string(a.want(a.do("GET", "/api/v1/health/db", "", nil), 200, "").body); got != `{"status":"healthy","database":"connected"}` {
+	ans = a.want(a.do("GET", "/api/v1/health/db", "", nil), 200, "")
+	if got := string(ans.body); got != `{"status":"healthy","database":"connected"}` {
 		t.Errorf("health/db = %s", got)
 	}
 	a.draining.Store(true)
@@ -446,8 +541,8 @@ func TestHealth(t *testing.T) {
 	a.want(a.do("GET", "/api/v1/health", "", nil), 200, "")
 }
 
-// TestDatabaseAway points the pool at a port where nobody listens: everything that needs the database is
-// a 503, never a wrong password or a dead token.
+// TestDatabaseAway points the pool at a port where no server listens: every request that needs the
+// database gets a 503, never a wrong password or an invalid token.
 func TestDatabaseAway(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)
@@ -467,7 +562,9 @@ func TestDatabaseAway(t *testing.T) {
 	a.want(a.do("GET", "/api/v1/users/me", m.AccessToken, nil), 503, "database_unavailable")
 	a.want(a.tryLogin(m.Email, goodPass), 503, "database_unavailable")
 	a.want(a.refresh(m.RefreshToken), 503, "database_unavailable")
-	a.want(a.do("POST", "/api/v1/auth/register", "", map[string]string{"email": "b@example.com", "password": goodPass}), 503, "database_unavailable")
+	account := map[string]string{"email": "b@example.com", "password": goodPass}
+	register := a.do("POST", "/api/v1/auth/register", "", account)
+	a.want(register, 503, "database_unavailable")
 	a.want(a.do("GET", "/api/v1/users/me", "nonsense", nil), 401, "invalid_token")
 }
 
@@ -485,32 +582,40 @@ func TestReceive(t *testing.T) {
 			r.ContentLength = length
 			got, err := s.receive(w, r, 1<<20)
 			used, _ := s.bodies.state()
-			if err != nil || !bytes.Equal(got, text) || used > 0 != (n > maxBody) || cap(got) > int(used)*9/8+2*maxBody {
-				t.Errorf("receive of %d bytes, announced as %d: %d in %d, %v, memory %d", n, length, len(got), cap(got), err, used)
+			tooMuch := cap(got) > int(used)*9/8+2*maxBody
+			if err != nil || !bytes.Equal(got, text) || used > 0 != (n > maxBody) || tooMuch {
+				t.Errorf("receive of %d bytes, announced as %d: %d in %d, %v, memory %d",
+					n, length, len(got), cap(got), err, used)
 			}
 			long := httptest.NewRequest("POST", "/", bytes.NewReader(append(text, 'x')))
-			if _, err := s.receive(&responseWriter{ResponseWriter: httptest.NewRecorder(), server: s}, long, int64(n)); !errors.Is(err, errBodyTooLarge) {
+			w = &responseWriter{ResponseWriter: httptest.NewRecorder(), server: s}
+			if _, err := s.receive(w, long, int64(n)); !errors.Is(err, errBodyTooLarge) {
 				t.Errorf("receive of %d bytes too many = %v", n, err)
 			}
 		}
 	}
 }
 
-// TestLargeBodies sends more long bodies at once than there are places, with and without a length: all are
-// stored, one that is cut short is not, and no place is lost.
+// TestLargeBodies sends more long bodies at once than there are slots, with and without a length:
+// all are stored, one that is cut short is not, and every slot is released.
 func TestLargeBodies(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(c *config) { c.DatabaseMaxConns = 12 }) // nobody waits for a connection
 	m := a.signUp("ada")
-	body := []byte(`{"documents":[` + strings.Repeat(`{"content":"text","embedding":[1,2,3]},`, 400) + `{"content":"` + strings.Repeat("x", 60000) + `","embedding":[1,2,3]}]}` + strings.Repeat(" ", maxBody))
-	header := http.Header{"Content-Type": {"application/json"}, "Authorization": {"Bearer " + m.AccessToken}}
+	body := []byte(`{"documents":[` +
+		strings.Repeat(`{"content":"text","embedding":[1,2,3]},`, 400) +
+		`{"content":"` + strings.Repeat("x", 60000) + `","embedding":[1,2,3]}]}` +
+		strings.Repeat(" ", maxBody))
+	header := http.Header{"Content-Type": {"application/json"},
+		"Authorization": {"Bearer " + m.AccessToken}}
 	parallel(12, func(i int) {
 		for {
 			var r io.Reader = bytes.NewReader(body)
 			if i%2 == 0 {
 				r = io.MultiReader(r) // of unknown length: chunked
 			}
-			if ans := a.send("POST", "/api/v1/documents", header.Clone(), r); ans.status != 503 { // a machine that is busy with other tests
+			ans := a.send("POST", "/api/v1/documents", header.Clone(), r)
+			if ans.status != 503 { // 503: the machine is busy with other tests
 				a.want(ans, 201, "")
 				return
 			}
@@ -521,18 +626,23 @@ func TestLargeBodies(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	fmt.Fprintf(conn, "POST /api/v1/documents HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAuthorization: Bearer %s\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n", m.AccessToken, len(body), body)
+	fmt.Fprintf(conn, "POST /api/v1/documents HTTP/1.1\r\nHost: x\r\n"+
+		"Content-Type: application/json\r\nAuthorization: Bearer %s\r\n"+
+		"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n", m.AccessToken, len(body), body)
 	conn.(*net.TCPConn).CloseWrite()
 	if answer, _ := io.ReadAll(conn); !bytes.HasPrefix(answer, []byte("HTTP/1.1 400 ")) {
 		t.Errorf("a body that lacks its end: %.300s", answer)
 	}
-	eventually(t, "the places to be free", func() bool { used, _ := a.bodies.state(); return used == 0 })
+	eventually(t, "the slots to be free", func() bool {
+		used, _ := a.bodies.state()
+		return used == 0
+	})
 	if got := one[int](t, a.url, `SELECT count(*) FROM documents`); got != 12*401 {
 		t.Errorf("%d documents, want %d", got, 12*401)
 	}
 }
 
-// sink is the least that a ResponseWriter can be, so that only the program's own allocations are counted.
+// sink is the smallest ResponseWriter, so that only the program's own allocations are counted.
 type sink struct {
 	header http.Header
 	status int
@@ -542,7 +652,7 @@ func (w *sink) Header() http.Header         { return w.header }
 func (w *sink) Write(b []byte) (int, error) { return len(b), nil }
 func (w *sink) WriteHeader(status int)      { w.status = status }
 
-// allocations is how many a GET of path makes on its way through the whole chain.
+// allocations counts the allocations of one GET of path, through the whole middleware.
 func allocations(t testing.TB, a *app, path, token string) float64 {
 	t.Helper()
 	r := httptest.NewRequest("GET", path, nil)
@@ -562,7 +672,8 @@ func TestAllocations(t *testing.T) { // not parallel: all allocations are counte
 	a := newApp(t)
 	m := a.signUp("ada")
 	info, _ := debug.ReadBuildInfo()
-	raced := slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) // the detector's own, and pools that forget
+	// The race detector allocates too, and sync.Pool drops items under it.
+	raced := slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
 	for path, most := range map[string]float64{"/api/v1/health": 25, "/api/v1/users/me": 110} {
 		if got := allocations(t, a, path, m.AccessToken); got > most && !raced || got > most+12 {
 			t.Errorf("GET %s makes %.0f allocations, want at most %.0f", path, got, most)
