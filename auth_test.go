@@ -19,37 +19,59 @@ func TestRegister(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)
 	register := func(body string) answer { return a.do("POST", "/api/v1/auth/register", "", body) }
-	ans := a.want(register(`{"email":"Ada@Example.COM","password":"`+goodPass+`","full_name":"Ada"}`), 201, "")
+	body := `{"email":"Ada@Example.COM","password":"` + goodPass + `","full_name":"Ada"}`
+	ans := a.want(register(body), 201, "")
 	u := decode[map[string]any](ans)
-	if u["email"] != "ada@example.com" || u["full_name"] != "Ada" || u["is_active"] != true || u["is_admin"] != false || len(u) != 7 {
+	if u["email"] != "ada@example.com" || u["full_name"] != "Ada" || u["is_active"] != true ||
+		u["is_admin"] != false || len(u) != 7 {
 		t.Errorf("register = %v", u)
 	}
-	if got, want := ans.header.Get("Location"), fmt.Sprintf("/api/v1/users/%v", u["id"]); got != want {
+	want := fmt.Sprintf("/api/v1/users/%v", u["id"])
+	if got := ans.header.Get("Location"); got != want {
 		t.Errorf("Location = %q, want %q", got, want)
 	}
-	a.want(register(`{"email":"null@example.com","password":"`+goodPass+`","full_name":null}`), 201, "")
+	body = `{"email":"null@example.com","password":"` + goodPass + `","full_name":null}`
+	a.want(register(body), 201, "")
+}
+
+// TestRegisterRefusals sends bodies that register no account.
+func TestRegisterRefusals(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	a.signUp("ada")
+	register := func(body string) answer { return a.do("POST", "/api/v1/auth/register", "", body) }
+	good := `,"password":"` + goodPass + `"`
 	for name, row := range map[string]struct {
 		body   string
 		status int
 		code   string
 		loc    string
 	}{
-		"taken":             {`{"email":"ada@example.com","password":"` + goodPass + `"}`, 409, "email_taken", ""},
-		"taken, other case": {`{"email":"ADA@example.com","password":"` + goodPass + `"}`, 409, "email_taken", ""},
-		"empty email":       {`{"email":"","password":"` + goodPass + `"}`, 422, "invalid_request", "[body email]"},
-		"bad email":         {`{"email":"not-an-address","password":"` + goodPass + `"}`, 422, "invalid_request", "[body email]"},
-		"empty password":    {`{"email":"b@example.com","password":""}`, 422, "invalid_request", "[body password]"},
-		"short password":    {`{"email":"b@example.com","password":"seven77"}`, 422, "invalid_request", "[body password]"},
-		"common password":   {`{"email":"b@example.com","password":"PassWord123"}`, 422, "invalid_request", "[body password]"},
-		"email as password": {`{"email":"b@example.com","password":"B@Example.com"}`, 422, "invalid_request", "[body password]"},
-		"product's name":    {`{"email":"b@example.com","password":"Latch-1234"}`, 422, "invalid_request", "[body password]"},
-		"admin by itself":   {`{"email":"b@example.com","password":"` + goodPass + `","is_admin":true}`, 422, "invalid_request", "[body]"},
-		"no password":       {`{"email":"b@example.com"}`, 422, "invalid_request", "[body password]"},
-		"null password":     {`{"email":"b@example.com","password":null}`, 422, "invalid_request", "[body password]"},
-		"array":             {`[]`, 422, "invalid_request", "[body]"},
-		"null":              {`null`, 422, "invalid_request", "[body]"},
-		"empty body":        {``, 400, "malformed_body", ""},
-		"trailing data":     {`{} {}`, 400, "malformed_body", ""},
+		"taken": {`{"email":"ada@example.com"` + good + `}`, 409, "email_taken", ""},
+		"taken, other case": {`{"email":"ADA@example.com"` + good + `}`,
+			409, "email_taken", ""},
+		"empty email": {`{"email":""` + good + `}`, 422, "invalid_request", "[body email]"},
+		"bad email": {`{"email":"not-an-address"` + good + `}`,
+			422, "invalid_request", "[body email]"},
+		"empty password": {`{"email":"b@example.com","password":""}`,
+			422, "invalid_request", "[body password]"},
+		"short password": {`{"email":"b@example.com","password":"seven77"}`,
+			422, "invalid_request", "[body password]"},
+		"common password": {`{"email":"b@example.com","password":"PassWord123"}`,
+			422, "invalid_request", "[body password]"},
+		"email as password": {`{"email":"b@example.com","password":"B@Example.com"}`,
+			422, "invalid_request", "[body password]"},
+		"product's name": {`{"email":"b@example.com","password":"Latch-1234"}`,
+			422, "invalid_request", "[body password]"},
+		"admin by itself": {`{"email":"b@example.com"` + good + `,"is_admin":true}`,
+			422, "invalid_request", "[body]"},
+		"no password": {`{"email":"b@example.com"}`, 422, "invalid_request", "[body password]"},
+		"null password": {`{"email":"b@example.com","password":null}`,
+			422, "invalid_request", "[body password]"},
+		"array":         {`[]`, 422, "invalid_request", "[body]"},
+		"null":          {`null`, 422, "invalid_request", "[body]"},
+		"empty body":    {``, 400, "malformed_body", ""},
+		"trailing data": {`{} {}`, 400, "malformed_body", ""},
 	} {
 		ans := a.want(register(row.body), row.status, row.code)
 		p := decode[struct{ Errors []fieldError }](ans)
@@ -57,7 +79,8 @@ func TestRegister(t *testing.T) {
 			t.Errorf("%s: %s, want an error at %s", name, ans.body, row.loc)
 		}
 	}
-	if both := decode[struct{ Errors []fieldError }](register(`{"email":1,"password":2}`)); len(both.Errors) != 2 {
+	ans := register(`{"email":1,"password":2}`)
+	if both := decode[struct{ Errors []fieldError }](ans); len(both.Errors) != 2 {
 		t.Errorf("two bad fields gave %v", both.Errors)
 	}
 }
@@ -65,7 +88,8 @@ func TestRegister(t *testing.T) {
 func TestRegistrationClosed(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(c *config) { c.RegistrationOpen = false })
-	a.want(a.do("POST", "/api/v1/auth/register", "", map[string]string{"email": "a@example.com", "password": goodPass}), 403, "registration_closed")
+	account := map[string]string{"email": "a@example.com", "password": goodPass}
+	a.want(a.do("POST", "/api/v1/auth/register", "", account), 403, "registration_closed")
 }
 
 func TestRegisterAtOnce(t *testing.T) {
@@ -79,7 +103,8 @@ func TestRegisterAtOnce(t *testing.T) {
 				email[j] -= 32
 			}
 		}
-		switch ans := a.do("POST", "/api/v1/auth/register", "", map[string]string{"email": string(email), "password": goodPass}); {
+		account := map[string]string{"email": string(email), "password": goodPass}
+		switch ans := a.do("POST", "/api/v1/auth/register", "", account); {
 		case ans.status == 201:
 			created.add()
 		case ans.code() == "email_taken":
@@ -89,7 +114,8 @@ func TestRegisterAtOnce(t *testing.T) {
 		}
 	})
 	if created.n != 1 || taken.n != 49 {
-		t.Errorf("50 registrations of one e-mail: %d × 201 and %d × 409, want 1 and 49", created.n, taken.n)
+		t.Errorf("50 registrations of one e-mail: %d × 201 and %d × 409, want 1 and 49",
+			created.n, taken.n)
 	}
 }
 
@@ -117,24 +143,30 @@ func TestLogin(t *testing.T) {
 		return v
 	}
 	ans := a.want(form(ok), 200, "")
-	if got := decode[map[string]any](ans); got["token_type"] != "bearer" || got["expires_in"] != 1800.0 || len(got) != 4 {
+	got := decode[map[string]any](ans)
+	if got["token_type"] != "bearer" || got["expires_in"] != 1800.0 || len(got) != 4 {
 		t.Errorf("login = %s", ans.body)
 	}
 	a.want(form(with("grant_type", "password")), 200, "")
 	a.want(form(with("grant_type", "")), 200, "")
 	a.want(form(with("scope", "a b")), 200, "")
 	a.want(form(with("client_secret", "x")), 200, "")
-	a.want(a.do("POST", "/api/v1/auth/login", "", map[string]string{"username": m.Email, "password": goodPass}), 200, "")
+	login := func(body any) answer { return a.do("POST", "/api/v1/auth/login", "", body) }
+	a.want(login(map[string]string{"username": m.Email, "password": goodPass}), 200, "")
 	a.want(form(with("grant_type", "refresh_token")), 422, "invalid_request")
 	a.want(form(with("remember", "1")), 200, "")
-	a.want(form(url.Values{"username": {m.Email}, "password": {goodPass, goodPass}}), 422, "invalid_request")
+	twice := url.Values{"username": {m.Email}, "password": {goodPass, goodPass}}
+	a.want(form(twice), 422, "invalid_request")
 	a.want(form(url.Values{"username": {m.Email}}), 422, "invalid_request")
 	a.want(a.do("POST", "/api/v1/auth/login?username=a", "", ok), 200, "")
-	a.want(a.do("POST", "/api/v1/auth/login", "", map[string]string{"username": m.Email, "password": goodPass, "grant_type": "password"}), 200, "")
-	a.want(a.do("POST", "/api/v1/auth/login", "", map[string]string{"username": m.Email, "password": goodPass, "remember": "1"}), 422, "invalid_request")
+	a.want(login(map[string]string{"username": m.Email, "password": goodPass,
+		"grant_type": "password"}), 200, "")
+	a.want(login(map[string]string{"username": m.Email, "password": goodPass,
+		"remember": "1"}), 422, "invalid_request")
 
 	wrong := a.want(form(with("password", "a wrong canary")), 401, "invalid_credentials")
-	for _, name := range []string{"nobody-canary@example.com", "no address", "ada", "\u212Aate@example.com", strings.Repeat("x", 250)} {
+	for _, name := range []string{"nobody-canary@example.com", "no address", "ada",
+		"\u212Aate@example.com", strings.Repeat("x", 250)} {
 		ans := a.want(form(with("username", name)), 401, "invalid_credentials")
 		if strip(ans) != strip(wrong) {
 			t.Errorf("unknown %q: %s, wrong password: %s", name, ans.body, wrong.body)
@@ -142,12 +174,13 @@ func TestLogin(t *testing.T) {
 	}
 	a.sql(`UPDATE users SET is_active = false WHERE id = $1`, m.ID)
 	a.want(form(ok), 403, "account_inactive")
-	if ans := a.want(form(with("password", "a wrong canary")), 401, "invalid_credentials"); strip(ans) != strip(wrong) {
+	ans = a.want(form(with("password", "a wrong canary")), 401, "invalid_credentials")
+	if strip(ans) != strip(wrong) {
 		t.Errorf("inactive: %s, wrong password: %s", ans.body, wrong.body)
 	}
 }
 
-// strip is an error's body without its request id.
+// strip returns an error's body without its request id.
 func strip(ans answer) string {
 	return strings.ReplaceAll(string(ans.body), ans.header.Get("X-Request-Id"), "")
 }
@@ -164,7 +197,8 @@ func TestLoginRehashes(t *testing.T) {
 	}
 	a.login(m.Email, goodPass)
 	after, _ := a.store.passwordHash(t.Context(), m.ID)
-	if !a.hasher.outdated(before) || a.hasher.outdated(after) || !strings.Contains(after, "m=128,t=2") {
+	if !a.hasher.outdated(before) || a.hasher.outdated(after) ||
+		!strings.Contains(after, "m=128,t=2") {
 		t.Errorf("hash before %.30s, after %.30s", before, after)
 	}
 	a.login(m.Email, goodPass)
@@ -173,7 +207,7 @@ func TestLoginRehashes(t *testing.T) {
 	}
 }
 
-// TestForeignHashes logs in with the hashes of other frameworks, which are hashed anew.
+// TestForeignHashes logs in with the hashes of other frameworks, which are then rehashed.
 func TestForeignHashes(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)
@@ -185,12 +219,14 @@ func TestForeignHashes(t *testing.T) {
 	foreign := argonParams{memory: 65536, time: 3, threads: 4} // pwdlib's, and passlib's
 	tag := argon2.IDKey([]byte(goodPass), []byte("0123456789abcdef"), 3, 65536, 4, 32)
 	argon := formatPHC(foreign, []byte("0123456789abcdef"), tag)
-	for _, hash := range []string{string(made), strings.Replace(string(made), "$2a$", "$2b$", 1), argon} {
+	other := strings.Replace(string(made), "$2a$", "$2b$", 1)
+	for _, hash := range []string{string(made), other, argon} {
 		a.sql(`UPDATE users SET password_hash = $1`, hash)
 		a.want(a.tryLogin(m.Email, "a wrong canary"), 401, "invalid_credentials")
 		a.login(m.Email, goodPass)
 		after, err := a.store.passwordHash(t.Context(), m.ID)
-		if rehashed := strings.Contains(after, "m=64,t=1"); err != nil || rehashed != (hash != argon) {
+		rehashed := strings.Contains(after, "m=64,t=1")
+		if err != nil || rehashed != (hash != argon) {
 			t.Errorf("%.12s became %.30s, %v", hash, after, err)
 		}
 		a.login(m.Email, goodPass)
@@ -206,7 +242,8 @@ func TestForeignHashes(t *testing.T) {
 	}
 }
 
-// TestLoginRehashesAtOnce: logins that meet while one of them hashes the password anew all succeed.
+// TestLoginRehashesAtOnce checks that logins at the same time, one of which rehashes the password,
+// all succeed.
 func TestLoginRehashesAtOnce(t *testing.T) {
 	t.Parallel()
 	old := newApp(t)
@@ -222,8 +259,8 @@ func TestLoginRehashesAtOnce(t *testing.T) {
 	}
 }
 
-// TestLoginTiming compares unknown with known e-mails at the real cost of a hash. Without the dummy the
-// ratio would be some 0.05; the bounds are wide, and the medians of interleaved calls are steady.
+// TestLoginTiming compares unknown with known e-mails at the real cost of a hash. Without the dummy
+// the ratio would be some 0.05. The bounds are wide; the medians of interleaved calls are stable.
 func TestLoginTiming(t *testing.T) {
 	a := newAppOn(t, newDatabase(t, template), currentParams)
 	m := a.signUp("ada")
@@ -264,16 +301,22 @@ func TestRefresh(t *testing.T) {
 	a := newApp(t)
 	m := a.signUp("ada")
 	first := decode[tokens](a.want(a.refresh(m.RefreshToken), 200, ""))
-	if first.RefreshToken == m.RefreshToken || first.AccessToken == m.AccessToken || !a.alive(first.AccessToken) {
-		t.Error("refresh did not give new, living tokens")
+	if first.RefreshToken == m.RefreshToken || first.AccessToken == m.AccessToken ||
+		!a.alive(first.AccessToken) {
+		t.Error("refresh did not give new, valid tokens")
 	}
 	again := a.want(a.refresh(m.RefreshToken), 200, "")
 	if decode[tokens](again) != first {
 		t.Error("a repeated refresh gave another successor")
 	}
-	second := decode[tokens](a.want(a.do("POST", "/api/v1/auth/refresh", "", url.Values{"grant_type": {"refresh_token"}, "refresh_token": {first.RefreshToken}}), 200, ""))
-	a.want(a.do("POST", "/api/v1/auth/refresh", "", url.Values{"refresh_token": {second.RefreshToken}}), 422, "invalid_request")
-	second = decode[tokens](a.want(a.do("POST", "/api/v1/auth/refresh", "", url.Values{"grant_type": {"refresh_token"}, "client_id": {"app"}, "scope": {""}, "refresh_token": {second.RefreshToken}}), 200, ""))
+	refresh := func(form url.Values) answer {
+		return a.do("POST", "/api/v1/auth/refresh", "", form)
+	}
+	second := decode[tokens](a.want(refresh(url.Values{"grant_type": {"refresh_token"},
+		"refresh_token": {first.RefreshToken}}), 200, ""))
+	a.want(refresh(url.Values{"refresh_token": {second.RefreshToken}}), 422, "invalid_request")
+	second = decode[tokens](a.want(refresh(url.Values{"grant_type": {"refresh_token"},
+		"client_id": {"app"}, "scope": {""}, "refresh_token": {second.RefreshToken}}), 200, ""))
 	a.want(a.refresh(second.AccessToken), 401, "invalid_refresh_token")
 	a.want(a.refresh("x"), 401, "invalid_refresh_token")
 	a.want(a.do("GET", "/api/v1/users/me", second.RefreshToken, nil), 401, "invalid_token")
@@ -293,19 +336,21 @@ func TestRefreshAfterGrace(t *testing.T) {
 	a.sql(`UPDATE sessions SET rotated_at = rotated_at - interval '11 seconds'`)
 	a.want(a.refresh(m.RefreshToken), 401, "refresh_reused")
 	if a.alive(first.AccessToken) {
-		t.Error("the session lives on")
+		t.Error("the session still accepts tokens")
 	}
 	if !strings.Contains(suiteLog.text(), `"msg":"refresh_reuse"`) {
 		t.Error("no refresh_reuse event")
 	}
 }
 
-// TestRefreshAhead is a fail-over that lost a rotation: the client's generation is ahead of the row's.
+// TestRefreshAhead refreshes after a fail-over that lost a rotation: the generation of the client's
+// token is ahead of the row's.
 func TestRefreshAhead(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)
 	m := a.signUp("ada")
-	ahead := decode[tokens](a.want(a.refresh(decode[tokens](a.refresh(m.RefreshToken)).RefreshToken), 200, ""))
+	current := decode[tokens](a.refresh(m.RefreshToken))
+	ahead := decode[tokens](a.want(a.refresh(current.RefreshToken), 200, ""))
 	a.sql(`UPDATE sessions SET generation = 0`)
 	next := decode[tokens](a.want(a.refresh(ahead.RefreshToken), 200, ""))
 	if !a.alive(next.AccessToken) {
@@ -330,7 +375,7 @@ func TestRefreshAtOnce(t *testing.T) {
 	}
 }
 
-// TestRefreshAgainstLogout lets them race: whatever the refresh gives is dead when both are done.
+// TestRefreshAgainstLogout runs both at once: the tokens of the refresh are revoked afterwards.
 func TestRefreshAgainstLogout(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)
@@ -345,7 +390,8 @@ func TestRefreshAgainstLogout(t *testing.T) {
 				minted = decode[tokens](ans)
 			}
 		})
-		if minted.AccessToken != "" && a.alive(minted.AccessToken) || a.refresh(m.RefreshToken).status == 200 {
+		if minted.AccessToken != "" && a.alive(minted.AccessToken) ||
+			a.refresh(m.RefreshToken).status == 200 {
 			t.Fatal("a refresh outlived the logout")
 		}
 	}
@@ -358,8 +404,9 @@ func TestSessionLimits(t *testing.T) {
 	a.sql(`UPDATE sessions SET created_at = now() - interval '29 days 23 hours'`)
 	refreshed := decode[tokens](a.want(a.refresh(m.RefreshToken), 200, ""))
 	var left time.Duration
-	if err := a.store.pool.QueryRow(t.Context(), `SELECT expires_at - now() FROM sessions`).Scan(&left); err != nil || left > time.Hour {
-		t.Errorf("a session of nearly 30 days lives %v more (%v)", left, err)
+	row := a.store.pool.QueryRow(t.Context(), `SELECT expires_at - now() FROM sessions`)
+	if err := row.Scan(&left); err != nil || left > time.Hour {
+		t.Errorf("a session of nearly 30 days is valid for %v more (%v)", left, err)
 	}
 	a.sql(`UPDATE sessions SET expires_at = now()`)
 	if a.alive(refreshed.AccessToken) {
@@ -381,12 +428,14 @@ func TestSessionCap(t *testing.T) {
 		}
 	})
 	newest := a.login(m.Email, goodPass)
-	list := decode[[]sessionInfo](a.want(a.do("GET", "/api/v1/auth/sessions", newest.AccessToken, nil), 200, ""))
+	ans := a.want(a.do("GET", "/api/v1/auth/sessions", newest.AccessToken, nil), 200, "")
+	list := decode[[]sessionInfo](ans)
 	if len(list) != maxSessions || !list[0].Current || list[1].Current {
-		t.Errorf("%d sessions after 66 logins, want %d, the newest first and current", len(list), maxSessions)
+		t.Errorf("%d sessions after 66 logins, want %d, the newest first and current",
+			len(list), maxSessions)
 	}
 	if a.alive(m.AccessToken) {
-		t.Error("the oldest session did not go")
+		t.Error("the oldest session was not removed")
 	}
 }
 
@@ -398,7 +447,8 @@ func TestExpiredAccessToken(t *testing.T) {
 	if !ok {
 		t.Fatal("parseAccess failed")
 	}
-	for expires, want := range map[int64]bool{time.Now().Unix() - 1: false, time.Now().Unix() + 30: true} {
+	now := time.Now().Unix()
+	for expires, want := range map[int64]bool{now - 1: false, now + 30: true} {
 		claims.Expires = expires
 		if got := a.alive(a.keys.keys[0].access.sign(claims)); got != want {
 			t.Errorf("a token that expires %v: alive is %v", time.Until(time.Unix(expires, 0)), got)
@@ -414,6 +464,7 @@ func TestAuthorizationHeader(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)
 	m := a.signUp("ada")
+	bearer := "Bearer " + m.AccessToken
 	for name, row := range map[string]struct {
 		values []string
 		status int
@@ -425,17 +476,23 @@ func TestAuthorizationHeader(t *testing.T) {
 		"basic":        {[]string{"Basic YTpi"}, 401, "not_authenticated"},
 		"bare token":   {[]string{m.AccessToken}, 401, "not_authenticated"},
 		"empty bearer": {[]string{"Bearer "}, 401, "not_authenticated"},
-		"twice":        {[]string{"Bearer " + m.AccessToken, "Bearer " + m.AccessToken}, 401, "invalid_token"},
-		"too long":     {[]string{"Bearer " + m.AccessToken + strings.Repeat("a", maxBearer)}, 401, "invalid_token"},
-		"list":         {[]string{"Bearer " + m.AccessToken + ", Bearer " + m.AccessToken}, 401, "invalid_token"},
-		"upper case":   {[]string{"Bearer " + strings.ToUpper(m.AccessToken)}, 401, "invalid_token"},
+		"twice":        {[]string{bearer, bearer}, 401, "invalid_token"},
+		"too long":     {[]string{bearer + strings.Repeat("a", maxBearer)}, 401, "invalid_token"},
+		"list":         {[]string{bearer + ", " + bearer}, 401, "invalid_token"},
+		"upper case": {
+			[]string{"Bearer " + strings.ToUpper(m.AccessToken)}, 401, "invalid_token"},
 	} {
-		ans := a.want(a.send("GET", "/api/v1/users/me", http.Header{"Authorization": row.values}, nil), row.status, row.code)
-		if got := ans.header.Get("WWW-Authenticate"); row.code == "invalid_token" && got != `Bearer error="invalid_token"` || row.code == "not_authenticated" && got != "Bearer" {
+		header := http.Header{"Authorization": row.values}
+		ans := a.send("GET", "/api/v1/users/me", header, nil)
+		a.want(ans, row.status, row.code)
+		got := ans.header.Get("WWW-Authenticate")
+		if row.code == "invalid_token" && got != `Bearer error="invalid_token"` ||
+			row.code == "not_authenticated" && got != "Bearer" {
 			t.Errorf("%s: WWW-Authenticate %q", name, got)
 		}
 	}
-	a.want(a.do("GET", "/api/v1/users/me?access_token="+m.AccessToken, "", nil), 401, "not_authenticated")
+	ans := a.do("GET", "/api/v1/users/me?access_token="+m.AccessToken, "", nil)
+	a.want(ans, 401, "not_authenticated")
 }
 
 func TestLogout(t *testing.T) {
@@ -444,7 +501,8 @@ func TestLogout(t *testing.T) {
 	one := a.signUp("ada")
 	other := a.signUp("bob")
 	two, three := a.login(one.Email, goodPass), a.login(one.Email, goodPass)
-	a.want(a.do("POST", "/api/v1/auth/logout?scope=all", one.AccessToken, nil), 422, "invalid_request")
+	ans := a.do("POST", "/api/v1/auth/logout?scope=all", one.AccessToken, nil)
+	a.want(ans, 422, "invalid_request")
 	a.want(a.do("POST", "/api/v1/auth/logout", one.AccessToken, nil), 204, "")
 	a.want(a.do("POST", "/api/v1/auth/logout", one.AccessToken, nil), 401, "invalid_token")
 	a.want(a.refresh(one.RefreshToken), 401, "invalid_refresh_token")
@@ -463,10 +521,14 @@ func TestSessions(t *testing.T) {
 	a := newApp(t)
 	one := a.signUp("ada")
 	other := a.signUp("bob")
-	a.want(a.send("POST", "/api/v1/auth/login", http.Header{"Content-Type": {"application/json"}, "User-Agent": {"Test \xff\u202E agent"}},
+	header := http.Header{"Content-Type": {"application/json"},
+		"User-Agent": {"Test \xff\u202E agent"}}
+	a.want(a.send("POST", "/api/v1/auth/login", header,
 		strings.NewReader(`{"username":"ada@example.com","password":"`+goodPass+`"}`)), 200, "")
-	list := decode[[]sessionInfo](a.want(a.do("GET", "/api/v1/auth/sessions", one.AccessToken, nil), 200, ""))
-	if len(list) != 2 || list[0].UserAgent != "Test  agent" || list[0].Current || !list[1].Current || list[0].IP == nil || *list[0].IP != "127.0.0.1" {
+	ans := a.want(a.do("GET", "/api/v1/auth/sessions", one.AccessToken, nil), 200, "")
+	list := decode[[]sessionInfo](ans)
+	if len(list) != 2 || list[0].UserAgent != "Test  agent" || list[0].Current ||
+		!list[1].Current || list[0].IP == nil || *list[0].IP != "127.0.0.1" {
 		t.Fatalf("sessions = %+v", list)
 	}
 	if path := fmt.Sprintf("/api/v1/auth/sessions/%d", list[0].ID); true {
@@ -477,8 +539,8 @@ func TestSessions(t *testing.T) {
 	a.want(a.do("DELETE", "/api/v1/auth/sessions/0", one.AccessToken, nil), 422, "invalid_request")
 }
 
-// TestLoginRacesPasswordChange: a login that was checked against the old password makes no session once
-// the password has changed.
+// TestLoginRacesPasswordChange checks that a login that was checked against the old password makes
+// no session once the password has changed.
 func TestLoginRacesPasswordChange(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)
@@ -487,7 +549,9 @@ func TestLoginRacesPasswordChange(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.want(a.do("PUT", "/api/v1/users/me", m.AccessToken, map[string]string{"password": "another canary passphrase", "current_password": goodPass}), 200, "")
+	change := map[string]string{"password": "another canary passphrase",
+		"current_password": goodPass}
+	a.want(a.do("PUT", "/api/v1/users/me", m.AccessToken, change), 200, "")
 	c := &caller{client: netip.MustParseAddr("127.0.0.1")}
 	if _, err := a.store.createSession(t.Context(), m.ID, hash, c, time.Hour); err != errNotFound {
 		t.Errorf("createSession with a replaced hash = %v, want errNotFound", err)
