@@ -19,7 +19,8 @@ const oldTestKey = "an older test key of the suite: canary 9876543210"
 
 var (
 	testRing    = newKeyring([]string{testKey, oldTestKey}, 30*time.Minute)
-	testSession = session{ID: 7, UserID: 42, Generation: 3, RotatedAt: time.Unix(1_700_000_000, 999), ExpiresAt: time.Unix(1_700_600_000, 1)}
+	testSession = session{ID: 7, UserID: 42, Generation: 3,
+		RotatedAt: time.Unix(1_700_000_000, 999), ExpiresAt: time.Unix(1_700_600_000, 1)}
 )
 
 // verifyJWT is another service's view: all it has is the token and the text of SECRET_KEY.
@@ -31,7 +32,8 @@ func verifyJWT(t *testing.T, token, secret string) (header, claims map[string]an
 	}
 	h := hmac.New(sha256.New, []byte(secret))
 	h.Write([]byte(part[0] + "." + part[1]))
-	if got, err := base64.RawURLEncoding.DecodeString(part[2]); err != nil || !hmac.Equal(got, h.Sum(nil)) {
+	got, err := base64.RawURLEncoding.DecodeString(part[2])
+	if err != nil || !hmac.Equal(got, h.Sum(nil)) {
 		return nil, nil
 	}
 	for i, to := range []*map[string]any{&header, &claims} {
@@ -82,7 +84,8 @@ func TestAccessTokenForOthers(t *testing.T) {
 		t.Errorf("header = %v, want %v", header, want)
 	}
 	jti, _ := claims["jti"].(string)
-	want := map[string]any{"iss": "latch", "aud": "latch", "sub": "42", "sid": 7.0, "jti": jti, "iat": 1_700_000_000.0, "exp": 1_700_001_800.0}
+	want := map[string]any{"iss": "latch", "aud": "latch", "sub": "42", "sid": 7.0, "jti": jti,
+		"iat": 1_700_000_000.0, "exp": 1_700_001_800.0}
 	if jti == "" || !reflect.DeepEqual(claims, want) {
 		t.Errorf("claims = %v, want %v with a jti", claims, want)
 	}
@@ -120,7 +123,8 @@ func TestIssueIsPure(t *testing.T) {
 	}
 	next := testSession
 	next.Generation++
-	if other := testRing.issue(next); other.AccessToken == first.AccessToken || other.RefreshToken == first.RefreshToken {
+	other := testRing.issue(next)
+	if other.AccessToken == first.AccessToken || other.RefreshToken == first.RefreshToken {
 		t.Error("another generation gave the same tokens")
 	}
 }
@@ -129,18 +133,21 @@ func TestParseTokens(t *testing.T) {
 	t.Parallel()
 	pair := testRing.issue(testSession)
 	a, id, ok := parseAccess(testRing, pair.AccessToken)
-	if want := (accessClaims{"latch", "latch", "42", 7, "7.3", 1_700_000_000, 1_700_001_800}); !ok || id != 42 || a != want {
+	access := accessClaims{"latch", "latch", "42", 7, "7.3", 1_700_000_000, 1_700_001_800}
+	if !ok || id != 42 || a != access {
 		t.Errorf("parseAccess = %+v, %d, %v", a, id, ok)
 	}
 	r, id, ok := parseRefresh(testRing, pair.RefreshToken)
-	if want := (refreshClaims{"42", 7, 3, 1_700_000_000, 1_700_600_000}); !ok || id != 42 || r != want {
+	refresh := refreshClaims{"42", 7, 3, 1_700_000_000, 1_700_600_000}
+	if !ok || id != 42 || r != refresh {
 		t.Errorf("parseRefresh = %+v, %d, %v", r, id, ok)
 	}
 }
 
 func TestKeyRotation(t *testing.T) {
 	t.Parallel()
-	before, after := newKeyring([]string{oldTestKey}, time.Hour), newKeyring([]string{testKey}, time.Hour)
+	before := newKeyring([]string{oldTestKey}, time.Hour)
+	after := newKeyring([]string{testKey}, time.Hour)
 	pair := before.issue(testSession)
 	for name, row := range map[string]struct {
 		ring *keyring
@@ -158,79 +165,91 @@ func TestKeyRotation(t *testing.T) {
 	}
 }
 
-// badTokens are tokens that are nearly good, by what is wrong with them.
+// badTokens returns tokens that are nearly valid, by what is wrong with them.
 func badTokens() map[string]string {
 	key := testRing.keys[0]
 	pair := testRing.issue(testSession)
-	bad := map[string]string{"empty": "", "two dots": "..", "no header": "." + pair.AccessToken, "other key": newKeyring([]string{"some other key of the test suite: 0123"}, time.Hour).issue(testSession).AccessToken}
+	other := newKeyring([]string{"some other key of the test suite: 0123"}, time.Hour)
+	bad := map[string]string{"empty": "", "two dots": "..", "no header": "." + pair.AccessToken,
+		"other key": other.issue(testSession).AccessToken}
 	claims, _, _ := parseAccess(testRing, pair.AccessToken)
 	refresh, _, _ := parseRefresh(testRing, pair.RefreshToken)
-	bad["access signed by the refresh key"] = signer{key.access.header, key.refresh.key}.sign(claims)
-	bad["refresh signed by the access key"] = signer{key.refresh.header, key.access.key}.sign(refresh)
+	accessByRefresh := signer{key.access.header, key.refresh.key}
+	refreshByAccess := signer{key.refresh.header, key.access.key}
+	bad["access signed by the refresh key"] = accessByRefresh.sign(claims)
+	bad["refresh signed by the access key"] = refreshByAccess.sign(refresh)
 	bad["access claims in a refresh token"] = key.refresh.sign(claims)
 	bad["refresh claims in an access token"] = key.access.sign(refresh)
-	bad["the former header, with a kid"] = signer{encoding.EncodeToString(
-		[]byte(`{"alg":"HS256","typ":"at+jwt","kid":"AAAAAAAAAAA"}`)) + ".", key.access.key}.sign(claims)
-	for kind, token := range map[string]string{"access": pair.AccessToken, "refresh": pair.RefreshToken} {
-		part := strings.Split(token, ".")
-		signed := func(header, payload string) string {
-			s := key.access
-			if kind == "refresh" {
-				s = key.refresh
-			}
-			return header + "." + payload + "." + s.mac(header+"."+payload)
-		}
-		recode := func(segment, old, new string) string {
-			text, _ := base64.RawURLEncoding.DecodeString(segment)
-			return base64.RawURLEncoding.EncodeToString([]byte(strings.Replace(string(text), old, new, 1)))
-		}
-		for name, token := range map[string]string{
-			"truncated":             token[:len(token)-1],
-			"no signature":          part[0] + "." + part[1],
-			"empty signature":       part[0] + "." + part[1] + ".",
-			"dot behind":            token + ".",
-			"dot in front":          "." + token,
-			"dot within":            part[0] + ".." + part[1] + "." + part[2],
-			"padding":               token + "=",
-			"space behind":          token + " ",
-			"line feed behind":      token + "\n",
-			"line feed in payload":  signed(part[0], part[1]+"\n"),
-			"return in payload":     signed(part[0], part[1][:5]+"\r"+part[1][5:]),
-			"line feed in header":   signed(part[0]+"\n", part[1]),
-			"line feed in the sum":  part[0] + "." + part[1] + "." + part[2][:9] + "\r\n" + part[2][9:],
-			"alg none":              recode(part[0], "HS256", "none") + "." + part[1] + ".",
-			"alg none, signed":      signed(recode(part[0], "HS256", "none"), part[1]),
-			"header with space":     signed(recode(part[0], `{`, `{ `), part[1]),
-			"header without typ":    signed(recode(part[0], `"typ"`, `"tip"`), part[1]),
-			"payload tampered":      part[0] + "." + recode(part[1], `"42"`, `"43"`) + "." + part[2],
-			"unknown claim":         signed(part[0], recode(part[1], `{`, `{"adm":true,`)),
-			"claim twice":           signed(part[0], recode(part[1], `{`, `{"sub":"42",`)),
-			"claim missing":         signed(part[0], recode(part[1], `"sid":7,`, ``)),
-			"subject is no id":      signed(part[0], recode(part[1], `"42"`, `"042"`)),
-			"subject is zero":       signed(part[0], recode(part[1], `"42"`, `"0"`)),
-			"subject is a number":   signed(part[0], recode(part[1], `"42"`, `42`)),
-			"session is text":       signed(part[0], recode(part[1], `7`, `"7"`)),
-			"time with a fraction":  signed(part[0], recode(part[1], `1700000000`, `1700000000.5`)),
-			"payload is no JSON":    signed(part[0], recode(part[1], `}`, `}}`)),
-			"payload is no object":  signed(part[0], "W10"),
-			"payload is no base64":  signed(part[0], "*"),
-			"payload, other base64": signed(part[0], "e31"), // {} with a bit too many
-		} {
-			bad[kind+": "+name] = token
-		}
-		header512 := recode(part[0], "HS256", "HS512")
-		h := hmac.New(sha512.New, []byte(testKey))
-		h.Write([]byte(header512 + "." + part[1]))
-		bad[kind+": alg HS512"] = header512 + "." + part[1] + "." + base64.RawURLEncoding.EncodeToString(h.Sum(nil))
-		const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-		last := strings.IndexByte(alphabet, token[len(token)-1])
-		for flip := 1; flip < 4; flip++ { // 43 characters hold 258 bits for 256: each sum has four spellings
-			bad[fmt.Sprintf("%s: spelling %d of the sum", kind, flip)] = token[:len(token)-1] + alphabet[last^flip:][:1]
-		}
+	former := encoding.EncodeToString([]byte(`{"alg":"HS256","typ":"at+jwt","kid":"AAAAAAAAAAA"}`))
+	bad["the former header, with a kid"] = signer{former + ".", key.access.key}.sign(claims)
+	for name, token := range changedTokens(pair.AccessToken, key.access) {
+		bad["access: "+name] = token
 	}
-	bad["access: other issuer"] = key.access.sign(accessClaims{"other", "latch", "42", 7, "7.3", 1, 2})
-	bad["access: other audience"] = key.access.sign(accessClaims{"latch", "other", "42", 7, "7.3", 1, 2})
+	for name, token := range changedTokens(pair.RefreshToken, key.refresh) {
+		bad["refresh: "+name] = token
+	}
+	otherIssuer := accessClaims{"other", "latch", "42", 7, "7.3", 1, 2}
+	otherAudience := accessClaims{"latch", "other", "42", 7, "7.3", 1, 2}
+	bad["access: other issuer"] = key.access.sign(otherIssuer)
+	bad["access: other audience"] = key.access.sign(otherAudience)
 	return bad
+}
+
+// changedTokens returns changed copies of token, by what is changed. s signs some of them anew.
+func changedTokens(token string, s signer) map[string]string {
+	part := strings.Split(token, ".")
+	signed := func(header, payload string) string {
+		return header + "." + payload + "." + s.mac(header+"."+payload)
+	}
+	encode := base64.RawURLEncoding.EncodeToString
+	recode := func(segment, old, new string) string {
+		text, _ := base64.RawURLEncoding.DecodeString(segment)
+		return encode([]byte(strings.Replace(string(text), old, new, 1)))
+	}
+	unsigned, signature := part[0]+"."+part[1], part[2]
+	changed := map[string]string{
+		"truncated":             token[:len(token)-1],
+		"no signature":          part[0] + "." + part[1],
+		"empty signature":       part[0] + "." + part[1] + ".",
+		"dot behind":            token + ".",
+		"dot in front":          "." + token,
+		"dot within":            part[0] + ".." + part[1] + "." + part[2],
+		"padding":               token + "=",
+		"space behind":          token + " ",
+		"line feed behind":      token + "\n",
+		"line feed in payload":  signed(part[0], part[1]+"\n"),
+		"return in payload":     signed(part[0], part[1][:5]+"\r"+part[1][5:]),
+		"line feed in header":   signed(part[0]+"\n", part[1]),
+		"line feed in the sum":  unsigned + "." + signature[:9] + "\r\n" + signature[9:],
+		"alg none":              recode(part[0], "HS256", "none") + "." + part[1] + ".",
+		"alg none, signed":      signed(recode(part[0], "HS256", "none"), part[1]),
+		"header with space":     signed(recode(part[0], `{`, `{ `), part[1]),
+		"header without typ":    signed(recode(part[0], `"typ"`, `"tip"`), part[1]),
+		"payload tampered":      part[0] + "." + recode(part[1], `"42"`, `"43"`) + "." + signature,
+		"unknown claim":         signed(part[0], recode(part[1], `{`, `{"adm":true,`)),
+		"claim twice":           signed(part[0], recode(part[1], `{`, `{"sub":"42",`)),
+		"claim missing":         signed(part[0], recode(part[1], `"sid":7,`, ``)),
+		"subject is no id":      signed(part[0], recode(part[1], `"42"`, `"042"`)),
+		"subject is zero":       signed(part[0], recode(part[1], `"42"`, `"0"`)),
+		"subject is a number":   signed(part[0], recode(part[1], `"42"`, `42`)),
+		"session is text":       signed(part[0], recode(part[1], `7`, `"7"`)),
+		"time with a fraction":  signed(part[0], recode(part[1], `1700000000`, `1700000000.5`)),
+		"payload is no JSON":    signed(part[0], recode(part[1], `}`, `}}`)),
+		"payload is no object":  signed(part[0], "W10"),
+		"payload is no base64":  signed(part[0], "*"),
+		"payload, other base64": signed(part[0], "e31"), // {} with a bit too many
+	}
+	header512 := recode(part[0], "HS256", "HS512")
+	h := hmac.New(sha512.New, []byte(testKey))
+	h.Write([]byte(header512 + "." + part[1]))
+	changed["alg HS512"] = header512 + "." + part[1] + "." + encode(h.Sum(nil))
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+	last := strings.IndexByte(alphabet, token[len(token)-1])
+	for flip := 1; flip < 4; flip++ { // 43 characters hold 258 bits for 256: four spellings
+		spelling := token[:len(token)-1] + alphabet[last^flip:][:1]
+		changed[fmt.Sprintf("spelling %d of the sum", flip)] = spelling
+	}
+	return changed
 }
 
 func TestBadTokens(t *testing.T) {
@@ -256,30 +275,37 @@ func TestBadTokens(t *testing.T) {
 	}
 }
 
-// FuzzToken: what is accepted encodes again to the same bytes, so a token has one spelling. The text is
-// also tried as a payload that a holder of the key signed.
+// FuzzToken checks that an accepted token encodes again to the same bytes, so that it has one
+// spelling. The text is also tried as a payload that a holder of the key signed.
 func FuzzToken(f *testing.F) {
-	pair, old := testRing.issue(testSession), newKeyring([]string{oldTestKey}, time.Hour).issue(testSession)
-	for _, token := range slices.Concat([]string{pair.AccessToken, pair.RefreshToken, old.AccessToken, old.RefreshToken}, slices.Sorted(maps.Values(badTokens()))) {
+	pair := testRing.issue(testSession)
+	old := newKeyring([]string{oldTestKey}, time.Hour).issue(testSession)
+	valid := []string{pair.AccessToken, pair.RefreshToken, old.AccessToken, old.RefreshToken}
+	for _, token := range slices.Concat(valid, slices.Sorted(maps.Values(badTokens()))) {
 		f.Add(token)
 	}
 	f.Add(`{"iss":"latch","aud":"latch","sub":"42","sid":7,"jti":"7.3","iat":1,"exp":2}`)
 	f.Add(`{"sub":"42","sid":7,"gen":3,"iat":1,"exp":2}`)
 	f.Fuzz(func(t *testing.T, text string) {
 		access, refresh := testRing.keys[0].access, testRing.keys[0].refresh
-		for _, token := range []string{text, signPayload(access, text), signPayload(refresh, text)} {
+		tokens := []string{text, signPayload(access, text), signPayload(refresh, text)}
+		for _, token := range tokens {
 			a, aID, isAccess := parseAccess(testRing, token)
 			r, rID, isRefresh := parseRefresh(testRing, token)
 			if isAccess && isRefresh {
 				t.Fatalf("%q is both", token)
 			}
 			same := func(sign func(key) string) bool {
-				return token != text || slices.ContainsFunc(testRing.keys, func(k key) bool { return sign(k) == token })
+				equal := func(k key) bool { return sign(k) == token }
+				return token != text || slices.ContainsFunc(testRing.keys, equal)
 			}
-			if isAccess && (!same(func(k key) string { return k.access.sign(a) }) || fmt.Sprint(aID) != a.Subject || aID < 1 || a.Issuer != "latch" || a.Audience != "latch" || a.Session < 1) {
+			if isAccess && (!same(func(k key) string { return k.access.sign(a) }) ||
+				fmt.Sprint(aID) != a.Subject || aID < 1 || a.Issuer != "latch" ||
+				a.Audience != "latch" || a.Session < 1) {
 				t.Errorf("parseAccess(%q) = %+v, %d", token, a, aID)
 			}
-			if isRefresh && (!same(func(k key) string { return k.refresh.sign(r) }) || fmt.Sprint(rID) != r.Subject || rID < 1 || r.Session < 1 || r.Generation < 0) {
+			if isRefresh && (!same(func(k key) string { return k.refresh.sign(r) }) ||
+				fmt.Sprint(rID) != r.Subject || rID < 1 || r.Session < 1 || r.Generation < 0) {
 				t.Errorf("parseRefresh(%q) = %+v, %d", token, r, rID)
 			}
 		}
