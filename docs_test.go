@@ -1028,6 +1028,11 @@ func (b *browser) testMediaTypes(a *app) {
 	login := b.openOperation("#/auth/login")
 	b.waitFor(login+" .nested summary",
 		"Body: application/json, application/x-www-form-urlencoded, multipart/form-data")
+	b.run(nil, `const send = window.fetch;
+		window.fetch = (url, options) => {
+			window.sent = new Request(url, options).headers.get("Content-Type");
+			return send(url, options);
+		}`)
 	for _, media := range []string{"json", "urlencoded", "multipart"} {
 		b.choose(login+" .media", media)
 		if media == "json" {
@@ -1039,6 +1044,10 @@ func (b *browser) testMediaTypes(a *app) {
 		}
 		if got := b.send(login); got != 200 {
 			b.t.Errorf("POST /auth/login by %s = %d", media, got)
+		}
+		var sent string
+		if b.run(&sent, `return window.sent`); !strings.Contains(sent, media) {
+			b.t.Errorf("POST /auth/login by %s has the media type %q", media, sent)
 		}
 	}
 	b.click(login + " .answer .note button")
