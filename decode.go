@@ -1,9 +1,8 @@
 package main
 
-// decode.go reads paths, queries, forms and JSON into the inputs of handlers, strictly and in one
-// way, and collects what is wrong, so that the client sees all faults at once. JSON is read token
-// by token (encoding/json/jsontext): skipping a value does not recurse, so that the depth of a body
-// cannot grow the stack of its goroutine.
+// decode.go reads paths, queries, forms and JSON into the inputs of handlers, strictly. It collects
+// what is wrong, so that the client sees all faults at once. JSON is read token by token, without
+// recursion: the depth of a body must not grow the stack of its goroutine.
 
 import (
 	"bytes"
@@ -62,9 +61,8 @@ func newObject(rd *reader, in *input, dst reflect.Value) *object {
 	return &object{reader: rd, in: in, dst: dst, seen: make([]bool, len(in.fields))}
 }
 
-// find returns the field called name that may stand in place and marks it as seen. It returns nil
-// for a repeated or unknown one, whose name no fault tells; but unknown fields of forms are
-// ignored, as RFC 6749, section 3.2, asks of the token endpoints.
+// find returns the field called name in place and marks it as seen. A repeated or an unknown one is
+// nil and a fault, but forms may hold unknown ones (RFC 6749, section 3.2, of token endpoints).
 func (o *object) find(place, name string) *field {
 	for i := range o.in.fields {
 		f := &o.in.fields[i]
@@ -104,7 +102,7 @@ func (o *object) finish(place string) {
 	}
 }
 
-// set stores the value of text in dst, or returns what is wrong with it.
+// set stores the value of text in dst.
 func (f *field) set(dst reflect.Value, text string, isJSON bool) fault {
 	value, bad := f.parse(text, isJSON)
 	if bad.msg == "" {
@@ -113,7 +111,7 @@ func (f *field) set(dst reflect.Value, text string, isJSON bool) fault {
 	return bad
 }
 
-// target returns where the value of dst is: behind the nullable or pointer that makes it optional.
+// target returns what holds the value of dst, behind a nullable or a pointer.
 func (f *field) target(dst reflect.Value) reflect.Value {
 	if f.nullable {
 		dst.Field(0).SetBool(true)
@@ -144,8 +142,7 @@ func (o *object) readPairs(place, text string) error {
 			return errors.New("must be name=value pairs in percent-encoded UTF-8")
 		default:
 			f := o.find(place, name)
-			absent := value == "" && place == "query"
-			if f != nil && !(absent && f.kind == kindText && f.enum == nil) {
+			if f != nil && (value != "" || place == "form" || f.kind != kindText || f.enum != nil) {
 				o.setText(f, value)
 			}
 		}
@@ -153,30 +150,29 @@ func (o *object) readPairs(place, text string) error {
 	return nil
 }
 
-// readMultipart reads a form of parts, which must be texts. It makes no files: body is in memory.
-func (o *object) readMultipart(body []byte, boundary string) error {
+// readParts returns the parts of a form, which must be texts, as pairs. Nothing goes to a file.
+func (o *object) readParts(body []byte, boundary string) (pairs string, err error) {
 	form, err := multipart.NewReader(bytes.NewReader(body), boundary).ReadForm(int64(len(body)))
 	if err != nil {
-		return err
+		return "", err
 	}
 	if len(form.File) > 0 {
 		o.add(fault{"string_type", "holds a file; only texts are accepted"})
 	}
-	return o.readPairs("form", url.Values(form.Value).Encode())
+	return url.Values(form.Value).Encode(), nil
 }
 
-// readBody reads the body in the media type that it declares and the input takes. There must be one
-// Content-Type, without a charset other than UTF-8; its other parameters have no meaning here.
+// readBody reads the body in the media type that it declares, once, and that the input takes.
 func (s *server) readBody(w *responseWriter, r *http.Request, o *object) error {
 	accepted := []string{"application/json"}
 	if o.in.form {
 		accepted = append(accepted, "application/x-www-form-urlencoded", "multipart/form-data")
 	}
 	media, params, err := mime.ParseMediaType(strings.Join(r.Header.Values("Content-Type"), ","))
-	charset := strings.ReplaceAll(strings.ToLower(params["charset"]), "-", "")
-	coding := strings.ToLower(r.Header.Get("Content-Encoding"))
-	if err != nil || !slices.Contains(accepted, media) || charset != "" && charset != "utf8" ||
-		coding != "" && coding != "identity" {
+	charset, coding := strings.ToLower(params["charset"]), r.Header.Get("Content-Encoding")
+	if err != nil || !slices.Contains(accepted, media) ||
+		!slices.Contains([]string{"", "utf-8", "utf8"}, charset) ||
+		coding != "" && !strings.EqualFold(coding, "identity") {
 		return errUnsupportedMedia.withDetail("Unsupported Content-Type: the body must be " +
 			strings.Join(accepted, " or ") + ", in UTF-8 and not compressed.")
 	}
@@ -184,32 +180,29 @@ func (s *server) readBody(w *responseWriter, r *http.Request, o *object) error {
 	if err != nil {
 		return err
 	}
-	place := "form"
-	switch media {
-	case "application/json":
-		o.readJSON(body)
-		place = "json"
-	case "multipart/form-data":
-		err = o.readMultipart(body, params["boundary"])
-	default:
-		err = o.readPairs("form", string(body))
+	if media == "application/json" {
+		if o.readJSON(body); o.syntax != "" {
+			return errMalformedBody.withDetail(o.syntax)
+		}
+		o.finish("json")
+		return nil
 	}
-	if err != nil {
-		o.syntax = "The body is not a valid form."
+	pairs := string(body)
+	if media == "multipart/form-data" {
+		pairs, err = o.readParts(body, params["boundary"])
 	}
-	if o.syntax != "" {
-		return errMalformedBody.withDetail(o.syntax)
+	if err != nil || o.readPairs("form", pairs) != nil {
+		return errMalformedBody.withDetail("The body is not a valid form.")
 	}
-	o.finish(place)
+	o.finish("form")
 	return nil
 }
 
-// receive reads a body of up to limit bytes. What is longer than maxBody takes as many bytes of
-// s.bodies, once that many have come; a body that comes more slowly than minRate is cut off. So the
-// memory of bodies is bounded, in total and per user, however many connections send them.
+// receive reads a body of up to limit bytes. A body takes its bytes of s.bodies once more than
+// maxBody have come, and is cut off where it comes more slowly than minRate. So the memory of
+// bodies is bounded, in total and per user, however many connections send them.
 func (s *server) receive(w *responseWriter, r *http.Request, limit int64) ([]byte, error) {
-	tooLarge := errBodyTooLarge.withDetail(
-		fmt.Sprintf("The body must have at most %d bytes.", limit))
+	tooLarge := errBodyTooLarge.withDetail(fmt.Sprint("The body is longer than ", limit, " bytes."))
 	if r.ContentLength > limit {
 		return nil, tooLarge
 	}
@@ -247,9 +240,8 @@ func (s *server) receive(w *responseWriter, r *http.Request, limit int64) ([]byt
 
 // ---- JSON ----
 
-// readJSON reads a text in UTF-8 that must be one JSON object, after a byte order mark or none. Of
-// an error it tells where it is, never what stands there. The fields themselves refuse repeated
-// names and lone surrogates, with their place.
+// readJSON reads one JSON object in UTF-8. A byte order mark is skipped. The decoder lets pass what
+// the fields refuse with its place: repeated names and lone surrogates.
 func (o *object) readJSON(text []byte) {
 	text = bytes.TrimPrefix(text, []byte("\ufeff"))
 	o.text = string(text)

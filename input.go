@@ -1,23 +1,20 @@
 package main
 
-// input.go compiles the inputs of handlers. An input is a struct whose tags say where each field
-// comes from and what it may hold. The tags are compiled when the route table is built, so a wrong
-// tag stops the start, and the OpenAPI document is made from the limits that are enforced.
+// input.go compiles the inputs of handlers: structs whose tags say where each field comes from and
+// what it may hold. A wrong tag stops the start. The OpenAPI document shows the same limits.
 //
 //	path:"id" query:"limit" json:"email" form:"username"   where the value is, and its name
-//	min:"1" max:"100"   bounds: of a number, of the code points of a text, of the items of a list,
-//	                    of the bytes of a jsonObject
+//	min:"1" max:"100"   of a number, a text (code points), a list (items), a jsonObject (bytes)
 //	default:"100"       used where the field is absent
 //	enum:"a,b"          the only texts
 //	format:"email"      a rule of the formats table; it may rewrite the text
 //	exclusive:"true"    replaces all other fields of the body: either it is given or they are
-//	readonly:"true"     accepted so that clients can send back what a GET returned; the handler
-//	                    compares it with what is stored
+//	readonly:"true"     accepted, as clients send back what a GET returned; handlers compare it
 //	doc:"…" example:"…" for the documentation only; doc:"-" keeps the field out of it
 //
-// Fields are string, int64, float64, bool, time.Time, structs of fields and lists, which are
-// required unless they have a default; pointers to these, nullable, jsonObject and vector are
-// optional. A field may have both a json and a form name: then the body may be either.
+// A field is a string, int64, float64, bool, time.Time, struct or list. It is required unless it
+// has a default or is a pointer or nullable. A jsonObject or vector is optional. Where a field has
+// a json and a form name, the body may be either.
 
 import (
 	"encoding/json/jsontext"
@@ -50,20 +47,22 @@ const (
 	kindText, kindInteger, kindNumber = "string", "integer", "number"
 	kindBoolean, kindTime, kindObject = "boolean", "date-time", "object"
 	kindVector, kindList, kindStruct  = "vector", "list", "struct"
+
+	wholeNumber = "must be a whole number in decimal digits, at most 9223372036854775807"
+	rfc3339     = "must be a time such as 2026-01-02T03:04:05Z (RFC 3339)"
 )
 
-// kinds has the Go type of each kind of field, unless reflection finds it, the jsontext.Kinds that
-// it is read from, and the fault of others.
+// kinds has the Go type of each kind, the jsontext.Kinds it is read from, and the fault of others.
 var kinds = map[string]struct {
 	zero  any
 	json  string
 	wrong fault
 }{
 	kindText:    {"", `"`, fault{"string_type", "must be a string"}},
-	kindInteger: {int64(0), "0", fault{"int_type", "must be a whole number"}},
-	kindNumber:  {0.0, "0", fault{"float_type", "must be a number"}},
+	kindInteger: {int64(0), "0", fault{"int_type", wholeNumber}},
+	kindNumber:  {0.0, "0", fault{"float_type", "must be a number of 64 bits"}},
 	kindBoolean: {false, "tf", fault{"bool_type", "must be true or false"}},
-	kindTime:    {time.Time{}, `"`, fault{"datetime_type", "must be a time as a string"}},
+	kindTime:    {time.Time{}, `"`, fault{"datetime_type", rfc3339}},
 	kindObject:  {jsonObject{}, "{", fault{"dict_type", "must be an object"}},
 	kindVector:  {vector{}, "[", fault{"list_type", "must be an array of numbers"}},
 	kindList:    {nil, "[", fault{"list_type", "must be an array"}},
@@ -72,14 +71,17 @@ var kinds = map[string]struct {
 
 // field is one compiled field of an input, or the items of a list.
 type field struct {
-	name, kind, format, def, doc, example   string   // name: on the wire
-	places                                  []string // where it may stand: path, query, json, form
-	index                                   []int    // in the struct
-	optional, nullable, exclusive, readOnly bool
-	items                                   *field // of a list
-	object                                  *input // of a struct, or of a list of structs
-	min, max                                int64
-	enum                                    []string
+	name, kind          string   // on the wire; one of kinds
+	places              []string // where it may stand: path, query, json, form
+	index               []int    // in the struct
+	items               *field   // of a list
+	object              *input   // of a struct, or of a list of structs
+	min, max            int64
+	enum                []string
+	format, def         string
+	doc, example        string
+	optional, nullable  bool
+	exclusive, readOnly bool
 }
 
 // input is a compiled input type.
@@ -99,7 +101,8 @@ var formats = map[string]struct {
 	rule    func(string) (text, refusal string)
 	pattern string
 }{
-	"email":    {parseTrimmedEmail, emailPattern},
+	"email": {func(text string) (string, string) { return parseEmail(strings.TrimSpace(text)) },
+		emailPattern},
 	"password": {checkPasswordLength, ""},
 }
 
@@ -153,12 +156,12 @@ func compileField(sf reflect.StructField, refuse func(bad bool, why string)) fie
 			f.name, f.places = text, append(f.places, key)
 		}
 	}
-	refuse(known != len(sf.Tag)+1, "a key of the tag is unknown or repeated, or misspelt")
+	refuse(known != len(sf.Tag)+1, "a key of its tag is unknown, repeated or not of key:\"value\"")
 	refuse(f.name == "", "it has no name in path, query, json or form")
 	refuse(strings.Contains(f.name, ","), f.name+": a name has no options; a pointer is optional")
-	refuse(len(f.places) > 1 && f.places[0] != "json", "only json and form go together")
-	inJSON := f.items != nil || f.object != nil || f.kind == kindVector
-	refuse(inJSON && (len(f.places) > 1 || !f.at("json")), "a "+f.kind+" can only stand in JSON")
+	scalar := f.items == nil && f.object == nil && f.kind != kindVector
+	refuse(!slices.Equal(f.places, []string{"json"}) && !scalar ||
+		len(f.places) > 1 && f.places[0] != "json", "a "+f.kind+" cannot stand in these places")
 	for key, to := range map[string]*int64{"min": &f.min, "max": &f.max} {
 		if text := tag(key); text != "" {
 			n, err := strconv.ParseInt(text, 10, 64)
@@ -210,7 +213,7 @@ func (in *input) names(place string) (names []string) {
 	return names
 }
 
-// setVectors gives the vectors of the input, whose size is a setting, their number of dimensions.
+// setVectors sets the dimensions of the input's vectors, which are a setting.
 func (in *input) setVectors(dimensions int64) {
 	for i := range in.fields {
 		if f := &in.fields[i]; f.kind == kindVector {
@@ -223,12 +226,12 @@ func (in *input) setVectors(dimensions int64) {
 
 // ---- the rules of values ----
 
-// fault is what is wrong with a value, with pydantic's words for kind, which FastAPI clients know.
-// It holds nothing that was sent. Without msg there is none.
+// fault is what is wrong with a value, in pydantic's kinds, which FastAPI clients know. It holds
+// nothing that was sent. An empty msg is no fault.
 type fault struct{ kind, msg string }
 
-// parse returns the value of text, or what is wrong with it. Text is JSON, which has many spellings
-// of a whole number, or from a path, query or form, which have one.
+// parse returns the value of a JSON text, or of a text from a path, query or form, where a whole
+// number has one spelling.
 func (f *field) parse(text string, isJSON bool) (value any, bad fault) {
 	if isJSON && text[0] == '"' {
 		if text, bad = unquote(text); bad.msg != "" {
@@ -236,36 +239,32 @@ func (f *field) parse(text string, isJSON bool) (value any, bad fault) {
 		}
 	}
 	switch f.kind {
+	case kindText:
+		return f.text(text)
 	case kindInteger:
 		n, err := strconv.ParseInt(text, 10, 64)
-		if x, err2 := strconv.ParseFloat(text, 64); err != nil && isJSON && math.Abs(x) <= 1<<53 &&
-			x == math.Trunc(x) { // 77.0 and 1e2 are whole; float64 is exact up to 2^53
-			n, err = int64(x), err2
+		x, _ := strconv.ParseFloat(text, 64)
+		if err != nil && isJSON && x == math.Trunc(x) && math.Abs(x) <= 1<<53 {
+			n, err = int64(x), nil // 77.0 and 1e2 are whole; float64 is exact up to 2^53
 		}
-		if err != nil || !isJSON && strconv.FormatInt(n, 10) != text { // no sign, no leading zeros
-			const msg = "must be a whole number in decimal digits, at most 9223372036854775807"
-			return nil, fault{"int_parsing", msg}
+		if err == nil && (isJSON || strconv.FormatInt(n, 10) == text) { // no sign, no leading zeros
+			return n, f.bounded(float64(n), "greater_than_equal", "less_than_equal", "be at %s %d")
 		}
-		return n, f.bounded(float64(n), "greater_than_equal", "less_than_equal", "be at %s %d")
 	case kindNumber:
 		x, err := strconv.ParseFloat(text, 64)
-		if err != nil || !jsontext.Value(text).IsValid() { // such as Inf and 0x1p-2
-			return nil, fault{"float_parsing", "must be a number of 64 bits"}
+		if err == nil && jsontext.Value(text).IsValid() { // not Inf or 0x1p-2
+			return x, f.bounded(x, "greater_than_equal", "less_than_equal", "be at %s %d")
 		}
-		return x, f.bounded(x, "greater_than_equal", "less_than_equal", "be at %s %d")
 	case kindBoolean:
 		b, err := strconv.ParseBool(text)
-		if err != nil || strings.Contains("tTfF", text) { // which ParseBool takes, too
-			return nil, fault{"bool_parsing", "must be true or false"}
+		if err == nil && !strings.Contains("tTfF", text) { // which ParseBool takes, too
+			return b, fault{}
 		}
-		return b, fault{}
 	case kindTime:
 		var t time.Time
-		if t.UnmarshalText([]byte(text)) != nil { // stricter than time.Parse
-			const msg = "must be a time such as 2026-01-02T03:04:05Z (RFC 3339)"
-			return nil, fault{"datetime_parsing", msg}
+		if t.UnmarshalText([]byte(text)) == nil { // stricter than time.Parse
+			return t.UTC(), fault{}
 		}
-		return t.UTC(), fault{}
 	case kindObject:
 		bad = f.bounded(float64(len(text)), "too_short", "too_long", "have at %s %d bytes")
 		if bad.msg == "" {
@@ -276,11 +275,11 @@ func (f *field) parse(text string, isJSON bool) (value any, bad fault) {
 		v, refusal := parseVector(text, int(f.max))
 		return v, fault{"value_error", refusal}
 	}
-	return f.text(text)
+	wrong := kinds[f.kind].wrong
+	return nil, fault{strings.Replace(wrong.kind, "type", "parsing", 1), wrong.msg}
 }
 
-// bounded returns what is wrong with a number or a count. msg has room for "least" or "most" and
-// the bound.
+// bounded returns what is wrong with a number or a size.
 func (f *field) bounded(x float64, small, large, msg string) fault {
 	switch {
 	case x < float64(f.min):
@@ -309,9 +308,9 @@ func (f *field) text(text string) (any, fault) {
 }
 
 const (
-	maxDepth  = 32              // containers in a jsonObject: parsers recurse, PostgreSQL's too
+	maxDepth  = 32              // of a jsonObject: PostgreSQL's parser recurses, and clients' do
 	maxStored = 32 << 10        // bytes of a jsonObject as PostgreSQL writes it: 1e308 has 309
-	maxHalf   = 65504           // of half precision (IEEE 754 binary16), which stores vectors
+	maxHalf   = 65504           // of half precision (binary16), in which vectors are stored
 	minHalf   = 1.0 / (1 << 14) // below it, half precision has fewer and fewer digits
 )
 
@@ -368,8 +367,9 @@ func parseVector(array string, n int) (v vector, refusal string) {
 		case err != nil:
 			return nil, fmt.Sprintf("must hold only finite numbers, which element %d is not", count)
 		case largest > maxHalf:
-			return nil, fmt.Sprintf("must hold numbers from -%d to %d, the range of half "+
-				"precision, which element %d exceeds", maxHalf, maxHalf, count)
+			const msg = "must hold numbers from -65504 to 65504, the range of half precision, " +
+				"which element %d exceeds"
+			return nil, fmt.Sprintf(msg, count)
 		case count < n:
 			v = append(v, float32(x))
 		}
