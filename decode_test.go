@@ -1,10 +1,13 @@
 package main
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"reflect"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 func TestCompileInputPanics(t *testing.T) {
@@ -250,4 +253,159 @@ func TestManyFaults(t *testing.T) {
 	if got := len(rd.faults); got != maxFaults {
 		t.Errorf("10,000 faults are listed as %d, want %d", got, maxFaults)
 	}
+}
+
+// TestSyntax: what is not one JSON value is a fault of the whole body, with its place.
+func TestSyntax(t *testing.T) {
+	t.Parallel()
+	deep := func(n int) string { return strings.Repeat("[", n) + strings.Repeat("]", n) }
+	for body, valid := range map[string]bool{
+		`{}`: true, " \t\r\n{\"x\": [1, 2] } \n": true, "\ufeff{}": true, `null`: true, `-0.5e+10`: true,
+		`{"x":[{}, [] ,"\u00fC\\\""]}`: true, `{"x":` + deep(5000) + `}`: true, deep(9999): true,
+		"": false, " ": false, "{} {}": false, "{}x": false, "{}\x00": false, `{"x":1,}`: false,
+		`{x:1}`: false, `{'x':1}`: false, `{"x":01}`: false, `{"x":+1}`: false, `{"x":.5}`: false,
+		`{"x":5.}`: false, `{"x":1e}`: false, `{"x":-}`: false, `{"x":NaN}`: false, "[\"\n\"]": false,
+		`["\x"]`: false, `["\u12g4"]`: false, `"\`: false, `[1,]`: false, `[,1]`: false, `[1 2]`: false,
+		`{"a" 1}`: false, `{"a":}`: false, `{"a":1`: false, `[`: false, `]`: false, `"a`: false,
+		`tru`: false, "\x00": false, "{}\u00a0": false, "[\"\xff\"]": false, "// x\n{}": false,
+		"[\"\xed\xa0\x80\"]": false, `{"text":1}}`: false, deep(20_000): false,
+	} {
+		in := readInput{}
+		o := readInto(&in)
+		o.readJSON([]byte(body))
+		if (o.syntax == "") != valid {
+			t.Errorf("readJSON(%.30q): %q, valid is %v", body, o.syntax, valid)
+		}
+	}
+	o := readInto(&readInput{})
+	o.readJSON([]byte(`{"a":1, b}`))
+	if want := "The body is not one valid JSON value: the error is at byte 9."; o.syntax != want {
+		t.Errorf("the error is %q, want %q", o.syntax, want)
+	}
+}
+
+// TestVectorSyntax: numbers that end too early are faults of the syntax, whatever is read of them.
+func TestVectorSyntax(t *testing.T) {
+	t.Parallel()
+	in := compileInput(reflect.TypeFor[documentInput]())
+	in.setVectors(2)
+	for _, array := range []string{`[-]`, `[1,-`, `[1.]`, `[1.`, `[1e]`, `[1e-`, `[-,1]`, `[1 2]`, `[1,`, `[`} {
+		var got documentInput
+		o := newObject(&reader{}, in, reflect.ValueOf(&got).Elem())
+		if o.readJSON([]byte(`{"embedding":` + array + `}`)); o.syntax == "" {
+			t.Errorf("readJSON accepts the vector %s", array)
+		}
+	}
+}
+
+// jsonSeeds are bodies for the fuzz tests.
+var jsonSeeds = []string{`{}`, `null`, `[]`, `{"text":"a","number":1,"flag":true,"name":null}`, `{"number":-0}`, `{"number":1.0}`, `{"number":1e2}`, `{"number":9223372036854775808}`, `{"text":"a","text":"b"}`,
+	`{"TEXT":"a"}`, `{"te\u0078t":"\ud83d\ude00"}`, `{"text":"\ud800"}`, `{"text":"\u0000"}`, `{"text":{"a":[1,"}"]}}`, "\ufeff{}", "{\"text\":\"\xff\"}", `{"text":"a"} {}`, ` { "maybe" : 5 , "flag":false } `,
+	`{"number":"1"}`, `{"flag":1}`, `{"maybe":null}`, `{"":1}`, `{"text":"ſ","ſlag":true}`, `{"name":"\\","text":"\""}`, `{"number":1,"number":1}`, `{"flag":tru}`, `{"a":` + strings.Repeat("[", 50),
+	`{"vector":[1,-2.5e-3]}`, `{"vector":[1,-]}`, `{"vector":[1.,2]}`, `{"vector":[0,1e400]}`, `{"object":{"a":[1,{"b":"\u00fc"}]}}`, `{"object":{"a":-}}`}
+
+// FuzzReadJSON holds the reader against encoding/json: what is accepted is valid for it and means the
+// same, with no member lost or invented.
+func FuzzReadJSON(f *testing.F) {
+	type body struct {
+		Text   *string          `json:"text"`
+		Number *int64           `json:"number"`
+		Maybe  *int64           `json:"maybe"`
+		Flag   *bool            `json:"flag"`
+		Name   nullable[string] `json:"name"`
+		Vector vector           `json:"vector"`
+		Object jsonObject       `json:"object"`
+	}
+	in := compileInput(reflect.TypeFor[body]())
+	in.setVectors(2)
+	in.fields[1].min = -1 << 63
+	in.fields[2].min = -1 << 63
+	for _, seed := range jsonSeeds {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		var got body
+		before := bytes.Clone(text)
+		unmarked := bytes.TrimPrefix(text, []byte("\ufeff")) // a byte order mark is skipped
+		o := newObject(&reader{loc: []any{"body"}}, in, reflect.ValueOf(&got).Elem())
+		o.readJSON(text)
+		o.finish("json")
+		syntax, faults := o.syntax, o.faults
+		if !bytes.Equal(text, before) {
+			t.Fatalf("readJSON changed %q", before)
+		}
+		if valid := json.Valid(unmarked) && utf8.Valid(text); (syntax == "") != valid {
+			t.Fatalf("readJSON(%q) = %q, but valid is %v", text, syntax, valid)
+		}
+		if syntax != "" || faults != nil {
+			return
+		}
+		var members map[string]json.RawMessage
+		if err := json.Unmarshal(unmarked, &members); err != nil {
+			t.Fatalf("readJSON takes %q, which is no object: %v", text, err)
+		}
+		want := map[string]any{}
+		for name, raw := range members {
+			var to any = new(string)
+			switch name {
+			case "number", "maybe":
+				to = new(int64)
+			case "flag":
+				to = new(bool)
+			case "vector":
+				to = new([2]float64)
+			case "object":
+				to = new(map[string]any)
+			}
+			err := json.Unmarshal(raw, to)
+			if n, isInt := to.(*int64); err != nil && isInt { // 77.0 is an integer too
+				var x float64
+				err = json.Unmarshal(raw, &x)
+				*n = int64(x)
+				if float64(*n) != x {
+					t.Fatalf("readJSON takes %q as an integer", raw)
+				}
+			}
+			if err != nil {
+				t.Fatalf("readJSON takes %q, with %q: %v", text, name, err)
+			}
+			want[name] = reflect.ValueOf(to).Elem().Interface()
+			if string(raw) == "null" {
+				want[name] = nil
+			} else if name == "vector" { // it may have been lengthened
+				want[name] = true
+			}
+		}
+		found := map[string]any{}
+		if got.Text != nil {
+			found["text"] = *got.Text
+		}
+		if got.Number != nil {
+			found["number"] = *got.Number
+		}
+		if got.Maybe != nil {
+			found["maybe"] = *got.Maybe
+		}
+		if got.Flag != nil {
+			found["flag"] = *got.Flag
+		}
+		if got.Name.Set && got.Name.Value == nil {
+			found["name"] = nil
+		} else if got.Name.Set {
+			found["name"] = *got.Name.Value
+		}
+		if got.Vector != nil {
+			found["vector"] = true
+		}
+		if got.Object != nil {
+			var object map[string]any
+			if err := json.Unmarshal(got.Object, &object); err != nil {
+				t.Fatalf("readJSON(%q) takes %q as an object: %v", text, got.Object, err)
+			}
+			found["object"] = object
+		}
+		if !reflect.DeepEqual(found, want) {
+			t.Errorf("readJSON(%q) = %v, encoding/json has %v", text, found, want)
+		}
+	})
 }
