@@ -1,8 +1,8 @@
 package main
 
-// main_test.go starts a private PostgreSQL for the tests, gives each test a database of its own, and
-// holds the client that all tests of the API speak through. What the whole suite logs is searched for
-// secrets at the end.
+// main_test.go starts a private PostgreSQL for the tests, gives each test a database of its own,
+// and holds the client that all tests of the API use. At the end, the log of the whole suite is
+// searched for secrets.
 
 import (
 	"bytes"
@@ -68,7 +68,8 @@ func TestMain(m *testing.M) {
 	if os.Getenv("LATCH_TEST_MAIN") == "1" { // the suite runs the program itself as a child
 		main()
 	}
-	flag.Set("test.parallel", "8") // unless the command line says otherwise: most tests wait for PostgreSQL, a process or a clock
+	// Unless the command line says otherwise: most tests wait for PostgreSQL, a process or a clock.
+	flag.Set("test.parallel", "8")
 	os.Exit(runSuite(m))
 }
 
@@ -78,7 +79,8 @@ func runSuite(m *testing.M) int {
 		err = os.Chmod(dir, 0o755) // root's PostgreSQL is another user
 	}
 	if err == nil {
-		suite, err = devdb.Start(dir, "fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=400")
+		suite, err = devdb.Start(dir, "fsync=off", "synchronous_commit=off",
+			"full_page_writes=off", "max_connections=400")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "the tests need a PostgreSQL:", err)
@@ -91,35 +93,55 @@ func runSuite(m *testing.M) int {
 		return 1
 	}
 	code := m.Run()
-	for _, secret := range []string{"canary", "eyJ", "argon2", "postgresql://", "password=", "@example"} {
-		if i := bytes.Index(suiteLog.buf.Bytes(), []byte(secret)); i >= 0 {
-			from := bytes.LastIndexByte(suiteLog.buf.Bytes()[:i], '\n') + 1
-			line, _, _ := bytes.Cut(suiteLog.buf.Bytes()[from:], []byte("\n"))
-			fmt.Fprintf(os.Stderr, "FAIL: the log of the suite holds %q: %s\n", secret, line)
-			code = 1
-		}
-	}
-	if unseen := theDocument().unseen(); code == 0 && unseen != nil && !testing.Short() && noFilter() {
-		fmt.Fprintln(os.Stderr, "FAIL: the document promises problems that no test received:", unseen)
-		code = 1
-	}
-	if n := bytes.Count(suiteLog.buf.Bytes(), []byte(`"msg":"request"`)); code == 0 && !testing.Short() && n < 500 && noFilter() {
-		fmt.Fprintf(os.Stderr, "FAIL: the log of the suite has only %d access lines: the search for secrets proves nothing\n", n)
+	if !checkSuite(code == 0) {
 		code = 1
 	}
 	return code
 }
 
+// checkSuite searches the log for secrets and, if all tests passed and all ran, the document for
+// problems that no test received. It reports whether all is well.
+func checkSuite(passed bool) (ok bool) {
+	ok = true
+	log := suiteLog.buf.Bytes()
+	for _, secret := range []string{"canary", "eyJ", "argon2", "postgresql://", "password=",
+		"@example"} {
+		if i := bytes.Index(log, []byte(secret)); i >= 0 {
+			from := bytes.LastIndexByte(log[:i], '\n') + 1
+			line, _, _ := bytes.Cut(log[from:], []byte("\n"))
+			fmt.Fprintf(os.Stderr, "FAIL: the log of the suite holds %q: %s\n", secret, line)
+			ok = false
+		}
+	}
+	if !passed || !ok || testing.Short() || !noFilter() {
+		return ok
+	}
+	if unseen := theDocument().unseen(); unseen != nil {
+		fmt.Fprintln(os.Stderr, "FAIL: the document promises problems that no test received:",
+			unseen)
+		ok = false
+	}
+	if n := bytes.Count(log, []byte(`"msg":"request"`)); ok && n < 500 {
+		fmt.Fprintf(os.Stderr, "FAIL: the log of the suite has only %d access lines: "+
+			"the search for secrets proves nothing\n", n)
+		ok = false
+	}
+	return ok
+}
+
 func noFilter() bool {
 	return !slices.ContainsFunc(os.Args, func(a string) bool {
-		return strings.HasPrefix(a, "-test.run") || strings.HasPrefix(a, "-test.fuzz") || strings.HasPrefix(a, "-test.bench") || strings.HasPrefix(a, "-test.list")
+		return strings.HasPrefix(a, "-test.run") || strings.HasPrefix(a, "-test.fuzz") ||
+			strings.HasPrefix(a, "-test.bench") || strings.HasPrefix(a, "-test.list")
 	})
 }
 
 // watch stops db and removes dir when the returned function is called, and also when this process
 // is killed: the shell below waits for the end of a pipe that only this process holds open.
 func watch(db *devdb.DB, dir string) (stop func()) {
-	cmd := osexec.Command("sh", append([]string{"-c", `cat >/dev/null; "$@" >/dev/null 2>&1; rm -rf "$0"`, dir}, db.StopCommand().Args...)...)
+	const script = `cat >/dev/null; "$@" >/dev/null 2>&1; rm -rf "$0"`
+	args := append([]string{"-c", script, dir}, db.StopCommand().Args...)
+	cmd := osexec.Command("sh", args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for the tests, not for this
 	pipe, err := cmd.StdinPipe()
 	if err == nil {
@@ -143,7 +165,8 @@ func makeTemplate(ctx context.Context) error {
 	if _, err := conn.Exec(ctx, "CREATE DATABASE "+template); err != nil {
 		return err
 	}
-	return migrate(ctx, databaseURL(template), migrations(&config{EmbeddingDimensions: testDimensions, TextSearch: "simple"}), false, slog.New(slog.DiscardHandler))
+	steps := migrations(&config{EmbeddingDimensions: testDimensions, TextSearch: "simple"})
+	return migrate(ctx, databaseURL(template), steps, false, slog.New(slog.DiscardHandler))
 }
 
 // databaseURL is the URL of another database of the suite's PostgreSQL.
@@ -205,7 +228,8 @@ func newAppOn(t testing.TB, url string, params argonParams, configure ...func(*c
 	}
 	st.ping(t.Context()) // it learns whether there is a PgBouncer
 	a := &app{t: t, url: url}
-	a.server = newServer(cfg, st, newHasher(params), newLogger(&config{LogLevel: "debug"}, &suiteLog))
+	logger := newLogger(&config{LogLevel: "debug"}, &suiteLog)
+	a.server = newServer(cfg, st, newHasher(params), logger)
 	a.web = httptest.NewUnstartedServer(a.server)
 	a.web.Config = a.server.httpServer()
 	a.web.Start()
@@ -221,8 +245,8 @@ type answer struct {
 	call   string
 }
 
-// do sends a request and checks what every answer must have. body is nil, a string (sent as JSON as it
-// is), url.Values (sent as a form), or a value to be encoded as JSON.
+// do sends a request and checks what every answer must have. body is nil, a string (sent as JSON
+// as it is), url.Values (sent as a form), or a value to be encoded as JSON.
 func (a *app) do(method, path, token string, body any) answer {
 	a.t.Helper()
 	header := http.Header{}
@@ -265,7 +289,8 @@ func (a *app) send(method, path string, header http.Header, body io.Reader) answ
 	if a.web.Config != nil { // else it is a child process
 		transport = a.web.Client().Transport
 	}
-	client := &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	noRedirect := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	client := &http.Client{Transport: transport, CheckRedirect: noRedirect}
 	res, err := client.Do(r)
 	if err != nil {
 		a.t.Errorf("%s %s: %v", method, path, err)
@@ -285,8 +310,12 @@ func (a *app) send(method, path string, header http.Header, body io.Reader) answ
 // check holds every answer against the contract's ground rules.
 func (a *app) check(method string, ans answer) {
 	a.t.Helper()
-	for name, want := range map[string]string{"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
-		"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'"} {
+	for name, want := range map[string]string{
+		"Cache-Control":           "no-store",
+		"X-Content-Type-Options":  "nosniff",
+		"Referrer-Policy":         "no-referrer",
+		"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+	} {
 		if got := ans.header.Get(name); got != want {
 			a.t.Errorf("%s: %s is %q, want %q", ans.call, name, got, want)
 		}
@@ -294,7 +323,8 @@ func (a *app) check(method string, ans answer) {
 	if ans.header.Get("X-Request-Id") == "" {
 		a.t.Errorf("%s: no X-Request-Id", ans.call)
 	}
-	if got := ans.header.Get("WWW-Authenticate"); (ans.status == 401) != strings.HasPrefix(got, "Bearer") {
+	got := ans.header.Get("WWW-Authenticate")
+	if (ans.status == 401) != strings.HasPrefix(got, "Bearer") {
 		a.t.Errorf("%s: status %d with WWW-Authenticate %q", ans.call, ans.status, got)
 	}
 	if got := ans.header.Get("Retry-After"); (ans.status == 503) != (got != "") {
@@ -312,8 +342,10 @@ func (a *app) check(method string, ans answer) {
 	if err := json.Unmarshal(ans.body, &p); err != nil {
 		a.t.Errorf("%s: %d is no problem document: %v: %s", ans.call, ans.status, err, ans.body)
 	}
-	if ans.header.Get("Content-Type") != "application/problem+json" || p.Type != "about:blank" || p.Title != http.StatusText(ans.status) ||
-		p.Status != ans.status || p.Detail == "" || p.Code == "" || p.RequestID != ans.header.Get("X-Request-Id") || (ans.status == 422) != (len(p.Errors) > 0) {
+	media, id := ans.header.Get("Content-Type"), ans.header.Get("X-Request-Id")
+	if media != "application/problem+json" || p.Type != "about:blank" ||
+		p.Title != http.StatusText(ans.status) || p.Status != ans.status || p.Detail == "" ||
+		p.Code == "" || p.RequestID != id || (ans.status == 422) != (len(p.Errors) > 0) {
 		a.t.Errorf("%s: %d is no proper problem document: %s", ans.call, ans.status, ans.body)
 	}
 	if bytes.Contains(ans.body, []byte("canary")) {
@@ -355,7 +387,8 @@ type member struct {
 func (a *app) signUp(name string) member {
 	a.t.Helper()
 	email := name + "@example.com"
-	ans := a.want(a.do("POST", "/api/v1/auth/register", "", map[string]any{"email": email, "password": goodPass}), 201, "")
+	account := map[string]any{"email": email, "password": goodPass}
+	ans := a.want(a.do("POST", "/api/v1/auth/register", "", account), 201, "")
 	return member{decode[user](ans), goodPass, a.login(email, goodPass)}
 }
 
@@ -377,7 +410,8 @@ func (a *app) login(email, password string) tokens {
 
 func (a *app) tryLogin(email, password string) answer {
 	a.t.Helper()
-	return a.do("POST", "/api/v1/auth/login", "", url.Values{"username": {email}, "password": {password}})
+	form := url.Values{"username": {email}, "password": {password}}
+	return a.do("POST", "/api/v1/auth/login", "", form)
 }
 
 func (a *app) refresh(token string) answer {
@@ -451,11 +485,14 @@ func latch(t testing.TB, dir string, env []string, args ...string) *osexec.Cmd {
 	t.Helper()
 	cmd := osexec.Command(os.Args[0], args...)
 	cmd.Dir = dir
-	cmd.Env = append([]string{"LATCH_TEST_MAIN=1", "EMBEDDING_DIMENSIONS=" + strconv.Itoa(testDimensions), "PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "TMPDIR=" + filepath.Dir(suite.Dir)}, env...)
+	cmd.Env = append([]string{"LATCH_TEST_MAIN=1",
+		"EMBEDDING_DIMENSIONS=" + strconv.Itoa(testDimensions), "PATH=" + os.Getenv("PATH"),
+		"HOME=" + os.Getenv("HOME"), "TMPDIR=" + filepath.Dir(suite.Dir)}, env...)
 	return cmd
 }
 
-// eventually waits for f, up to a minute, which no test needs: some start PostgreSQL on a busy machine.
+// eventually waits until f is true, at most a minute: some tests start PostgreSQL on a busy
+// machine.
 func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
 	for start := time.Now(); time.Since(start) < time.Minute; time.Sleep(10 * time.Millisecond) {
