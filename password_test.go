@@ -20,14 +20,18 @@ func TestHash(t *testing.T) {
 		}
 		return encoded
 	}
-	for _, password := range []string{goodPass, "pässwörter \u212A", strings.Repeat("x", maxPasswordBytes)} {
+	for _, password := range []string{goodPass, "pässwörter \u212A",
+		strings.Repeat("x", maxPasswordBytes)} {
 		encoded := hash(password)
 		if encoded == hash(password) {
 			t.Errorf("two hashes of %.10q are the same", password)
 		}
-		for try, want := range map[string]bool{password: true, password + " ": false, strings.ToUpper(password): false, password[1:]: false, "": false} {
-			if got, err := h.verify(t.Context(), clientKey{}, try, encoded); got != want || err != nil {
-				t.Errorf("verify(%.10q, hash of %.10q) = %v, %v, want %v", try, password, got, err, want)
+		for try, want := range map[string]bool{password: true, password + " ": false,
+			strings.ToUpper(password): false, password[1:]: false, "": false} {
+			got, err := h.verify(t.Context(), clientKey{}, try, encoded)
+			if got != want || err != nil {
+				t.Errorf("verify(%.10q, hash of %.10q) = %v, %v, want %v",
+					try, password, got, err, want)
 			}
 		}
 	}
@@ -35,14 +39,16 @@ func TestHash(t *testing.T) {
 	if p != cheap || len(salt) != 16 || len(tag) != 32 || err != nil {
 		t.Errorf("a fresh hash has %+v, %d, %d, %v", p, len(salt), len(tag), err)
 	}
-	for _, encoded := range []string{"x", "$argon2id$v=19$m=64,t=0,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA"} {
-		if ok, err := h.verify(t.Context(), clientKey{}, goodPass, encoded); ok || !errors.Is(err, errMalformedHash) {
+	const noPasses = "$argon2id$v=19$m=64,t=0,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAA"
+	for _, encoded := range []string{"x", noPasses} {
+		ok, err := h.verify(t.Context(), clientKey{}, goodPass, encoded)
+		if ok || !errors.Is(err, errMalformedHash) {
 			t.Errorf("verify(…, %q) = %v, %v, want errMalformedHash", encoded, ok, err)
 		}
 	}
 }
 
-// TestUnknownAccount: the dummy costs as much as a hash of today, and matches nothing.
+// TestUnknownAccount checks that the dummy costs as much as a current hash, and matches nothing.
 func TestUnknownAccount(t *testing.T) {
 	t.Parallel()
 	h := newHasher(cheap)
@@ -50,20 +56,23 @@ func TestUnknownAccount(t *testing.T) {
 		t.Errorf("the dummy has %+v, %v", p, err)
 	}
 	_, salt, _, _ := parsePHC(h.dummy)
-	h.dummy = formatPHC(cheap, salt, argon2.IDKey([]byte(goodPass), salt, cheap.time, cheap.memory, cheap.threads, tagBytes))
+	key := argon2.IDKey([]byte(goodPass), salt, cheap.time, cheap.memory, cheap.threads, tagBytes)
+	h.dummy = formatPHC(cheap, salt, key)
 	if ok, err := h.verify(t.Context(), clientKey{}, goodPass, ""); ok || err != nil {
 		t.Errorf("the dummy's own password = %v, %v, want false", ok, err)
 	}
 }
 
-// TestKnownHashes are of Argon2's reference implementation, Debian's package argon2. (The vectors of
-// RFC 9106 have a secret and associated data, which PHC strings cannot express.)
+// TestKnownHashes verifies hashes of Argon2's reference implementation, Debian's package argon2.
+// (The vectors of RFC 9106 have a secret and associated data, which PHC strings cannot express.)
 func TestKnownHashes(t *testing.T) {
 	t.Parallel()
 	h := newHasher(cheap)
 	for password, encoded := range map[string]string{
-		// printf 'correct horse battery' | argon2 somesalt01234567 -id -t 2 -k 19456 -p 1 -l 32 -v 13 -e
-		"correct horse battery": "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHQwMTIzNDU2Nw$UDoM11ZO7pTPMAhviWtOYptn+dvAa9IfrllhgjUNVec",
+		// printf 'correct horse battery' |
+		//	argon2 somesalt01234567 -id -t 2 -k 19456 -p 1 -l 32 -v 13 -e
+		"correct horse battery": "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHQwMTIzNDU2Nw$" +
+			"UDoM11ZO7pTPMAhviWtOYptn+dvAa9IfrllhgjUNVec",
 		// printf 'p\303\244ssw\303\266rter' | argon2 saltsalt -id -t 3 -k 256 -p 4 -l 16 -v 13 -e
 		"pässwörter": "$argon2id$v=19$m=256,t=3,p=4$c2FsdHNhbHQ$/EdqZiKqcS53ZAHPTOXi+Q",
 	} {
@@ -75,8 +84,10 @@ func TestKnownHashes(t *testing.T) {
 
 func TestTodaysParams(t *testing.T) {
 	t.Parallel()
-	if want := (argonParams{19456, 2, 1}); currentParams != want || saltBytes != 16 || tagBytes != 32 {
-		t.Errorf("currentParams = %+v, salt %d, tag %d; the contract has %+v, 16, 32", currentParams, saltBytes, tagBytes, want)
+	want := argonParams{19456, 2, 1}
+	if currentParams != want || saltBytes != 16 || tagBytes != 32 {
+		t.Errorf("currentParams = %+v, salt %d, tag %d; the contract has %+v, 16, 32",
+			currentParams, saltBytes, tagBytes, want)
 	}
 	salt, tag := make([]byte, 16), make([]byte, 32)
 	h := &hasher{params: argonParams{128, 2, 1}}
@@ -95,8 +106,15 @@ func TestTodaysParams(t *testing.T) {
 	}
 }
 
-// phc is a PHC string with these parameters, salt and tag.
-func phc(params, salt, tag string) string { return "$argon2id$v=19$" + params + "$" + salt + "$" + tag }
+// phc returns a PHC string with these parameters, salt and tag.
+func phc(params, salt, tag string) string {
+	return "$argon2id$v=19$" + params + "$" + salt + "$" + tag
+}
+
+// changedPHC replaces old by new in a valid PHC string.
+func changedPHC(old, new string) string {
+	return strings.Replace(phc("m=19456,t=2,p=1", salt16, tag32), old, new, 1)
+}
 
 const (
 	salt16 = "c29tZXNhbHQwMTIzNDU2Nw"
@@ -137,12 +155,12 @@ var badPHC = map[string]string{
 	"line feed":        phc("m=19456,t=2,p=1", salt16[:4]+"\n"+salt16[4:], tag32),
 	"URL's base64":     phc("m=19456,t=2,p=1", salt16, strings.ReplaceAll(tag32, "+", "-")),
 	"behind":           phc("m=19456,t=2,p=1", salt16, tag32+"$"),
-	"argon2i":          strings.Replace(phc("m=19456,t=2,p=1", salt16, tag32), "argon2id", "argon2i", 1),
-	"argon2d":          strings.Replace(phc("m=19456,t=2,p=1", salt16, tag32), "argon2id", "argon2d", 1),
-	"version 16":       strings.Replace(phc("m=19456,t=2,p=1", salt16, tag32), "v=19", "v=16", 1),
-	"no version":       strings.Replace(phc("m=19456,t=2,p=1", salt16, tag32), "$v=19", "", 1),
+	"argon2i":          changedPHC("argon2id", "argon2i"),
+	"argon2d":          changedPHC("argon2id", "argon2d"),
+	"version 16":       changedPHC("v=19", "v=16"),
+	"no version":       changedPHC("$v=19", ""),
 	"in front":         "x" + phc("m=19456,t=2,p=1", salt16, tag32),
-	"upper case":       strings.Replace(phc("m=19456,t=2,p=1", salt16, tag32), "argon2id", "ARGON2ID", 1),
+	"upper case":       changedPHC("argon2id", "ARGON2ID"),
 }
 
 func TestParsePHC(t *testing.T) {
@@ -152,14 +170,16 @@ func TestParsePHC(t *testing.T) {
 			t.Errorf("%s: parsePHC(%q) = %+v, %v, want errMalformedHash", name, encoded, p, err)
 		}
 	}
-	for params, want := range map[string]argonParams{"m=19456,t=2,p=1": {19456, 2, 1}, "m=8,t=1,p=1": {8, 1, 1}, "m=32,t=1,p=4": {32, 1, 4}, "m=65536,t=10,p=4": {65536, 10, 4}} {
+	for params, want := range map[string]argonParams{"m=19456,t=2,p=1": {19456, 2, 1},
+		"m=8,t=1,p=1": {8, 1, 1}, "m=32,t=1,p=4": {32, 1, 4}, "m=65536,t=10,p=4": {65536, 10, 4}} {
 		if got, _, _, err := parsePHC(phc(params, salt16, tag32)); got != want || err != nil {
 			t.Errorf("parsePHC(%s) = %+v, %v, want %+v", params, got, err, want)
 		}
 	}
 }
 
-// FuzzPHC: what is accepted has one spelling, and a cost that neither panics nor takes the machine.
+// FuzzPHC checks that an accepted string has one spelling, and a cost that neither panics nor
+// exhausts the machine.
 func FuzzPHC(f *testing.F) {
 	f.Add(phc("m=19456,t=2,p=1", salt16, tag32))
 	f.Add(phc("m=65536,t=10,p=4", salt16, tag32))
@@ -177,10 +197,12 @@ func FuzzPHC(f *testing.F) {
 		if again := formatPHC(p, salt, tag); again != encoded {
 			t.Errorf("parsePHC(%q) is written %q", encoded, again)
 		}
-		if p.memory > 64<<10 || p.time > 10 || p.threads > 4 || len(salt) > 64 || len(tag) > 64 || len(tag) < 16 {
+		if p.memory > 64<<10 || p.time > 10 || p.threads > 4 || len(salt) > 64 ||
+			len(tag) > 64 || len(tag) < 16 {
 			t.Fatalf("parsePHC(%q) = %+v: out of bounds", encoded, p)
 		}
-		argon2.IDKey(nil, salt, min(p.time, 1), min(p.memory, 64), p.threads, uint32(len(tag))) // panics on t=0 and p=0; cheap here
+		// IDKey panics on t=0 and p=0; the other parameters are kept low to be fast.
+		argon2.IDKey(nil, salt, min(p.time, 1), min(p.memory, 64), p.threads, uint32(len(tag)))
 	})
 }
 
@@ -196,10 +218,14 @@ func TestBlocklist(t *testing.T) {
 			continue
 		}
 		entries++
-		if utf8.RuneCountInString(word) < 8 || word != strings.ToLower(word) || word != strings.TrimSpace(word) {
+		if utf8.RuneCountInString(word) < 8 || word != strings.ToLower(word) ||
+			word != strings.TrimSpace(word) {
 			t.Errorf("the blocklist holds %q, which no password can be", word)
 		}
-		if checkPasswordChoice(word, "ada@example.com", "Acme") == "" || checkPasswordChoice(strings.ToUpper(word), "ada@example.com", "Acme") == "" {
+		accepted := func(password string) bool {
+			return checkPasswordChoice(password, "ada@example.com", "Acme") == ""
+		}
+		if accepted(word) || accepted(strings.ToUpper(word)) {
 			t.Errorf("%q of the blocklist is accepted", word)
 		}
 	}
@@ -254,7 +280,7 @@ func TestPasswordChoice(t *testing.T) {
 	}
 }
 
-// TestHashGivesBackItsSlot, whatever becomes of the call.
+// TestHashGivesBackItsSlot checks that hash and verify release their slot, also when they fail.
 func TestHashGivesBackItsSlot(t *testing.T) {
 	t.Parallel()
 	h := newHasher(cheap)
