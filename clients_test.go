@@ -28,7 +28,8 @@ func TestTokenForms(t *testing.T) {
 	}
 	login := "username=ada%40example.com&password=" + url.QueryEscape(goodPass)
 	for name, form := range map[string]string{
-		"Swagger UI":     "grant_type=password&" + login + "&scope=&client_id=&client_secret=********",
+		"Swagger UI": "grant_type=password&" + login +
+			"&scope=&client_id=&client_secret=********",
 		"Authlib":        "grant_type=password&" + login + "&audience=latch&resource=x&nonce=1",
 		"an HTML form":   login + "&submit=Log+in",
 		"a stray &":      "&" + login + "&&",
@@ -110,13 +111,15 @@ func TestMultipart(t *testing.T) {
 	a.want(send("/login", func(w *multipart.Writer) {
 		w.WriteField("username", strings.Repeat("x", maxBody))
 	}), 413, "body_too_large")
-	for _, body := range []string{"", "--b\r\nContent-Disposition: form-data; name=\"username\"\r\n\r\nx"} {
+	for _, body := range []string{"",
+		"--b\r\nContent-Disposition: form-data; name=\"username\"\r\n\r\nx"} {
 		header := http.Header{"Content-Type": {"multipart/form-data; boundary=b"}}
 		ans := a.send("POST", "/api/v1/auth/login", header, strings.NewReader(body))
 		a.want(ans, 400, "malformed_body")
 	}
 	header := http.Header{"Content-Type": {"multipart/form-data"}}
-	a.want(a.send("POST", "/api/v1/auth/login", header, strings.NewReader("x")), 400, "malformed_body")
+	ans := a.send("POST", "/api/v1/auth/login", header, strings.NewReader("x"))
+	a.want(ans, 400, "malformed_body")
 	register := http.Header{"Content-Type": {"multipart/form-data; boundary=b"}}
 	a.want(a.send("POST", "/api/v1/auth/register", register, strings.NewReader("--b--")), 415,
 		"unsupported_media_type")
@@ -134,7 +137,7 @@ func TestRevoke(t *testing.T) {
 		t.Errorf("the answer has a body: %s", ans.body)
 	}
 	if a.alive(m.AccessToken) {
-		t.Error("the session lives on")
+		t.Error("the session still accepts tokens")
 	}
 	a.want(revoke(byForm), 200, "") // again: not an error
 	other := a.login(m.Email, goodPass)
@@ -193,29 +196,33 @@ func TestSentBack(t *testing.T) {
 	path := fmt.Sprintf("/api/v1/documents/%d", d.ID)
 	a.want(a.do("PUT", path, m.AccessToken, `{"content":"one"}`), 200, "") // what is stored
 	a.want(a.do("PUT", path, m.AccessToken, `{"content":"two"}`), 422, "embedding_required")
-	a.want(a.do("PUT", "/api/v1/users/me", m.AccessToken, `{"is_admin":true}`), 422, "invalid_request")
+	ans := a.do("PUT", "/api/v1/users/me", m.AccessToken, `{"is_admin":true}`)
+	a.want(ans, 422, "invalid_request")
 }
 
-// TestLenientRequests are harmless habits of clients, which must not be refused.
+// TestLenientRequests sends requests with harmless deviations, which must not be refused.
 func TestLenientRequests(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(c *config) { c.CORSOrigins = []string{"https://app.example"} })
 	admin := a.signUpAdmin("root")
 	token := admin.AccessToken
-	for _, path := range []string{"/health?t=1700000000", "/users?_=1", "/users?&&limit=5&", "/users?q=",
-		"/users?is_active=True&is_admin=1", "/users/me?x=%zz", "/documents?_=1&limit=7"} {
+	for _, path := range []string{"/health?t=1700000000", "/users?_=1", "/users?&&limit=5&",
+		"/users?q=", "/users?is_active=True&is_admin=1", "/users/me?x=%zz",
+		"/documents?_=1&limit=7"} {
 		a.want(a.do("GET", "/api/v1"+path, token, nil), 200, "")
 	}
 	search := `{"embedding":[1,2,3],"limit":77.0}`
-	for _, media := range []string{"application/json;charset=utf8", "application/json; charset=UTF-8; v=1"} {
+	for _, media := range []string{"application/json;charset=utf8",
+		"application/json; charset=UTF-8; v=1"} {
 		header := http.Header{"Content-Type": {media}, "Authorization": {"Bearer " + token},
 			"Content-Encoding": {"identity"}}
 		body := strings.NewReader("\ufeff" + search)
 		a.want(a.send("POST", "/api/v1/documents/search", header, body), 200, "")
 	}
-	preflight := a.send("OPTIONS", "/api/v1/users/me", http.Header{"Origin": {"https://app.example"},
+	request := http.Header{"Origin": {"https://app.example"},
 		"Access-Control-Request-Method": {"PUT"}, "Access-Control-Request-Headers": {
-			"authorization,baggage,cache-control,sentry-trace,traceparent,x-requested-with"}}, nil)
+			"authorization,baggage,cache-control,sentry-trace,traceparent,x-requested-with"}}
+	preflight := a.send("OPTIONS", "/api/v1/users/me", request, nil)
 	allowed := preflight.header.Get("Access-Control-Allow-Headers")
 	for _, name := range []string{"baggage", "sentry-trace", "traceparent", "x-requested-with"} {
 		if !strings.Contains(allowed, name) {
@@ -238,7 +245,7 @@ func TestLenientRequests(t *testing.T) {
 	// axios.post(url, {}) to an operation that takes no body.
 	a.want(a.do("POST", "/api/v1/auth/logout", token, "{}"), 204, "")
 	if a.alive(token) {
-		t.Error("the session lives on")
+		t.Error("the session still accepts tokens")
 	}
 }
 
