@@ -296,6 +296,14 @@ func (d *apiDocument) unseen() (codes []string) {
 	return codes
 }
 
+// Bodies that the document allows.
+const (
+	conformingUser = `{"id":1,"email":"a@b.co","full_name":null,"is_active":true,` +
+		`"is_admin":false,"created_at":"2026-01-02T03:04:05Z","updated_at":"2026-01-02T03:04:05Z"}`
+	conformingProblem = `{"type":"about:blank","title":"t","status":401,"detail":"d",` +
+		`"code":"invalid_token","request_id":"x"}`
+)
+
 // TestConforms shows that the checker finds what it is for.
 func TestConforms(t *testing.T) {
 	t.Parallel()
@@ -307,16 +315,12 @@ func TestConforms(t *testing.T) {
 		}
 		return h
 	}
-	user := `{"id":1,"email":"a@b.co","full_name":null,"is_active":true,"is_admin":false,` +
-		`"created_at":"2026-01-02T03:04:05Z","updated_at":"2026-01-02T03:04:05Z"}`
-	problem := `{"type":"about:blank","title":"t","status":401,"detail":"d",` +
-		`"code":"invalid_token","request_id":"x"}`
 	ok := func(old, new string) answer { // the user, changed
-		body := strings.Replace(user, old, new, 1)
+		body := strings.Replace(conformingUser, old, new, 1)
 		return answer{status: 200, header: header(), body: []byte(body)}
 	}
 	refused := func(old, new string, more ...string) answer {
-		body := strings.Replace(problem, old, new, 1)
+		body := strings.Replace(conformingProblem, old, new, 1)
 		h := header(append([]string{"Content-Type", problemMedia}, more...)...)
 		return answer{status: 401, header: h, body: []byte(body)}
 	}
@@ -343,7 +347,8 @@ func TestConforms(t *testing.T) {
 		"type":            {me, ok(`"id":1`, `"id":"1"`), "is not of type integer"},
 		"time":            {me, ok("05Z", "05+01:00"), "is no time in UTC"},
 		"in a list":       {"/api/v1/users", list, "body.0.is_active"},
-		"code":            {me, refused("invalid_token", "x", challenge...), "body.code is none of"},
+		"code": {me, refused("invalid_token", "x", challenge...),
+			"body.code is none of"},
 		"field of problem": {me, refused("{", `{"more":1,`, challenge...),
 			"undeclared field more"},
 		"operation": {"/api/v1/nothing", answer{status: 200, header: header()}, "does not have"},
@@ -547,7 +552,8 @@ func clientFaults(at string, part any) (faults []string) {
 		if name == "example" || name == "examples" {
 			continue
 		}
-		if slices.Contains([]string{"oneOf", "anyOf", "allOf", "properties", "contentMediaType"}, name) {
+		outside := []string{"oneOf", "anyOf", "allOf", "properties", "contentMediaType"}
+		if slices.Contains(outside, name) {
 			faults = append(faults, at+": "+name+" outside of a named schema")
 		}
 		faults = append(faults, clientFaults(at+"."+name, v)...)
