@@ -18,25 +18,18 @@ import (
 	"time"
 )
 
-// TestAccess calls every route of the table as nobody, as a user, as another user and as an admin.
-// A route that is missing here fails it.
-func TestAccess(t *testing.T) {
-	t.Parallel()
-	a := newApp(t)
-	admin, u, other := a.signUpAdmin("root"), a.signUp("ada"), a.signUp("bob")
-	a.signUpAdmin("second") // so that the last-admin rule stays out of this
-	session := func(m member) string {
-		c, _, _ := parseAccess(a.keys, m.AccessToken)
-		return fmt.Sprint(c.Session)
-	}
-	id := func(m member) string { return fmt.Sprint(m.ID) }
+// accessRow has the status of a call for each kind of caller.
+type accessRow struct {
+	method, path, body             string
+	nobody, user, otherUser, admin int // in this order
+}
+
+// accessRows returns the calls of TestAccess in their order, one for each route.
+func accessRows() []accessRow {
 	fresh := func(name string) string {
 		return fmt.Sprintf(`{"email":"%s@example.com","password":"%s"}`, name, goodPass)
 	}
-	rows := []struct {
-		method, path, body             string
-		nobody, user, otherUser, admin int // in this order
-	}{
+	return []accessRow{
 		{"GET", "/health", "", 200, 200, 200, 200},
 		{"GET", "/health/db", "", 200, 200, 200, 200},
 		{"POST", "/auth/register", fresh("ada"), 409, 409, 409, 409},
@@ -67,10 +60,24 @@ func TestAccess(t *testing.T) {
 			401, 201, 201, 201},
 		{"POST", "/auth/logout", "", 401, 204, 204, 204},
 	}
+}
+
+// TestAccess calls every route of the table as nobody, as a user, as another user and as an admin.
+// A route that is missing here fails it.
+func TestAccess(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	admin, u, other := a.signUpAdmin("root"), a.signUp("ada"), a.signUp("bob")
+	a.signUpAdmin("second") // so that the last-admin rule stays out of this
+	session := func(m member) string {
+		c, _, _ := parseAccess(a.keys, m.AccessToken)
+		return fmt.Sprint(c.Session)
+	}
+	id := func(m member) string { return fmt.Sprint(m.ID) }
 	victim, theirs := a.signUp("victim"), a.signUp("carol")
 	document := a.createDocument(theirs.AccessToken, `{"content":"private","embedding":[1,0,0]}`)
 	covered := map[string]bool{}
-	for _, row := range rows {
+	for _, row := range accessRows() {
 		covered[row.method+" "+row.path] = true
 		target := id(victim)
 		if strings.HasPrefix(row.path, "/auth/sessions") {
@@ -260,6 +267,16 @@ func TestBodies(t *testing.T) {
 	a.want(a.send("POST", "/api/v1/auth/logout", http.Header{
 		"Authorization": {"Bearer " + m.AccessToken}, "Content-Type": {"application/json"}},
 		strings.NewReader("{}")), 204, "")
+}
+
+// TestMalformedBodies sends JSON and forms that are refused.
+func TestMalformedBodies(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	post := func(media, body string) answer {
+		header := http.Header{"Content-Type": {media}}
+		return a.send("POST", "/api/v1/auth/login", header, strings.NewReader(body))
+	}
 	for body, code := range map[string]string{
 		`{"username":"a"`: "malformed_body",
 		"\xff":            "malformed_body",
