@@ -13,7 +13,8 @@ help: ## list the targets
 
 run: ## install what is missing, and serve on port 8000
 	@./setup.sh
-	go run .
+	go build -o latch .
+	@set -m 2>/dev/null; ./latch; exit $$? # a job of its own, so that Ctrl-C ends it, not make
 
 test: ## install what is missing, and run all tests on a PostgreSQL of their own
 	@./setup.sh test

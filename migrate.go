@@ -28,6 +28,7 @@ const (
 	lockPoll      = 50 * time.Millisecond
 	databaseWait  = 60 * time.Second // for a database that is still starting, as in compose
 	databasePoll  = 250 * time.Millisecond
+	databaseLog   = 5 * time.Second // between two lines of the log that say so
 	tablePoll     = 2 * time.Second // for a table that others use: requests go on meanwhile
 )
 
@@ -119,7 +120,7 @@ func connectWhenReady(ctx context.Context, url string, log *slog.Logger) (*pgx.C
 		return nil, err
 	}
 	conf.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
-	for start := time.Now(); ; time.Sleep(databasePoll) {
+	for start, logged := time.Now(), (time.Time{}); ; time.Sleep(databasePoll) {
 		conn, err := pgx.ConnectConfig(ctx, conf.ConnConfig)
 		if err == nil {
 			return conn, nil
@@ -128,7 +129,10 @@ func connectWhenReady(ctx context.Context, url string, log *slog.Logger) (*pgx.C
 		if ctx.Err() != nil || time.Since(start) > databaseWait || !waits {
 			return nil, fmt.Errorf("cannot connect to the database: %w", describe(err))
 		}
-		log.Warn("waiting_for_database", "error", describe(err).Error())
+		if time.Since(logged) >= databaseLog {
+			log.Warn("waiting_for_database", "error", describe(err).Error())
+			logged = time.Now()
+		}
 	}
 }
 

@@ -261,3 +261,19 @@ func TestMigrateCommand(t *testing.T) {
 		}
 	}
 }
+
+// TestWaitingIsLogged once, and then at most every five seconds.
+func TestWaitingIsLogged(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 6500*time.Millisecond)
+	defer cancel()
+	var log logBuffer
+	url := fmt.Sprintf("postgresql://u:canary@127.0.0.1:%d/x", freePort(t))
+	_, err := connectWhenReady(ctx, url, slog.New(slog.NewTextHandler(&log, nil)))
+	if n := strings.Count(log.text(), "waiting_for_database"); err == nil || n < 1 || n > 2 {
+		t.Errorf("%d lines in 6.5 s (%v):\n%s", n, err, log.text())
+	}
+	if strings.Contains(log.text()+err.Error(), "canary") {
+		t.Errorf("the password is logged: %s, %v", log.text(), err)
+	}
+}
