@@ -1029,8 +1029,8 @@ func (b *browser) testChecks(a *app) {
 	b.waitFor(register+" .fault:not(:empty)", "password ")
 }
 
-// testMediaTypes logs in by each media type, revokes the token, and looks at what the document says
-// of read-only members, codes and filters.
+// testMediaTypes logs in by each media type, revokes a token, and looks at what the page shows of
+// read-only members and of codes.
 func (b *browser) testMediaTypes(a *app) {
 	ada := a.signUp("ada")
 	b.open(a.web.URL + "/docs")
@@ -1066,8 +1066,6 @@ func (b *browser) testMediaTypes(a *app) {
 	}
 	b.waitFor(update+" .response:nth-child(n+3) summary", "malformed_body")
 	list := b.openOperation("#/documents/listDocuments")
-	b.write(list+" [name=filter]", `{"lang"`)
-	b.refused(list, "filter must be JSON.")
 	b.write(list+" [name=filter]", `{"lang": "en"}`)
 	if got := b.send(list); got != 200 {
 		b.t.Errorf("GET /documents with a filter = %d", got)
@@ -1233,6 +1231,8 @@ const entityDocument = `{"openapi": "3.1.0", "info": {"title": "Product", "versi
 		"security": [], "responses": {"200": {"description": "OK"}}, "parameters": [
 			{"name": "since", "in": "query", "required": true,
 				"schema": {"type": "string", "format": "date-time"}},
+			{"name": "filter", "in": "query",
+				"schema": {"type": "string", "contentMediaType": "application/json"}},
 			{"name": "tags", "in": "query",
 				"schema": {"type": "array", "items": {"type": "string", "minLength": 2}}}]}}},
 "components": {"schemas": {
@@ -1324,6 +1324,9 @@ func (b *browser) testEntity(a *app) {
 	list := b.openOperation("#/note/listProjects")
 	b.refused(list, "since is required.")
 	b.write(list+" [name=since]", "2026-01-02T03:04:05+02:00")
+	b.write(list+" [name=filter]", `{"lang"`)
+	b.refused(list, "filter must be JSON.")
+	b.write(list+" [name=filter]", `{"lang": "en"}`)
 	b.write(list+" [name=tags]", "red,x")
 	b.refused(list, "tags[1] must have at least 2 characters; it has 1.")
 	b.write(list+" [name=tags]", "red,green")
