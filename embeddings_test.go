@@ -16,12 +16,12 @@ import (
 	"time"
 )
 
-// provider is a server that speaks the protocol of OpenAI's embeddings, and fails as it is told.
+// provider is a server with the protocol of OpenAI's embeddings that can be told to fail.
 type provider struct {
 	*httptest.Server
 	mu     sync.Mutex
 	fail   []http.HandlerFunc // the next answers, before good ones
-	asked  []string           // bodies
+	asked  []string           // paths and bodies of the requests
 	header http.Header        // of the last request
 }
 
@@ -44,18 +44,21 @@ func newProvider(t *testing.T) *provider {
 		var q struct{ Input []string }
 		json.Unmarshal(body, &q)
 		var data []string
-		for i := len(q.Input) - 1; i >= 0; i-- { // not in order: the index counts
-			data = append(data, fmt.Sprintf(`{"object":"embedding","index":%d,"embedding":%s}`, i, fakeEmbedding(q.Input[i])))
+		for i := len(q.Input) - 1; i >= 0; i-- { // out of order: the index decides
+			data = append(data, fmt.Sprintf(`{"object":"embedding","index":%d,"embedding":%s}`,
+				i, fakeEmbedding(q.Input[i])))
 		}
-		fmt.Fprintf(w, `{"object":"list","model":"m","data":[%s],"usage":{"total_tokens":1}}`, strings.Join(data, ","))
+		fmt.Fprintf(w, `{"object":"list","model":"m","data":[%s],"usage":{"total_tokens":1}}`,
+			strings.Join(data, ","))
 	}))
 	t.Cleanup(p.Close)
 	return p
 }
 
-// fakeEmbedding counts some letters: texts of the same letters are near each other.
+// fakeEmbedding counts the letters a, b and c: texts with the same letters have near embeddings.
 func fakeEmbedding(text string) string {
-	return fmt.Sprintf("[%d,%d.5,%d]", strings.Count(text, "a"), strings.Count(text, "b"), strings.Count(text, "c"))
+	return fmt.Sprintf("[%d,%d.5,%d]",
+		strings.Count(text, "a"), strings.Count(text, "b"), strings.Count(text, "c"))
 }
 
 func (p *provider) failWith(fail ...http.HandlerFunc) {
@@ -79,7 +82,7 @@ func status(code int, header ...string) http.HandlerFunc {
 	}
 }
 
-func says(body string) http.HandlerFunc {
+func respondWith(body string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, body) }
 }
 
@@ -90,41 +93,52 @@ func TestEmbeddings(t *testing.T) {
 		c.EmbeddingsURL, c.EmbeddingsModel, c.EmbeddingsKey = p.URL, "small", "a canary key"
 	})
 	m := a.signUp("ada")
-	one := a.createDocument(m.AccessToken, `{"content":"aaaa"}`)
-	a.want(a.do("POST", docsPath, m.AccessToken, `{"documents":[{"content":"bbbb"},{"content":"own","embedding":[0,0,9]},{"content":"ab"}]}`), 201, "")
-	if p.calls() != 2 || p.asked[1] != `/v1/embeddings {"model":"small","input":["bbbb","ab"],"encoding_format":"float","dimensions":3}` || p.header.Get("Authorization") != "Bearer a canary key" {
+	first := a.createDocument(m.AccessToken, `{"content":"aaaa"}`)
+	a.want(a.do("POST", docsPath, m.AccessToken, `{"documents":[{"content":"bbbb"},`+
+		`{"content":"own","embedding":[0,0,9]},{"content":"ab"}]}`), 201, "")
+	const batchRequest = `/v1/embeddings {"model":"small","input":["bbbb","ab"],` +
+		`"encoding_format":"float","dimensions":3}`
+	if p.calls() != 2 || p.asked[1] != batchRequest ||
+		p.header.Get("Authorization") != "Bearer a canary key" {
 		t.Errorf("a batch asked %q", p.asked)
 	}
-	search := func(query string) (found string) {
+	search := func(query string) (contents string) {
 		t.Helper()
-		ans := a.want(a.do("POST", docsPath+"/search", m.AccessToken, map[string]any{"query": query, "limit": 2}), 200, "")
+		body := map[string]any{"query": query, "limit": 2}
+		ans := a.want(a.do("POST", docsPath+"/search", m.AccessToken, body), 200, "")
 		for _, f := range decode[searchResult](ans).Results {
-			found += f.Document.Content + "|"
+			contents += f.Document.Content + "|"
 		}
-		return found
+		return contents
 	}
 	if got := search("aaa"); got != "aaaa|ab|" {
 		t.Errorf("near aaa: %s", got)
 	}
-	path := fmt.Sprintf("%s/%d", docsPath, one.ID)
+	path := fmt.Sprintf("%s/%d", docsPath, first.ID)
 	a.want(a.do("PUT", path, m.AccessToken, `{"content":"cccc"}`), 200, "")
 	if got := search("ccc"); got != "own|cccc|" && got != "cccc|own|" {
 		t.Errorf("new content was not embedded anew: %s", got)
 	}
 	before := p.calls()
 	a.want(a.do("PUT", path, m.AccessToken, `{"metadata":{"x":1}}`), 200, "")
-	a.want(a.do("PUT", docsPath+"/999999", m.AccessToken, `{"content":"paid for nothing"}`), 404, "not_found")
-	a.want(a.do("POST", docsPath+"/search", m.AccessToken, `{"mode":"text","query":"cccc"}`), 200, "")
-	a.want(a.do("POST", docsPath, m.AccessToken, `{"documents":[{"content":"x"},{"content":""}]}`), 422, "invalid_request")
+	a.want(a.do("PUT", docsPath+"/999999", m.AccessToken, `{"content":"paid for nothing"}`),
+		404, "not_found")
+	a.want(a.do("POST", docsPath+"/search", m.AccessToken, `{"mode":"text","query":"cccc"}`),
+		200, "")
+	a.want(a.do("POST", docsPath, m.AccessToken, `{"documents":[{"content":"x"},{"content":""}]}`),
+		422, "invalid_request")
 	if p.calls() != before {
 		t.Errorf("the provider was asked without need: %q", p.asked[before:])
 	}
-	if ans := a.want(a.do("POST", docsPath+"/search", m.AccessToken, `{"mode":"hybrid","query":"cccc"}`), 200, ""); !strings.Contains(string(ans.body), `"mode":"hybrid"`) {
+	hybrid := `{"mode":"hybrid","query":"cccc"}`
+	ans := a.want(a.do("POST", docsPath+"/search", m.AccessToken, hybrid), 200, "")
+	if !strings.Contains(string(ans.body), `"mode":"hybrid"`) {
 		t.Errorf("hybrid by query: %s", ans.body)
 	}
 }
 
-// TestEmbeddingsFail lets the provider fail in each way: 502 or 503 with a code, and nothing is stored.
+// TestEmbeddingsFail makes the provider fail in each way. The response is a 502 or 503 with a code,
+// and nothing is stored.
 func TestEmbeddingsFail(t *testing.T) {
 	t.Parallel()
 	p := newProvider(t)
@@ -132,53 +146,73 @@ func TestEmbeddingsFail(t *testing.T) {
 		c.EmbeddingsURL, c.EmbeddingsModel, c.EmbeddingsKey = p.URL+"/v1/", "small", "a canary key"
 	})
 	m := a.signUp("ada")
-	ok := func(embedding string) string { return `{"data":[{"index":0,"embedding":` + embedding + `}]}` }
+	ok := func(embedding string) string {
+		return `{"data":[{"index":0,"embedding":` + embedding + `}]}`
+	}
 	slow := func(w http.ResponseWriter, r *http.Request) {
 		if time.Sleep(50 * time.Millisecond); r.Context().Err() == nil {
 			panic(http.ErrAbortHandler) // the connection breaks
 		}
 	}
+	type handlers = []http.HandlerFunc
+	const unavailable, failed = "embeddings_unavailable", "embeddings_failed"
 	for name, row := range map[string]struct {
-		fail   []http.HandlerFunc
+		fail   handlers
 		status int
 		code   string
 		calls  int
 	}{
-		"overloaded once":     {[]http.HandlerFunc{status(429, "Retry-After", "0")}, 201, "", 2},
-		"away once":           {[]http.HandlerFunc{status(503, "Retry-After", "0")}, 201, "", 2},
-		"overloaded twice":    {[]http.HandlerFunc{status(429, "Retry-After", "0"), status(429)}, 503, "embeddings_unavailable", 2},
-		"overloaded for long": {[]http.HandlerFunc{status(429, "Retry-After", "3600")}, 503, "embeddings_unavailable", 1},
-		"longer than a time":  {[]http.HandlerFunc{status(429, "Retry-After", "18446744074")}, 503, "embeddings_unavailable", 1}, // in nanoseconds, 64 bits have 0.3 s of it
-		"longer than numbers": {[]http.HandlerFunc{status(503, "Retry-After", "99999999999999999999")}, 503, "embeddings_unavailable", 1},
-		"broken":              {[]http.HandlerFunc{status(500)}, 503, "embeddings_unavailable", 1},
-		"connection broken":   {[]http.HandlerFunc{slow, slow}, 503, "embeddings_unavailable", 0},
-		"refused key":         {[]http.HandlerFunc{status(401)}, 502, "embeddings_failed", 1},
-		"unknown model":       {[]http.HandlerFunc{status(404)}, 502, "embeddings_failed", 1},
-		"redirect":            {[]http.HandlerFunc{status(307, "Location", "http://127.0.0.1:1/")}, 502, "embeddings_failed", 1},
-		"too long a text":     {[]http.HandlerFunc{status(400), status(400)}, 502, "embeddings_failed", 2},
-		"no dimensions":       {[]http.HandlerFunc{status(400)}, 201, "", 2},
-		"no JSON":             {[]http.HandlerFunc{says("<html>")}, 502, "embeddings_failed", 1},
-		"endless":             {[]http.HandlerFunc{says(`{"data":[` + strings.Repeat(" ", 1<<20))}, 502, "embeddings_failed", 1},
-		"empty":               {[]http.HandlerFunc{says(`{}`)}, 502, "embeddings_failed", 1},
-		"two for one":         {[]http.HandlerFunc{says(`{"data":[{"index":0,"embedding":[1,0,0]},{"index":1,"embedding":[1,0,0]}]}`)}, 502, "embeddings_failed", 1},
-		"another index":       {[]http.HandlerFunc{says(`{"data":[{"index":1,"embedding":[1,0,0]}]}`)}, 502, "embeddings_failed", 1},
-		"another dimension":   {[]http.HandlerFunc{says(ok("[1,0]"))}, 502, "embeddings_failed", 1},
-		"null embedding":      {[]http.HandlerFunc{says(ok("null"))}, 502, "embeddings_failed", 1},
-		"base64":              {[]http.HandlerFunc{says(ok(`"AACAPw=="`))}, 502, "embeddings_failed", 1},
-		"null number":         {[]http.HandlerFunc{says(ok("[1,null,0]"))}, 502, "embeddings_failed", 1},
-		"infinite number":     {[]http.HandlerFunc{says(ok("[1e999,0,0]"))}, 502, "embeddings_failed", 1},
-		"zero vector":         {[]http.HandlerFunc{says(ok("[0,0,0]"))}, 502, "embeddings_failed", 1},
-		"number beyond half":  {[]http.HandlerFunc{says(ok("[1e6,0,0]"))}, 502, "embeddings_failed", 1},
-		"trailing data":       {[]http.HandlerFunc{says(ok("[1,0,0]") + "x")}, 502, "embeddings_failed", 1},
+		"overloaded once": {handlers{status(429, "Retry-After", "0")}, 201, "", 2},
+		"away once":       {handlers{status(503, "Retry-After", "0")}, 201, "", 2},
+		"overloaded twice": {
+			handlers{status(429, "Retry-After", "0"), status(429)}, 503, unavailable, 2,
+		},
+		"overloaded for long": {handlers{status(429, "Retry-After", "3600")}, 503, unavailable, 1},
+		// In nanoseconds, 18446744074 s overflow 64 bits and would wrap to 0.3 s.
+		"longer than a time": {
+			handlers{status(429, "Retry-After", "18446744074")}, 503, unavailable, 1,
+		},
+		"longer than numbers": {
+			handlers{status(503, "Retry-After", "99999999999999999999")}, 503, unavailable, 1,
+		},
+		"broken":            {handlers{status(500)}, 503, unavailable, 1},
+		"connection broken": {handlers{slow, slow}, 503, unavailable, 0},
+		"refused key":       {handlers{status(401)}, 502, failed, 1},
+		"unknown model":     {handlers{status(404)}, 502, failed, 1},
+		"redirect": {
+			handlers{status(307, "Location", "http://127.0.0.1:1/")}, 502, failed, 1,
+		},
+		"too long a text": {handlers{status(400), status(400)}, 502, failed, 2},
+		"no dimensions":   {handlers{status(400)}, 201, "", 2},
+		"no JSON":         {handlers{respondWith("<html>")}, 502, failed, 1},
+		"endless": {
+			handlers{respondWith(`{"data":[` + strings.Repeat(" ", 1<<20))}, 502, failed, 1,
+		},
+		"empty": {handlers{respondWith(`{}`)}, 502, failed, 1},
+		"two for one": {handlers{respondWith(`{"data":[{"index":0,"embedding":[1,0,0]},` +
+			`{"index":1,"embedding":[1,0,0]}]}`)}, 502, failed, 1},
+		"another index": {
+			handlers{respondWith(`{"data":[{"index":1,"embedding":[1,0,0]}]}`)}, 502, failed, 1,
+		},
+		"another dimension":  {handlers{respondWith(ok("[1,0]"))}, 502, failed, 1},
+		"null embedding":     {handlers{respondWith(ok("null"))}, 502, failed, 1},
+		"base64":             {handlers{respondWith(ok(`"AACAPw=="`))}, 502, failed, 1},
+		"null number":        {handlers{respondWith(ok("[1,null,0]"))}, 502, failed, 1},
+		"infinite number":    {handlers{respondWith(ok("[1e999,0,0]"))}, 502, failed, 1},
+		"zero vector":        {handlers{respondWith(ok("[0,0,0]"))}, 502, failed, 1},
+		"number beyond half": {handlers{respondWith(ok("[1e6,0,0]"))}, 502, failed, 1},
+		"trailing data":      {handlers{respondWith(ok("[1,0,0]") + "x")}, 502, failed, 1},
 	} {
 		a.embedder.noDimensions.Store(false)
 		p.failWith(row.fail...)
 		before := one[int](t, a.url, `SELECT count(*) FROM documents`)
-		ans := a.want(a.do("POST", docsPath, m.AccessToken, `{"content":"aaaa"}`), row.status, row.code)
+		ans := a.do("POST", docsPath, m.AccessToken, `{"content":"aaaa"}`)
+		a.want(ans, row.status, row.code)
 		if strings.Contains(string(ans.body), "canary") {
 			t.Errorf("%s: the answer passes on what the provider said: %s", name, ans.body)
 		}
-		if stored := one[int](t, a.url, `SELECT count(*) FROM documents`) - before; (stored == 1) != (row.status == 201) {
+		stored := one[int](t, a.url, `SELECT count(*) FROM documents`) - before
+		if (stored == 1) != (row.status == 201) {
 			t.Errorf("%s: %d documents were stored", name, stored)
 		}
 		if row.calls > 0 && p.calls() != row.calls {
@@ -195,53 +229,62 @@ func TestEmbeddingsFail(t *testing.T) {
 		t.Errorf("a provider that refused the field still gets it: %s", last)
 	}
 	p.Close()
-	a.want(a.do("POST", docsPath, m.AccessToken, `{"content":"aaaa"}`), 503, "embeddings_unavailable")
-	a.want(a.do("POST", docsPath+"/search", m.AccessToken, `{"query":"aaaa"}`), 503, "embeddings_unavailable")
-	a.want(a.do("POST", docsPath+"/search", m.AccessToken, `{"query":"aaaa","mode":"text"}`), 200, "")
-	if !strings.Contains(suiteLog.text(), "returned an invalid answer; nothing was stored.: status 401") {
+	a.want(a.do("POST", docsPath, m.AccessToken, `{"content":"aaaa"}`), 503, unavailable)
+	a.want(a.do("POST", docsPath+"/search", m.AccessToken, `{"query":"aaaa"}`), 503, unavailable)
+	a.want(a.do("POST", docsPath+"/search", m.AccessToken, `{"query":"aaaa","mode":"text"}`),
+		200, "")
+	const logged = "returned an invalid answer; nothing was stored.: status 401"
+	if !strings.Contains(suiteLog.text(), logged) {
 		t.Error("the log does not tell that the provider refused the key")
 	}
 }
 
-// TestEmbeddingsAtOnce sends more requests than a provider is asked at once.
+// TestEmbeddingsAtOnce sends more requests at once than the limit of concurrent provider calls.
 func TestEmbeddingsAtOnce(t *testing.T) {
 	t.Parallel()
 	p := newProvider(t)
-	a := newApp(t, func(c *config) { c.EmbeddingsURL, c.EmbeddingsModel = p.URL+"/v1/embeddings", "small" })
+	a := newApp(t, func(c *config) {
+		c.EmbeddingsURL, c.EmbeddingsModel = p.URL+"/v1/embeddings", "small"
+	})
 	m := a.signUp("ada")
-	var now, most atomic.Int64
-	var hold []http.HandlerFunc
+	var current, highest atomic.Int64
+	var slow []http.HandlerFunc
 	for range 30 {
-		hold = append(hold, func(w http.ResponseWriter, r *http.Request) {
-			for n := now.Add(1); n > most.Load(); {
-				most.Store(n)
+		slow = append(slow, func(w http.ResponseWriter, r *http.Request) {
+			for n := current.Add(1); n > highest.Load(); {
+				highest.Store(n)
 			}
 			time.Sleep(10 * time.Millisecond)
-			now.Add(-1)
+			current.Add(-1)
 			io.WriteString(w, `{"data":[{"index":0,"embedding":[1,0,0]}]}`)
 		})
 	}
-	p.failWith(hold...)
-	parallel(30, func(i int) { a.createDocument(m.AccessToken, `{"content":"`+strconv.Itoa(i)+`"}`) })
-	if most.Load() > maxCalls/2 || most.Load() < 2 {
-		t.Errorf("%d calls at once, want at most %d", most.Load(), maxCalls/2)
+	p.failWith(slow...)
+	parallel(30, func(i int) {
+		a.createDocument(m.AccessToken, `{"content":"`+strconv.Itoa(i)+`"}`)
+	})
+	if highest.Load() > maxCalls/2 || highest.Load() < 2 {
+		t.Errorf("%d calls at once, want at most %d", highest.Load(), maxCalls/2)
 	}
 }
 
-// TestEmbeddingsKey looks for the key where it must not be, with the log at its most talkative.
+// TestEmbeddingsKey checks that the key is absent from the log at the level debug.
 func TestEmbeddingsKey(t *testing.T) {
 	t.Parallel()
 	a := newApp(t, func(c *config) {
-		c.EmbeddingsURL, c.EmbeddingsModel, c.EmbeddingsKey = "http://user:canary@127.0.0.1:1/v1", "small", "a canary key"
+		c.EmbeddingsURL, c.EmbeddingsModel = "http://user:canary@127.0.0.1:1/v1", "small"
+		c.EmbeddingsKey = "a canary key"
 	})
 	var log logBuffer
 	m := a.signUp("ada")
 	a.server.log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	a.want(a.do("POST", docsPath, m.AccessToken, `{"content":"aaaa"}`), 503, "embeddings_unavailable")
+	a.want(a.do("POST", docsPath, m.AccessToken, `{"content":"aaaa"}`),
+		503, "embeddings_unavailable")
 	eventually(t, "the access line", func() bool {
 		return strings.Contains(log.text(), "msg=request")
 	})
-	if text := log.text(); strings.Contains(text, "canary") || !strings.Contains(text, "embeddings_unavailable") {
+	if text := log.text(); strings.Contains(text, "canary") ||
+		!strings.Contains(text, "embeddings_unavailable") {
 		t.Errorf("the log: %s", text)
 	}
 }
