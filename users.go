@@ -313,11 +313,6 @@ const emailPattern = "^[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+([.][A-Za-z0-9!#$%&'*+/=?^
 
 var emailGrammar = regexp.MustCompile(emailPattern)
 
-// parseTrimmedEmail is parseEmail without the white space around text.
-func parseTrimmedEmail(text string) (value, refusal string) {
-	return parseEmail(strings.TrimSpace(text))
-}
-
 // parseEmail returns the address in lower case, or why text is none.
 func parseEmail(text string) (value, refusal string) {
 	if len(text) > 254 || strings.IndexByte(text, '@') > 64 { // RFC 5321, section 4.5.3.1
