@@ -227,7 +227,7 @@ const (
 // TestRevocation revokes an account that keeps batches of 500 documents under way.
 func TestRevocation(t *testing.T) {
 	g := newTarget(t, "revocation")
-	g.admin(g.other)
+	g.db.makeAdmin(g.database, g.other.id)
 	for round := range pick(3, 1) {
 		for _, r := range revocations {
 			if !full && r.name != "deactivation" && r.name != "email" && r.name != "deletion" {
@@ -243,7 +243,7 @@ func (g *target) revoke(r revocation, round int) {
 	u := g.startUploader(fmt.Sprintf("%s%d@example.com", r.name, round))
 	defer u.end()
 	if r.name == "demotion" {
-		g.admin(u.member)
+		g.db.makeAdmin(g.database, u.id)
 	}
 	token := u.AccessToken
 	if r.other {

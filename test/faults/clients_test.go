@@ -35,6 +35,7 @@ const noise = 20 * time.Millisecond
 func TestLoginStorm(t *testing.T) {
 	s := newSite(newRow(t, "login-storm"), sharedPostgres(t))
 	target, token := s.replicas[0], s.accounts[0].access()
+	waitForQuiet(t)
 	rest := func() { time.Sleep(3 * time.Second) }
 	idle := max(quantile(s.probed(target, token, rest), .99), noise)
 	rate := s.loginRate(target)
@@ -143,6 +144,7 @@ func (d drips) hold(c net.Conn) time.Duration {
 func TestSlowloris(t *testing.T) {
 	s := newSite(newRow(t, "slowloris"), sharedPostgres(t))
 	target, token := s.replicas[0], s.accounts[0].access()
+	waitForQuiet(t)
 	rest := func() { time.Sleep(5 * time.Second) }
 	idle := max(quantile(s.probed(target, token, rest), .99), noise)
 	before, descriptors := target.memory("VmRSS"), target.descriptors()

@@ -66,8 +66,7 @@ func newLoad(t testing.TB, db *postgres, database string, addresses ...string) *
 			l.createDocument(a)
 		}
 	}
-	admin := fmt.Sprintf("UPDATE users SET is_admin = true WHERE id = %d", l.accounts[0].id)
-	db.sql(database, admin)
+	db.makeAdmin(database, l.accounts[0].id)
 	l.samples = nil
 	return l
 }

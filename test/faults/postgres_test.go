@@ -131,6 +131,12 @@ func (p *postgres) sql(database string, statements ...string) {
 	}
 }
 
+// makeAdmin makes an account an admin.
+func (p *postgres) makeAdmin(database string, id int64) {
+	p.t.Helper()
+	p.sql(database, fmt.Sprintf("UPDATE users SET is_admin = true WHERE id = %d", id))
+}
+
 // count returns the number that a query selects.
 func (p *postgres) count(database, query string, args ...any) (n int64) {
 	p.t.Helper()

@@ -153,11 +153,6 @@ func each(n int, ramp time.Duration, f func(i int)) {
 	wg.Wait()
 }
 
-// admin makes a member an admin.
-func (g *target) admin(m member) {
-	g.db.sql(g.database, fmt.Sprintf("UPDATE users SET is_admin = true WHERE id = %d", m.id))
-}
-
 // must sends a request of the test's own and fails the test where the status is not want.
 func (g *target) must(want int, method, path, token string, body any) answer {
 	g.row.t.Helper()
