@@ -68,7 +68,8 @@ func TestCompileInputPanics(t *testing.T) {
 	}
 	good := row{text, `json:"a" form:"a" min:"1" max:"9" enum:"b,c" default:"b" ` +
 		`doc:"x" example:"c"`}
-	if panicked := compile(good, row{number, `path:"b"`}, row{flag, `query:"c"`}); panicked != nil {
+	if panicked := compile(good, row{number, `path:"b"`}, row{flag,
+		`query:"c"`}); panicked != nil {
 		t.Errorf("compileInput of good tags: %v", panicked)
 	}
 	if compile(good, row{text, `json:"a"`}) == nil {
@@ -260,12 +261,15 @@ func TestSyntax(t *testing.T) {
 	t.Parallel()
 	deep := func(n int) string { return strings.Repeat("[", n) + strings.Repeat("]", n) }
 	for body, valid := range map[string]bool{
-		`{}`: true, " \t\r\n{\"x\": [1, 2] } \n": true, "\ufeff{}": true, `null`: true, `-0.5e+10`: true,
+		`{}`: true, " \t\r\n{\"x\": [1, 2] } \n": true, "\ufeff{}": true, `null`: true,
+		`-0.5e+10`:                     true,
 		`{"x":[{}, [] ,"\u00fC\\\""]}`: true, `{"x":` + deep(5000) + `}`: true, deep(9999): true,
 		"": false, " ": false, "{} {}": false, "{}x": false, "{}\x00": false, `{"x":1,}`: false,
 		`{x:1}`: false, `{'x':1}`: false, `{"x":01}`: false, `{"x":+1}`: false, `{"x":.5}`: false,
-		`{"x":5.}`: false, `{"x":1e}`: false, `{"x":-}`: false, `{"x":NaN}`: false, "[\"\n\"]": false,
-		`["\x"]`: false, `["\u12g4"]`: false, `"\`: false, `[1,]`: false, `[,1]`: false, `[1 2]`: false,
+		`{"x":5.}`: false, `{"x":1e}`: false, `{"x":-}`: false, `{"x":NaN}`: false,
+		"[\"\n\"]": false,
+		`["\x"]`:   false, `["\u12g4"]`: false, `"\`: false, `[1,]`: false, `[,1]`: false,
+		`[1 2]`:   false,
 		`{"a" 1}`: false, `{"a":}`: false, `{"a":1`: false, `[`: false, `]`: false, `"a`: false,
 		`tru`: false, "\x00": false, "{}\u00a0": false, "[\"\xff\"]": false, "// x\n{}": false,
 		"[\"\xed\xa0\x80\"]": false, `{"text":1}}`: false, deep(20_000): false,
@@ -289,7 +293,8 @@ func TestVectorSyntax(t *testing.T) {
 	t.Parallel()
 	in := compileInput(reflect.TypeFor[documentInput]())
 	in.setVectors(2)
-	for _, array := range []string{`[-]`, `[1,-`, `[1.]`, `[1.`, `[1e]`, `[1e-`, `[-,1]`, `[1 2]`, `[1,`, `[`} {
+	for _, array := range []string{`[-]`, `[1,-`, `[1.]`, `[1.`, `[1e]`, `[1e-`, `[-,1]`,
+		`[1 2]`, `[1,`, `[`} {
 		var got documentInput
 		o := newObject(&reader{}, in, reflect.ValueOf(&got).Elem())
 		if o.readJSON([]byte(`{"embedding":` + array + `}`)); o.syntax == "" {
@@ -299,13 +304,20 @@ func TestVectorSyntax(t *testing.T) {
 }
 
 // jsonSeeds are bodies for the fuzz tests.
-var jsonSeeds = []string{`{}`, `null`, `[]`, `{"text":"a","number":1,"flag":true,"name":null}`, `{"number":-0}`, `{"number":1.0}`, `{"number":1e2}`, `{"number":9223372036854775808}`, `{"text":"a","text":"b"}`,
-	`{"TEXT":"a"}`, `{"te\u0078t":"\ud83d\ude00"}`, `{"text":"\ud800"}`, `{"text":"\u0000"}`, `{"text":{"a":[1,"}"]}}`, "\ufeff{}", "{\"text\":\"\xff\"}", `{"text":"a"} {}`, ` { "maybe" : 5 , "flag":false } `,
-	`{"number":"1"}`, `{"flag":1}`, `{"maybe":null}`, `{"":1}`, `{"text":"ſ","ſlag":true}`, `{"name":"\\","text":"\""}`, `{"number":1,"number":1}`, `{"flag":tru}`, `{"a":` + strings.Repeat("[", 50),
-	`{"vector":[1,-2.5e-3]}`, `{"vector":[1,-]}`, `{"vector":[1.,2]}`, `{"vector":[0,1e400]}`, `{"object":{"a":[1,{"b":"\u00fc"}]}}`, `{"object":{"a":-}}`}
+var jsonSeeds = []string{`{}`, `null`, `[]`, `{"text":"a","number":1,"flag":true,"name":null}`,
+	`{"number":-0}`, `{"number":1.0}`, `{"number":1e2}`, `{"number":9223372036854775808}`,
+	`{"text":"a","text":"b"}`,
+	`{"TEXT":"a"}`, `{"te\u0078t":"\ud83d\ude00"}`, `{"text":"\ud800"}`, `{"text":"\u0000"}`,
+	`{"text":{"a":[1,"}"]}}`, "\ufeff{}", "{\"text\":\"\xff\"}", `{"text":"a"} {}`,
+	` { "maybe" : 5 , "flag":false } `,
+	`{"number":"1"}`, `{"flag":1}`, `{"maybe":null}`, `{"":1}`, `{"text":"ſ","ſlag":true}`,
+	`{"name":"\\","text":"\""}`, `{"number":1,"number":1}`, `{"flag":tru}`,
+	`{"a":` + strings.Repeat("[", 50),
+	`{"vector":[1,-2.5e-3]}`, `{"vector":[1,-]}`, `{"vector":[1.,2]}`, `{"vector":[0,1e400]}`,
+	`{"object":{"a":[1,{"b":"\u00fc"}]}}`, `{"object":{"a":-}}`}
 
-// FuzzReadJSON holds the reader against encoding/json: what is accepted is valid for it and means the
-// same, with no member lost or invented.
+// FuzzReadJSON holds the reader against encoding/json: what is accepted is valid for it and means
+// the same, with no member lost or invented.
 func FuzzReadJSON(f *testing.F) {
 	type body struct {
 		Text   *string          `json:"text"`

@@ -190,7 +190,7 @@ func (b *bench) connect(url string, f func(conn *pgx.Conn) error) {
 	}
 }
 
-// sessionID is the id of the session of a loaded account, for ids up to 2³¹. The ids are scattered,
+// sessionID is the id of the session of a loaded account, for ids below 2³¹. They are scattered,
 // as the program's random ones are. pgbench and SQL compute the same.
 func sessionID(user int64) int64 { return user * 1103515245 % 2147483647 }
 

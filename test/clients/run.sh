@@ -83,7 +83,8 @@ row() {
 # all_works NAME: whether the driver has printed each of its steps.
 all_works() {
 	for what in register 'login by' refresh me create 'list with filter' search 422; do
-		grep -q "^works: $what" "$logs/$1.log" || { echo "the driver did not try: $what"; return 1; }
+		grep -q "^works: $what" "$logs/$1.log" ||
+			{ echo "the driver did not try: $what"; return 1; }
 	done
 }
 
@@ -217,7 +218,8 @@ generate_kotlin() {
 
 compile_maven() {
 	cd "$made/$1"
-	mvn -q -B -Dstyle.color=never compile "$mvn_dependency:build-classpath" -Dmdep.outputFile=classpath
+	mvn -q -B -Dstyle.color=never compile "$mvn_dependency:build-classpath" \
+		-Dmdep.outputFile=classpath
 }
 
 drive_java() { java -cp "$made/$1/target/classes:$(cat "$made/$1/classpath")" Driver; }
