@@ -8,6 +8,10 @@ GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 FAULT = go test -tags fault -count=1 -timeout 60m -v
 BENCH = go test -tags bench -run '^TestBench$$' -timeout 60m -v ./test/bench -args
 
+# A tab counts 4 columns; of a character of several bytes, the first counts.
+OVER_100 = { gsub(/\t/, "    "); gsub(/[\200-\277]/, "") } \
+	length > 100 { print FILENAME ":" FNR ": over 100 columns"; bad = 1 } END { exit bad }
+
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 22
 
@@ -23,6 +27,7 @@ test: ## install what is missing, and run all tests on a PostgreSQL of their own
 # What go.mod may require, and no fourth. govulncheck needs its database; without a network it says so.
 lint: ## check form, common mistakes, known vulnerabilities and go.mod
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "gofmt -w is due for:" $$files; exit 1; }
+	@git ls-files -co --exclude-standard '*.go' '*.sh' .ci/run | LC_ALL=C xargs awk '$(OVER_100)'
 	go vet ./... && go vet -tags fault ./... && go vet -tags bench ./...
 	go run $(STATICCHECK) ./...
 	go run $(STATICCHECK) -tags fault ./...
