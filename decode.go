@@ -24,6 +24,8 @@ import (
 
 const maxFaults = 100 // listed in one answer: a body of 16 MiB can have a million
 
+var repeated = fault{"repeated", "is given more than once"}
+
 // fieldError is one entry of a 422's "errors".
 type fieldError struct {
 	Loc  []any  `json:"loc"`
@@ -70,7 +72,7 @@ func (o *object) find(place, name string) *field {
 		case f.name != name || !f.at(place):
 			continue
 		case o.seen[i]:
-			o.add(fault{"repeated", "is given more than once"}, f.name)
+			o.add(repeated, f.name)
 			return nil
 		case f.exclusive:
 			o.exclusive = f.name
@@ -210,12 +212,10 @@ func (s *server) receive(w *responseWriter, r *http.Request, limit int64) ([]byt
 	body.Grow(int(min(max(r.ContentLength, 0), maxBody)) + bytes.MinRead)
 	conn := http.NewResponseController(w.ResponseWriter)
 	last := time.Now().Add(largeTimeout)
-	if limit > maxBody {
-		conn.SetWriteDeadline(last.Add(writeTimeout))
-	}
 	for part := int64(maxBody + 1); ; part = minRate * int64(rateWindow.Seconds()) {
 		if limit > maxBody {
 			conn.SetReadDeadline(time.Now().Add(min(rateWindow, time.Until(last))))
+			conn.SetWriteDeadline(last.Add(writeTimeout))
 		}
 		part = min(part, limit+1-int64(body.Len()))
 		n, err := body.ReadFrom(io.LimitReader(r.Body, part))
@@ -319,9 +319,9 @@ func (rd *reader) value(f *field, dst reflect.Value, at any) {
 			bad.msg += " or null"
 		}
 		rd.next()
-	case f.kind == kindList:
+	case f.items != nil:
 		bad = rd.list(f, f.target(dst))
-	case f.kind == kindStruct:
+	case f.object != nil:
 		o := newObject(rd, f.object, f.target(dst))
 		o.members()
 		o.finish("json")
@@ -334,19 +334,38 @@ func (rd *reader) value(f *field, dst reflect.Value, at any) {
 	rd.loc = rd.loc[:len(rd.loc)-1]
 }
 
-// list reads the array that comes next into the slice dst.
+// list reads an array into the slice dst, or an object into the map dst. The place of a member of a
+// map is its number: its name is the client's.
 func (rd *reader) list(f *field, dst reflect.Value) fault {
-	dst.Set(reflect.MakeSlice(dst.Type(), 0, 0))
+	if f.kind == kindMap {
+		dst.Set(reflect.MakeMap(dst.Type()))
+	} else {
+		dst.Set(reflect.MakeSlice(dst.Type(), 0, 0))
+	}
 	n := 0
 	for rd.token(); rd.more(); n++ {
+		literal := ""
+		if f.kind == kindMap {
+			literal = rd.next()
+		}
 		if int64(n) >= f.max || len(rd.faults) == maxFaults {
 			rd.next()
 			continue
 		}
-		dst.Set(reflect.Append(dst, reflect.Zero(dst.Type().Elem())))
-		rd.value(f.items, dst.Index(n), n)
+		item := reflect.New(dst.Type().Elem()).Elem()
+		if rd.value(f.items, item, n); f.kind == kindList {
+			dst.Set(reflect.Append(dst, item))
+			continue
+		}
+		name, bad := unquote(literal)
+		key := reflect.ValueOf(name)
+		if dst.MapIndex(key).IsValid() {
+			bad = repeated
+		}
+		rd.add(bad, n)
+		dst.SetMapIndex(key, item)
 	}
-	return f.bounded(float64(n), "too_short", "too_long", "have at %s %d items")
+	return f.bounded(float64(n), "too_short", "too_long", "have at %s %s items")
 }
 
 // unquote returns the text of a valid JSON string.
@@ -355,8 +374,25 @@ func unquote(literal string) (string, fault) {
 		return strings.Trim(literal, `"`), fault{}
 	}
 	text, err := jsontext.AppendUnquote(nil, literal)
-	if err != nil {
-		return "", fault{"string_unicode", "must not contain half a surrogate pair"}
+	if err != nil || bytes.IndexByte(text, 0) >= 0 {
+		return "", fault{"string_unicode", "must not contain U+0000 or half a surrogate pair"}
 	}
 	return string(text), fault{}
+}
+
+// text returns the text to keep, or what is wrong with it.
+func (f *field) text(text string) (any, fault) {
+	n := float64(utf8.RuneCountInString(text))
+	bad := f.bounded(n, "string_too_short", "string_too_long", "have at %s %s characters")
+	switch {
+	case !utf8.ValidString(text) || strings.ContainsRune(text, 0):
+		bad = fault{"string_unicode", "must be valid UTF-8 without U+0000"}
+	case bad.msg != "":
+	case f.enum != nil && !slices.Contains(f.enum, text):
+		bad = fault{"enum", "must be one of: " + strings.Join(f.enum, ", ")}
+	case f.format != "":
+		bad.kind = "value_error"
+		text, bad.msg = formats[f.format].rule(text)
+	}
+	return text, bad
 }

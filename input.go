@@ -4,19 +4,22 @@ package main
 // what it may hold. A wrong tag stops the start. The OpenAPI document shows the same limits.
 //
 //	path:"id" query:"limit" json:"email" form:"username"   where the value is, and its name
-//	min:"1" max:"100"   of a number, a text (code points), a list (items), a jsonObject (bytes)
-//	default:"100"       used where the field is absent
+//	min:"1" max:"100"   of a number or time, a text (code points), a list or map (items), a
+//	                    jsonObject (bytes)
 //	enum:"a,b"          the only texts
 //	format:"email"      a rule of the formats table; it may rewrite the text
+//	itemmin:"1"         and itemmax, itemenum, itemformat: the same of each item of a list or map
+//	default:"100"       used where the field is absent
 //	exclusive:"true"    replaces all other fields of the body: either it is given or they are
 //	readonly:"true"     accepted, as clients send back what a GET returned; handlers compare it
 //	doc:"…" example:"…" for the documentation only; doc:"-" keeps the field out of it
 //
-// A field is a string, int64, float64, bool, time.Time, struct or list. It is required unless it
-// has a default or is a pointer or nullable. A jsonObject or vector is optional. Where a field has
-// a json and a form name, the body may be either.
+// A field is a string, int64, float64, bool, time.Time or struct, a list of these, or a map of them
+// by name. It is required unless it has a default or is a pointer or nullable. A jsonObject or
+// vector is optional. Where a field has a json and a form name, the body may be either.
 
 import (
+	"cmp"
 	"encoding/json/jsontext"
 	"errors"
 	"fmt"
@@ -27,7 +30,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 )
 
 // nullable is absent (Set is false), null (Value is nil), or a value.
@@ -44,44 +46,45 @@ type vector []float32
 
 // The kinds of field, named by their JSON types where they have one.
 const (
-	kindText, kindInteger, kindNumber = "string", "integer", "number"
-	kindBoolean, kindTime, kindObject = "boolean", "date-time", "object"
-	kindVector, kindList, kindStruct  = "vector", "list", "struct"
+	kindText, kindInteger, kindNumber, kindBoolean = "string", "integer", "number", "boolean"
+	kindTime, kindObject, kindVector               = "date-time", "object", "vector"
+	kindList, kindMap, kindStruct                  = "list", "map", "struct"
 
 	wholeNumber = "must be a whole number in decimal digits, at most 9223372036854775807"
 	rfc3339     = "must be a time such as 2026-01-02T03:04:05Z (RFC 3339)"
 )
 
-// kinds has the Go type of each kind, the jsontext.Kinds it is read from, and the fault of others.
+// kinds has the Go type of each kind, the jsontext.Kinds it is read from, the tags that limit it,
+// and the fault of other JSON.
 var kinds = map[string]struct {
-	zero  any
-	json  string
-	wrong fault
+	zero         any
+	json, limits string
+	wrong        fault
 }{
-	kindText:    {"", `"`, fault{"string_type", "must be a string"}},
-	kindInteger: {int64(0), "0", fault{"int_type", wholeNumber}},
-	kindNumber:  {0.0, "0", fault{"float_type", "must be a number of 64 bits"}},
-	kindBoolean: {false, "tf", fault{"bool_type", "must be true or false"}},
-	kindTime:    {time.Time{}, `"`, fault{"datetime_type", rfc3339}},
-	kindObject:  {jsonObject{}, "{", fault{"dict_type", "must be an object"}},
-	kindVector:  {vector{}, "[", fault{"list_type", "must be an array of numbers"}},
-	kindList:    {nil, "[", fault{"list_type", "must be an array"}},
-	kindStruct:  {nil, "{", fault{"object_type", "must be an object"}},
+	kindText:    {"", `"`, "min max enum format", fault{"string_type", "must be a string"}},
+	kindInteger: {int64(0), "0", "min max", fault{"int_type", wholeNumber}},
+	kindNumber:  {0.0, "0", "min max", fault{"float_type", "must be a number of 64 bits"}},
+	kindBoolean: {false, "tf", "", fault{"bool_type", "must be true or false"}},
+	kindTime:    {time.Time{}, `"`, "min max", fault{"datetime_type", rfc3339}},
+	kindObject:  {jsonObject{}, "{", "min max", fault{"dict_type", "must be an object"}},
+	kindVector:  {vector{}, "[", "", fault{"list_type", "must be an array of numbers"}},
+	kindList:    {nil, "[", "min max", fault{"list_type", "must be an array"}},
+	kindMap:     {nil, "{", "min max", fault{"dict_type", "must be an object"}},
+	kindStruct:  {nil, "{", "", fault{"object_type", "must be an object"}},
 }
 
-// field is one compiled field of an input, or the items of a list.
+// field is one compiled field of an input, or the items of a list or map.
 type field struct {
-	name, kind          string   // on the wire; one of kinds
-	places              []string // where it may stand: path, query, json, form
-	index               []int    // in the struct
-	items               *field   // of a list
-	object              *input   // of a struct, or of a list of structs
-	min, max            int64
-	enum                []string
-	format, def         string
-	doc, example        string
-	optional, nullable  bool
-	exclusive, readOnly bool
+	name, kind                              string   // on the wire; one of kinds
+	places                                  []string // where it may stand: path, query, json, form
+	index                                   []int    // in the struct
+	items                                   *field   // of a list or map
+	object                                  *input   // of a struct, or of items that are structs
+	min, max                                int64    // of a time: seconds since 1970
+	low, high                               string   // the same as the tags have them
+	enum                                    []string
+	format, def, doc, example               string
+	optional, nullable, exclusive, readOnly bool
 }
 
 // input is a compiled input type.
@@ -106,8 +109,9 @@ var formats = map[string]struct {
 	"password": {checkPasswordLength, ""},
 }
 
-var inputTags = []string{"path", "query", "json", "form", "min", "max", "default", "enum", "format",
-	"exclusive", "readonly", "doc", "example"}
+var inputTags = []string{"path", "query", "json", "form", "min", "max", "enum", "format",
+	"itemmin", "itemmax", "itemenum", "itemformat", "default", "exclusive", "readonly", "doc",
+	"example"}
 
 // compileInput reads the tags of the struct type t. It panics on anything it does not understand.
 func compileInput(t reflect.Type) *input {
@@ -116,15 +120,11 @@ func compileInput(t reflect.Type) *input {
 		if sf.Anonymous {
 			continue // its fields are visited too
 		}
-		refuse := func(bad bool, why string) {
+		f := in.compileField(sf, func(bad bool, why string) {
 			if bad {
 				panic(fmt.Sprintf("%s.%s: %s", t, sf.Name, why))
 			}
-		}
-		f := compileField(sf, refuse)
-		for _, place := range f.places {
-			refuse(slices.Contains(in.names(place), f.name), "another field has its name")
-		}
+		})
 		if f.kind == kindVector || f.kind == kindList && f.object != nil {
 			in.limit = maxLargeBody
 		}
@@ -136,12 +136,11 @@ func compileInput(t reflect.Type) *input {
 	return in
 }
 
-// compileField reads the type and the tags of one field of a struct.
-func compileField(sf reflect.StructField, refuse func(bad bool, why string)) field {
+// compileField reads the type and the tags of the next field of the input.
+func (in *input) compileField(sf reflect.StructField, refuse func(bad bool, why string)) field {
 	tag := sf.Tag.Get
-	f := field{index: sf.Index, max: math.MaxInt64, format: tag("format"), def: tag("default"),
-		exclusive: tag("exclusive") == "true", readOnly: tag("readonly") == "true",
-		doc: tag("doc"), example: tag("example")}
+	f := field{index: sf.Index, def: tag("default"), exclusive: tag("exclusive") == "true",
+		readOnly: tag("readonly") == "true", doc: tag("doc"), example: tag("example")}
 	f.setType(sf.Type)
 	refuse(f.kind == "" || !sf.IsExported(), sf.Type.String()+" is no input type, or not exported")
 	f.optional = f.optional || f.def != "" || f.readOnly
@@ -153,6 +152,7 @@ func compileField(sf reflect.StructField, refuse func(bad bool, why string)) fie
 		}
 		if text != "" && i < 4 {
 			refuse(f.name != "" && f.name != text, "it has two names")
+			refuse(slices.Contains(in.names(key), text), "another field has its name")
 			f.name, f.places = text, append(f.places, key)
 		}
 	}
@@ -162,18 +162,8 @@ func compileField(sf reflect.StructField, refuse func(bad bool, why string)) fie
 	scalar := f.items == nil && f.object == nil && f.kind != kindVector
 	refuse(!slices.Equal(f.places, []string{"json"}) && !scalar ||
 		len(f.places) > 1 && f.places[0] != "json", "a "+f.kind+" cannot stand in these places")
-	for key, to := range map[string]*int64{"min": &f.min, "max": &f.max} {
-		if text := tag(key); text != "" {
-			n, err := strconv.ParseInt(text, 10, 64)
-			refuse(err != nil || f.kind == kindBoolean || f.kind == kindTime, "bad "+key)
-			*to = n
-		}
-	}
-	if tag("enum") != "" {
-		f.enum = strings.Split(tag("enum"), ",")
-	}
-	refuse((f.enum != nil || f.format != "") && f.kind != kindText, "enum and format are of texts")
-	refuse(f.format != "" && formats[f.format].rule == nil, "unknown format")
+	f.setLimits("", tag, refuse)
+	cmp.Or(f.items, &field{}).setLimits("item", tag, refuse)
 	if f.def != "" {
 		_, bad := f.parse(f.def, false)
 		refuse(bad.msg != "", "the default "+bad.msg)
@@ -193,13 +183,46 @@ func (f *field) setType(t reflect.Type) {
 			f.kind, f.optional = kind, f.optional || kind == kindObject || kind == kindVector
 		}
 	}
-	if f.kind == "" && t.Kind() == reflect.Struct && t.NumField() > 0 {
+	kind := map[reflect.Kind]string{reflect.Slice: kindList, reflect.Map: kindMap}[t.Kind()]
+	switch f.max = math.MaxInt64; {
+	case f.kind == kindInteger || f.kind == kindNumber || f.kind == kindTime:
+		f.min = math.MinInt64
+	case f.kind != "":
+	case t.Kind() == reflect.Struct && t.NumField() > 0:
 		f.kind, f.object = kindStruct, compileInput(t)
-	} else if f.kind == "" && t.Kind() == reflect.Slice {
-		f.items = &field{max: math.MaxInt64}
+	case kind == kindList || kind == kindMap && t.Key() == reflect.TypeFor[string]():
+		f.items = &field{}
 		if f.items.setType(t.Elem()); f.items.kind != "" {
-			f.kind, f.object = kindList, f.items.object
+			f.kind, f.object = kind, f.items.object
 		}
+	}
+}
+
+// setLimits reads the tags that limit the values of f, each with a prefix.
+func (f *field) setLimits(prefix string, tag func(string) string, refuse func(bool, string)) {
+	for _, key := range []string{"min", "max", "enum", "format"} {
+		text := tag(prefix + key)
+		if text == "" {
+			continue
+		}
+		refuse(!strings.Contains(kinds[f.kind].limits, key), prefix+key+" is no limit of its type")
+		bound, err := strconv.ParseInt(text, 10, 64)
+		if f.kind == kindTime {
+			t, failed := time.Parse(time.RFC3339, text)
+			bound, err = t.Unix(), failed
+		}
+		switch key {
+		case "min":
+			f.min, f.low = bound, text
+		case "max":
+			f.max, f.high = bound, text
+		case "enum":
+			f.enum, err = strings.Split(text, ","), nil
+		case "format":
+			f.format, err = text, nil
+			refuse(formats[text].rule == nil, "there is no format "+text)
+		}
+		refuse(err != nil || f.min > f.max, text+" is no "+prefix+key)
 	}
 }
 
@@ -248,12 +271,12 @@ func (f *field) parse(text string, isJSON bool) (value any, bad fault) {
 			n, err = int64(x), nil // 77.0 and 1e2 are whole; float64 is exact up to 2^53
 		}
 		if err == nil && (isJSON || strconv.FormatInt(n, 10) == text) { // no sign, no leading zeros
-			return n, f.bounded(float64(n), "greater_than_equal", "less_than_equal", "be at %s %d")
+			return n, f.bounded(float64(n), "greater_than_equal", "less_than_equal", "be at %s %s")
 		}
 	case kindNumber:
 		x, err := strconv.ParseFloat(text, 64)
 		if err == nil && jsontext.Value(text).IsValid() { // not Inf or 0x1p-2
-			return x, f.bounded(x, "greater_than_equal", "less_than_equal", "be at %s %d")
+			return x, f.bounded(x, "greater_than_equal", "less_than_equal", "be at %s %s")
 		}
 	case kindBoolean:
 		b, err := strconv.ParseBool(text)
@@ -261,16 +284,16 @@ func (f *field) parse(text string, isJSON bool) (value any, bad fault) {
 			return b, fault{}
 		}
 	case kindTime:
-		var t time.Time
-		if t.UnmarshalText([]byte(text)) == nil { // stricter than time.Parse
-			return t.UTC(), fault{}
+		if t, err := time.Parse(time.RFC3339, text); err == nil {
+			x := float64(t.UnixMicro()) / 1e6
+			return t.UTC(), f.bounded(x, "greater_than_equal", "less_than_equal", "be at %s %s")
 		}
 	case kindObject:
-		bad = f.bounded(float64(len(text)), "too_short", "too_long", "have at %s %d bytes")
+		bad = f.bounded(float64(len(text)), "too_short", "too_long", "have at %s %s bytes")
 		if bad.msg == "" {
-			bad = fault{"value_error", checkObject(text)}
+			return jsonObject(text), fault{"value_error", checkObject(text)}
 		}
-		return jsonObject(text), bad
+		return nil, bad
 	case kindVector:
 		v, refusal := parseVector(text, int(f.max))
 		return v, fault{"value_error", refusal}
@@ -279,32 +302,15 @@ func (f *field) parse(text string, isJSON bool) (value any, bad fault) {
 	return nil, fault{strings.Replace(wrong.kind, "type", "parsing", 1), wrong.msg}
 }
 
-// bounded returns what is wrong with a number or a size.
+// bounded returns what is wrong with a number, a time in seconds, or a size.
 func (f *field) bounded(x float64, small, large, msg string) fault {
 	switch {
-	case x < float64(f.min):
-		return fault{small, fmt.Sprintf("must "+msg, "least", f.min)}
-	case x > float64(f.max):
-		return fault{large, fmt.Sprintf("must "+msg, "most", f.max)}
+	case f.low != "" && x < float64(f.min):
+		return fault{small, fmt.Sprintf("must "+msg, "least", f.low)}
+	case f.high != "" && x > float64(f.max):
+		return fault{large, fmt.Sprintf("must "+msg, "most", f.high)}
 	}
 	return fault{}
-}
-
-// text returns the text to keep, or what is wrong with it.
-func (f *field) text(text string) (any, fault) {
-	n := float64(utf8.RuneCountInString(text))
-	bad := f.bounded(n, "string_too_short", "string_too_long", "have at %s %d characters")
-	switch {
-	case !utf8.ValidString(text) || strings.ContainsRune(text, 0):
-		bad = fault{"string_unicode", "must be valid UTF-8 without U+0000"}
-	case bad.msg != "":
-	case f.enum != nil && !slices.Contains(f.enum, text):
-		bad = fault{"enum", "must be one of: " + strings.Join(f.enum, ", ")}
-	case f.format != "":
-		bad.kind = "value_error"
-		text, bad.msg = formats[f.format].rule(text)
-	}
-	return text, bad
 }
 
 const (

@@ -85,7 +85,9 @@ type schema struct {
 	Items                *schema  `json:"items,omitzero"`
 	Properties           ordered  `json:"properties,omitzero"`
 	Required             []string `json:"required,omitzero"`
-	AdditionalProperties *bool    `json:"additionalProperties,omitzero"`
+	AdditionalProperties any      `json:"additionalProperties,omitzero"` // a bool, or a schema
+	MinProperties        int64    `json:"minProperties,omitzero"`
+	MaxProperties        int64    `json:"maxProperties,omitzero"`
 	ReadOnly             bool     `json:"readOnly,omitzero"`
 	Description          string   `json:"description,omitzero"`
 }
@@ -309,7 +311,10 @@ func (d *specification) field(owner string, f *field) *schema {
 	if i := slices.Index(o.Enum, ""); i >= 0 { // accepted, but kotlin makes a constant of it
 		o.Enum = slices.Delete(o.Enum, i, i+1)
 	}
-	high := f.max % math.MaxInt64 // 0, which is left out, where there is no bound
+	low, high := &f.min, f.max%math.MaxInt64 // 0, which is left out, where there is no bound
+	if f.min == math.MinInt64 {
+		low = nil
+	}
 	switch f.kind {
 	case kindText:
 		o.Format, o.MinLength, o.MaxLength = f.format, f.min, high
@@ -318,9 +323,9 @@ func (d *specification) field(owner string, f *field) *schema {
 			o.Pattern = `^[^\x00]*$` // what PostgreSQL can store
 		}
 	case kindInteger:
-		o.Format, o.Minimum, o.Maximum = "int64", &f.min, high
+		o.Format, o.Minimum, o.Maximum = "int64", low, high
 	case kindNumber:
-		o.Format, o.Minimum, o.Maximum = "double", &f.min, high
+		o.Format, o.Minimum, o.Maximum = "double", low, high
 	case kindTime:
 		o.Type, o.Format = "string", kindTime
 	case kindObject:
@@ -336,6 +341,9 @@ func (d *specification) field(owner string, f *field) *schema {
 			"Exactly %d numbers, with a norm between 1e-12 and 1e12.", f.max)
 	case kindList:
 		o.Type, o.MinItems, o.MaxItems, o.Items = "array", f.min, high, d.field("", f.items)
+	case kindMap:
+		o.Type, o.MinProperties, o.MaxProperties = "object", f.min, high
+		o.AdditionalProperties = d.field("", f.items)
 	case kindStruct:
 		return d.body(f.object)
 	}

@@ -13,6 +13,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -111,6 +112,11 @@ func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
 func (s *server) addRow(rt *route) {
 	if rt.access == nobody || rt.name == "" || rt.status == 0 || rt.summary == "" {
 		panic(rt.method + " " + rt.path + ": a row needs access, name, status and summary")
+	}
+	names := rt.endpoint.input.names("path")
+	missing := func(name string) bool { return !strings.Contains(rt.path, "{"+name+"}") }
+	if strings.Count(rt.path, "{") != len(names) || slices.ContainsFunc(names, missing) {
+		panic(fmt.Sprintf("%s %s: the path tags of its input are %q", rt.method, rt.path, names))
 	}
 	rt.endpoint.input.setVectors(s.cfg.EmbeddingDimensions)
 	s.route(rt.method, s.cfg.APIPrefix+rt.path, rt, s.serve)
