@@ -13,7 +13,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -113,10 +112,12 @@ func (s *server) addRow(rt *route) {
 	if rt.access == nobody || rt.name == "" || rt.status == 0 || rt.summary == "" {
 		panic(rt.method + " " + rt.path + ": a row needs access, name, status and summary")
 	}
-	names := rt.endpoint.input.names("path")
-	missing := func(name string) bool { return !strings.Contains(rt.path, "{"+name+"}") }
-	if strings.Count(rt.path, "{") != len(names) || slices.ContainsFunc(names, missing) {
-		panic(fmt.Sprintf("%s %s: the path tags of its input are %q", rt.method, rt.path, names))
+	names, rest := rt.endpoint.input.names("path"), rt.path
+	for _, name := range names {
+		rest = strings.Replace(rest, "{"+name+"}", "", 1)
+	}
+	if strings.Contains(rest, "{") || strings.Count(rt.path, "{") != len(names) {
+		panic(rt.path + ": its {names} are not the path tags of its input")
 	}
 	rt.endpoint.input.setVectors(s.cfg.EmbeddingDimensions)
 	s.route(rt.method, s.cfg.APIPrefix+rt.path, rt, s.serve)
@@ -134,7 +135,6 @@ func (s *server) routes() []route {
 		{"GET", "/health/db", anyone, "healthDB", handle(s.healthDB), 200,
 			no{errUnavailable, errShuttingDown},
 			"Readiness: the database answers, and the server is not shutting down"},
-
 		{"POST", "/auth/register", anyone, "register", handle(s.register), 201,
 			no{errEmailTaken, errRegistrationClosed, errBusy, errUnavailable},
 			"Create an account: not an admin, and not logged in"},
@@ -153,7 +153,6 @@ func (s *server) routes() []route {
 			"List your sessions: the newest first"},
 		{"DELETE", "/auth/sessions/{id}", users, "endSession", handle(s.endSession), 204,
 			no{errNotFound}, "End one of your sessions"},
-
 		{"GET", "/users/me", users, "me", handle(s.me), 200, nil, "Read your account"},
 		{"PUT", "/users/me", users, "updateMe", handle(s.updateMe), 200,
 			no{errEmailTaken, errWrongPassword},
@@ -164,7 +163,6 @@ func (s *server) routes() []route {
 		{"DELETE", "/users/me", users, "deleteMe", handle(s.deleteMe), 204,
 			no{errLastAdmin, errWrongPassword},
 			"Delete your account: and all that belongs to it"},
-
 		{"GET", "/users", admins, "listUsers", handle(s.listUsers), 200, nil,
 			"List accounts: in the order of ids, a page at a time"},
 		{"POST", "/users", admins, "createUser", handle(s.createUser), 201,
@@ -180,7 +178,6 @@ func (s *server) routes() []route {
 		{"DELETE", "/users/{id}", admins, "deleteUser", handle(s.deleteUser), 204,
 			no{errNotFound, errSelfDelete, errLastAdmin},
 			"Delete an account: but not your own"},
-
 		{"POST", "/documents", users, "createDocument",
 			handle(s.createDocument).returning(document{}), 201, embeds, "Store a document"},
 		{"POST", "/documents/batch", users, "createDocuments", handle(s.createDocuments), 201,
