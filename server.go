@@ -161,13 +161,11 @@ func (s *server) routes() []route {
 		{"PATCH", "/users/me", users, "patchMe", handle(s.updateMe), 200,
 			no{errEmailTaken, errWrongPassword}, "Change your account: the same as PUT"},
 		{"DELETE", "/users/me", users, "deleteMe", handle(s.deleteMe), 204,
-			no{errLastAdmin, errWrongPassword},
-			"Delete your account: and all that belongs to it"},
+			no{errLastAdmin, errWrongPassword}, "Delete your account: and all that belongs to it"},
 		{"GET", "/users", admins, "listUsers", handle(s.listUsers), 200, nil,
 			"List accounts: in the order of ids, a page at a time"},
 		{"POST", "/users", admins, "createUser", handle(s.createUser), 201,
-			no{errEmailTaken},
-			"Create an account for somebody: also while registration is closed"},
+			no{errEmailTaken}, "Create an account for somebody: also while registration is closed"},
 		{"GET", "/users/{id}", admins, "getUser", handle(s.getUser), 200, no{errNotFound},
 			"Read an account"},
 		{"PUT", "/users/{id}", admins, "updateUser", handle(s.updateUser), 200, account,
@@ -176,8 +174,7 @@ func (s *server) routes() []route {
 		{"PATCH", "/users/{id}", admins, "patchUser", handle(s.updateUser), 200, account,
 			"Change an account: the same as PUT"},
 		{"DELETE", "/users/{id}", admins, "deleteUser", handle(s.deleteUser), 204,
-			no{errNotFound, errSelfDelete, errLastAdmin},
-			"Delete an account: but not your own"},
+			no{errNotFound, errSelfDelete, errLastAdmin}, "Delete an account: but not your own"},
 		{"POST", "/documents", users, "createDocument",
 			handle(s.createDocument).returning(document{}), 201, embeds, "Store a document"},
 		{"POST", "/documents/batch", users, "createDocuments", handle(s.createDocuments), 201,
@@ -238,14 +235,12 @@ func (s *server) route(method, path string, rt *route, next handlerFunc) {
 // of every answer, CORS; and afterwards the recovery of a panic, the metrics, the access log.
 func (s *server) wrap(rt *route, stats *routeStats, next handlerFunc) http.HandlerFunc {
 	return func(rw http.ResponseWriter, r *http.Request) {
+		client, https := s.origin(r)
 		w := &responseWriter{ResponseWriter: rw, server: s, route: rt, stats: stats,
-			start: time.Now(), unread: r.ContentLength != 0}
+			start: time.Now(), unread: r.ContentLength != 0, caller: caller{client: client,
+				requestID: requestID(r), agent: cleanAgent(r.UserAgent())}}
 		s.stats.inFlight.Add(1)
 		defer s.finish(w, r)
-		var https bool
-		w.caller.client, https = s.origin(r)
-		w.caller.requestID = requestID(r)
-		w.caller.agent = cleanAgent(r.UserAgent())
 		h := w.Header()
 		h.Set("X-Request-Id", w.caller.requestID)
 		h.Set("Cache-Control", "no-store") // the assets replace this, and the policy
