@@ -123,12 +123,15 @@ func (s *server) addRow(rt *route) {
 	s.route(rt.method, s.cfg.APIPrefix+rt.path, rt, s.serve)
 }
 
-// routes is the table: all operations, and who may call them. What every row of its kind can answer
-// is not listed: see problems.
+type no = []*problem // refusals; what all rows of a kind can answer is not listed: see problems
+
+// routes is the table: all operations, and who may call them.
 func (s *server) routes() []route {
-	type no = []*problem
+	return append(s.accountRoutes(), s.documentRoutes()...)
+}
+
+func (s *server) accountRoutes() []route {
 	account := no{errEmailTaken, errLastAdmin, errNotFound}
-	embeds := no{errEmbeddingRequired, errEmbeddingsFailed, errEmbeddingsUnavailable}
 	return []route{
 		{"GET", "/health", anyone, "health", handle(s.health), 200, nil,
 			"Liveness: the process answers, whatever the database does"},
@@ -175,6 +178,12 @@ func (s *server) routes() []route {
 			"Change an account: the same as PUT"},
 		{"DELETE", "/users/{id}", admins, "deleteUser", handle(s.deleteUser), 204,
 			no{errNotFound, errSelfDelete, errLastAdmin}, "Delete an account: but not your own"},
+	}
+}
+
+func (s *server) documentRoutes() []route {
+	embeds := no{errEmbeddingRequired, errEmbeddingsFailed, errEmbeddingsUnavailable}
+	return []route{
 		{"POST", "/documents", users, "createDocument",
 			handle(s.createDocument).returning(document{}), 201, embeds, "Store a document"},
 		{"POST", "/documents/batch", users, "createDocuments", handle(s.createDocuments), 201,
@@ -425,17 +434,6 @@ func (s *server) allowed(path string) (allowed []string) {
 		}
 	}
 	return allowed
-}
-
-// matches reports whether a path fits a template such as /users/{id}.
-func matches(template, path string) bool {
-	want, got := strings.Split(template, "/"), strings.Split(path, "/")
-	for i := range min(len(want), len(got)) {
-		if want[i] != got[i] && (got[i] == "" || !strings.HasPrefix(want[i], "{")) {
-			return false
-		}
-	}
-	return len(want) == len(got)
 }
 
 // closeMethods keeps the methods that a literal path lacks from a row with a wildcard:
