@@ -22,7 +22,7 @@ run: ## install what is missing, and serve on port 8000
 
 test: ## install what is missing, and run all tests on a PostgreSQL of their own
 	@./setup.sh test
-	go test -race -p 1 ./... # one after the other: those of test/faults measure time and memory
+	go test -race -p 1 -count=1 ./... # test/faults measures times, of a binary that no cache knows
 
 # What go.mod may require, and no fourth. govulncheck needs its database; without a network it says so.
 lint: ## check form, common mistakes, known vulnerabilities and go.mod
