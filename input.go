@@ -267,7 +267,9 @@ func (f *field) parse(text string, isJSON bool) (value any, bad fault) {
 	case kindInteger:
 		n, err := strconv.ParseInt(text, 10, 64)
 		x, _ := strconv.ParseFloat(text, 64)
-		if err != nil && isJSON && x == math.Trunc(x) && math.Abs(x) <= 1<<53 {
+		mantissa := text[:strings.IndexAny(text+"e", "eE")]
+		tiny := x == 0 && strings.ContainsAny(mantissa, "123456789") // 1e-400 is not whole
+		if err != nil && isJSON && x == math.Trunc(x) && math.Abs(x) <= 1<<53 && !tiny {
 			n, err = int64(x), nil // 77.0 and 1e2 are whole; float64 is exact up to 2^53
 		}
 		if err == nil && (isJSON || strconv.FormatInt(n, 10) == text) { // no sign, no leading zeros
