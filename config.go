@@ -34,7 +34,7 @@ type config struct {
 
 	Port, DatabaseMaxConns, AccessMinutes, RefreshDays, RefreshGrace int64
 
-	EmbeddingDimensions, ShutdownDelay int64
+	EmbeddingDimensions, ShutdownDelay, SlowStatement int64
 
 	SecretKeys, CORSOrigins []string
 	TrustedProxies          []netip.Prefix
@@ -68,6 +68,8 @@ func (c *config) settings() []setting {
 			"most connections to PostgreSQL; 4 to 8 serve a few cores best"},
 		{"DATABASE_ECHO", &c.DatabaseEcho, "false", "",
 			"log statements and durations, never arguments"},
+		{"SLOW_STATEMENT_MS", &c.SlowStatement, "1000", "0 60000", "log statements that take " +
+			"so many milliseconds, never arguments; 0: none"},
 		{"SECRET_KEY", &c.SecretKeys, "", "", "key of 32 bytes or more (openssl rand -hex 32); " +
 			"several with commas: the first signs, all verify; required with DATABASE_URL"},
 		{"ALGORITHM", &c.Algorithm, "HS256", "HS256", "how tokens are signed"},

@@ -47,7 +47,7 @@ func TestDefaults(t *testing.T) {
 	want := config{AppName: "Latch", Docs: true, EmbeddingDimensions: 384, TextSearch: "simple",
 		Host: "127.0.0.1", APIPrefix: "/api/v1", DatabaseMaxConns: 8, Algorithm: "HS256",
 		AccessMinutes: 30, RefreshDays: 7, RefreshGrace: 10, RegistrationOpen: true,
-		LogLevel: "info", LogFormat: "text"}
+		LogLevel: "info", LogFormat: "text", SlowStatement: 1000}
 	if err != nil || !reflect.DeepEqual(*got, want) {
 		t.Errorf("loadConfig of nothing = %+v, %v, want %+v", got, err, want)
 	}
@@ -103,6 +103,8 @@ func TestSettings(t *testing.T) {
 		{"REFRESH_GRACE_SECONDS", "0", int64(0)},
 		{"REFRESH_GRACE_SECONDS", "-1", nil},
 		{"SHUTDOWN_DELAY", "300", int64(300)},
+		{"SLOW_STATEMENT_MS", "0", int64(0)},
+		{"SLOW_STATEMENT_MS", "1s", nil},
 		{"ALGORITHM", "HS256", "HS256"},
 		{"ALGORITHM", "HS512", nil},
 		{"ALGORITHM", "RS256", nil},

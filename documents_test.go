@@ -781,7 +781,8 @@ func TestSearchPlan(t *testing.T) {
 	}
 	defer conn.Close(t.Context())
 	var log logBuffer
-	logged, err := openStore(t.Context(), a.url, 1, slog.New(slog.NewJSONHandler(&log, nil)))
+	logged, err := openStore(t.Context(), a.url, 1,
+		&statementLog{log: slog.New(slog.NewJSONHandler(&log, nil)), echo: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -180,7 +180,8 @@ func (s *server) serve(w *responseWriter, r *http.Request) {
 	err := s.authenticate(w, r)
 	var out any
 	if err == nil {
-		out, err = w.route.endpoint.call(withClient(r.Context(), w.caller.key()), w, r)
+		info := requestInfo{w.caller.key(), w.caller.requestID, w.route.path}
+		out, err = w.route.endpoint.call(withRequest(r.Context(), info), w, r)
 	}
 	if err == nil {
 		err = s.reply(w, r, out)

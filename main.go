@@ -126,11 +126,9 @@ func withDatabase(ctx context.Context, cfg *config, args []string) (err error) {
 	if err != nil || len(args) > 0 && args[0] == "migrate" {
 		return err
 	}
-	var echo *slog.Logger
-	if cfg.DatabaseEcho {
-		echo = log
-	}
-	st, err := openStore(ctx, cfg.DatabaseURL, cfg.DatabaseMaxConns, echo)
+	tracer := &statementLog{log, cfg.DatabaseEcho,
+		time.Duration(cfg.SlowStatement) * time.Millisecond}
+	st, err := openStore(ctx, cfg.DatabaseURL, cfg.DatabaseMaxConns, tracer)
 	if err != nil {
 		return err
 	}

@@ -26,7 +26,6 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/jackc/pgx/v5/tracelog"
 	pgxvector "github.com/pgvector/pgvector-go/pgx"
 )
 
@@ -61,7 +60,9 @@ type store struct {
 }
 
 // openStore opens a pool for a migrated database. It reports only faults of the settings.
-func openStore(ctx context.Context, url string, maxConns int64, echo *slog.Logger) (*store, error) {
+func openStore(
+	ctx context.Context, url string, maxConns int64, tracer pgx.QueryTracer,
+) (*store, error) {
 	conf, err := parseURL(url)
 	if err != nil {
 		return nil, err
@@ -79,9 +80,7 @@ func openStore(ctx context.Context, url string, maxConns int64, echo *slog.Logge
 	for name, value := range serverSettings {
 		conf.ConnConfig.RuntimeParams[name] = cmp.Or(conf.ConnConfig.RuntimeParams[name], value)
 	}
-	if echo != nil {
-		conf.ConnConfig.Tracer = echoTracer(echo)
-	}
+	conf.ConnConfig.Tracer = tracer
 	conf.ConnConfig.OnPgError = func(_ *pgconn.PgConn, err *pgconn.PgError) (keep bool) {
 		if sqlState(err, pgbouncerCodes...) {
 			st.pgbouncer.Store(true)
@@ -156,15 +155,42 @@ func (c boundedConn) SetDeadline(t time.Time) error {
 	return c.Conn.SetDeadline(t)
 }
 
-// echoTracer logs statements and their duration, never their arguments.
-func echoTracer(log *slog.Logger) pgx.QueryTracer {
-	write := func(_ context.Context, _ tracelog.LogLevel, what string, data map[string]any) {
-		if what == "Query" {
-			log.Info("sql", "statement", strings.Join(strings.Fields(data["sql"].(string)), " "),
-				"duration_ms", milliseconds(data["time"].(time.Duration)))
-		}
+// statementLog logs statements with the request that they are for, never their arguments.
+type statementLog struct {
+	log  *slog.Logger
+	echo bool          // log all
+	slow time.Duration // log those that take so long; 0: none
+}
+
+type statementContext struct{} // the key of a context's value: the statement that runs
+
+type statement struct {
+	sql   string
+	start time.Time
+}
+
+// TraceQueryStart and TraceQueryEnd make statementLog a pgx.QueryTracer.
+func (l *statementLog) TraceQueryStart(
+	ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData,
+) context.Context {
+	return context.WithValue(ctx, statementContext{}, statement{data.SQL, time.Now()})
+}
+
+func (l *statementLog) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) {
+	s := ctx.Value(statementContext{}).(statement)
+	took := time.Since(s.start)
+	slow := l.slow > 0 && took >= l.slow
+	if !slow && !l.echo {
+		return
 	}
-	return &tracelog.TraceLog{Logger: tracelog.LoggerFunc(write), LogLevel: tracelog.LogLevelInfo}
+	r := requestOf(ctx)
+	log := l.log.With("request_id", r.id, "route", r.route, "duration_ms", milliseconds(took),
+		"statement", strings.Join(strings.Fields(s.sql), " "))
+	if slow {
+		log.Warn("slow_statement")
+	} else {
+		log.Info("sql")
+	}
 }
 
 // querier is what a connection and a transaction have in common.
@@ -255,17 +281,26 @@ func (st *store) runIdempotent(ctx context.Context, f work) error {
 	}, f)
 }
 
-// clientContext is the key of a context's value that says whose shares of the limiters count.
-type clientContext struct{}
+// requestInfo is what statements know of the request that they are for. The zero value is the
+// program itself.
+type requestInfo struct {
+	client    clientKey // whose shares of the limiters count
+	id, route string    // for the log
+}
 
-// withClient returns ctx for statements of a client; the zero key is the program itself.
-func withClient(ctx context.Context, client clientKey) context.Context {
-	return context.WithValue(ctx, clientContext{}, client)
+type requestContext struct{} // the key of a context's value: its requestInfo
+
+func withRequest(ctx context.Context, r requestInfo) context.Context {
+	return context.WithValue(ctx, requestContext{}, r)
+}
+
+func requestOf(ctx context.Context) requestInfo {
+	r, _ := ctx.Value(requestContext{}).(requestInfo)
+	return r
 }
 
 func acquireSlot(ctx context.Context, l *limiter) (release func(), err error) {
-	client, _ := ctx.Value(clientContext{}).(clientKey)
-	return l.acquire(ctx, client, 1)
+	return l.acquire(ctx, requestOf(ctx).client, 1)
 }
 
 func (st *store) retry(
@@ -391,7 +426,7 @@ func describe(err error) error {
 
 // ping returns nil when the database answers in time.
 func (st *store) ping(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(withClient(ctx, clientKey{}), pingTimeout)
+	ctx, cancel := context.WithTimeout(withRequest(ctx, requestInfo{}), pingTimeout)
 	defer cancel()
 	return st.retry(ctx, pingTimeout, isLostRace, func(ctx context.Context, q querier) error {
 		_, err := q.Exec(ctx, "SELECT 1")

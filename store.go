@@ -282,7 +282,7 @@ func (b *batcher) serve(ctx context.Context, batch []*lookup) {
 			close(l.done)
 		}
 	}()
-	err = b.run(withClient(context.WithoutCancel(ctx), clientKey{}), batch)
+	err = b.run(withRequest(context.WithoutCancel(ctx), requestInfo{}), batch)
 }
 
 const sessionColumns = `s.id, s.user_id, s.generation, s.rotated_at, s.expires_at`

@@ -20,7 +20,8 @@ import (
 func echoingStore(t testing.TB, url string) (*store, *logBuffer) {
 	t.Helper()
 	log := &logBuffer{}
-	st, err := openStore(t.Context(), url, 1, slog.New(slog.NewTextHandler(log, nil)))
+	st, err := openStore(t.Context(), url, 1,
+		&statementLog{log: slog.New(slog.NewJSONHandler(log, nil)), echo: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,18 +63,49 @@ func TestQueriesPerRequest(t *testing.T) {
 		{"POST", "/documents/search", m.AccessToken, nearest, 1 + 1},
 		{"POST", "/auth/logout", m.AccessToken, nil, 1 + 1},
 	} {
-		before := strings.Count(log.text(), "msg=sql")
+		before := strings.Count(log.text(), `"msg":"sql"`)
 		ans := a.do(row.method, "/api/v1"+row.path, row.token, row.body)
 		if ans.status >= 400 && row.token != "x" {
 			t.Errorf("%s = %d: %s", ans.call, ans.status, ans.body)
 		}
-		if got := strings.Count(log.text(), "msg=sql") - before; got != row.want {
+		if got := strings.Count(log.text(), `"msg":"sql"`) - before; got != row.want {
 			t.Errorf("%s makes %d queries, want %d", ans.call, got, row.want)
 		}
 	}
 	if text := log.text(); strings.Contains(text, "b@example.com") ||
 		strings.Contains(text, "argon2") || !strings.Contains(text, "INSERT INTO users") {
 		t.Error("the echo of statements holds arguments, or nothing")
+	}
+}
+
+// TestSlowStatement lets a statement wait for a lock: the log has it with its request, and without
+// its arguments.
+func TestSlowStatement(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m, log := a.signUp("ada"), &logBuffer{}
+	tracer := &statementLog{log: slog.New(slog.NewJSONHandler(log, nil))}
+	st, err := openStore(t.Context(), a.url, 1, tracer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(st.close)
+	a.server.store = st
+	put := func() answer {
+		time.AfterFunc(100*time.Millisecond, hold(t, a.url, `SELECT FROM users FOR UPDATE`))
+		return a.do("PUT", "/api/v1/users/me", m.AccessToken, `{"full_name":"canary"}`)
+	}
+	a.want(put(), 200, "")
+	if text := log.text(); text != "" {
+		t.Errorf("without a limit the log has %s", text)
+	}
+	tracer.slow = 50 * time.Millisecond
+	id := a.want(put(), 200, "").header.Get("X-Request-Id")
+	line := fmt.Sprintf(`"level":"WARN","msg":"slow_statement","request_id":%q,`+
+		`"route":"/users/me","duration_ms":`, id)
+	if text := log.text(); !strings.Contains(text, line) || strings.Contains(text, "canary") ||
+		!strings.Contains(text, `"statement":"SELECT`) {
+		t.Errorf("the log of a slow statement is %s, want %s…", text, line)
 	}
 }
 
@@ -190,7 +222,7 @@ func TestIsNetwork(t *testing.T) {
 	if isNetwork(errors.New("cannot scan")) || isNetwork(nil) {
 		t.Error("a fault of the program counts as a lost connection")
 	}
-	if _, err := openStore(t.Context(), "postgresql://u@127.0.0.1:1/x", 1, quiet); err != nil {
+	if _, err := openStore(t.Context(), "postgresql://u@127.0.0.1:1/x", 1, nil); err != nil {
 		t.Errorf("openStore with the database away = %v: that is no fault of the settings", err)
 	}
 }
