@@ -222,7 +222,8 @@ func newAppOn(t testing.TB, url string, params argonParams, configure ...func(*c
 	for _, f := range configure {
 		f(cfg)
 	}
-	st, err := openStore(t.Context(), url, cfg.DatabaseMaxConns, nil)
+	tracer := &citusTracer{}
+	st, err := openStore(t.Context(), url, cfg.DatabaseMaxConns, tracer)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +234,13 @@ func newAppOn(t testing.TB, url string, params argonParams, configure ...func(*c
 	a.web = httptest.NewUnstartedServer(a.server)
 	a.web.Config = a.server.httpServer()
 	a.web.Start()
-	t.Cleanup(func() { a.web.Close(); st.close() })
+	t.Cleanup(func() {
+		a.web.Close()
+		st.close()
+		if tracer.refused != nil {
+			t.Errorf("Citus would refuse %q", tracer.refused)
+		}
+	})
 	return a
 }
 

@@ -7,6 +7,8 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -52,12 +54,14 @@ func (st *store) createDocuments(
 	if n > 1 {
 		run = st.runBulk
 	}
+	// Citus refuses parameters here.
+	returning := strings.Replace(documentColumns, "$2", strconv.FormatBool(embeddings), 1)
 	docs, err := queryAll(ctx, run, scanDocument(), `
 		INSERT INTO documents AS d (owner_id, content, metadata, embedding)
 		SELECT $1, content, metadata, embedding
-		FROM unnest($3::text[], $4::jsonb[], $5::halfvec[])
+		FROM unnest($2::text[], $3::jsonb[], $4::halfvec[])
 		    WITH ORDINALITY AS item (content, metadata, embedding, place)
-		ORDER BY place RETURNING `+documentColumns, owner, embeddings, contents, metadata, vectors)
+		ORDER BY place RETURNING `+returning, owner, contents, metadata, vectors)
 	// They were numbered in the order of list.
 	slices.SortFunc(docs, func(a, b document) int { return cmp.Compare(a.ID, b.ID) })
 	return docs, err

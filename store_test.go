@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -506,5 +508,61 @@ func TestRestore(t *testing.T) {
 	}
 	if !a.alive(bob.AccessToken) {
 		t.Error("a token of before the restore has ended a session of after it")
+	}
+}
+
+// citusTracer keeps the statements of requests that Citus would refuse where documents is
+// distributed by owner_id and all other tables are local: see docs/citus.md.
+type citusTracer struct {
+	mu      sync.Mutex
+	refused []string
+}
+
+func (c *citusTracer) TraceQueryStart(
+	ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData,
+) context.Context {
+	if requestOf(ctx).route == "" || citusTakes(data.SQL) { // without a route it is a test's own
+		return ctx
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.refused = append(c.refused, data.SQL)
+	return ctx
+}
+
+func (*citusTracer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+var (
+	ofDocuments = regexp.MustCompile(`(FROM|JOIN|INTO|UPDATE) documents\b`)
+	ofOneOwner  = regexp.MustCompile(`INSERT INTO|owner_id = (\$\d|\d)`)
+	localTables = regexp.MustCompile(`\b(` + strings.Join(slices.DeleteFunc(
+		submatches(`CREATE TABLE (\w+)`, schemaSQL),
+		func(name string) bool { return name == "documents" }), "|") + `)\b`)
+	returnsParameter = regexp.MustCompile(`(?s)INSERT INTO.*RETURNING.*\$\d`)
+)
+
+// citusTakes reports whether Citus can send a statement to the one node that has the documents of
+// an owner: it names the owner and no local table, and an INSERT returns no parameter.
+func citusTakes(sql string) bool {
+	return !ofDocuments.MatchString(sql) || ofOneOwner.MatchString(sql) &&
+		!localTables.MatchString(sql) && !returnsParameter.MatchString(sql)
+}
+
+func TestCitusTakes(t *testing.T) {
+	t.Parallel()
+	for sql, want := range map[string]bool{
+		`SELECT id FROM users WHERE id = $1`:                                       true,
+		`SELECT id FROM documents d WHERE d.owner_id = $1`:                         true,
+		`SELECT id FROM documents WHERE owner_id = 7 ORDER BY id`:                  true,
+		`INSERT INTO documents (owner_id) SELECT $1 RETURNING id`:                  true,
+		`UPDATE documents SET metadata = $2 WHERE owner_id = $1 RETURNING $2`:      true,
+		`SELECT id FROM documents WHERE id = $1`:                                   false,
+		`INSERT INTO documents AS d (owner_id) SELECT $1 RETURNING id, $2`:         false,
+		`SELECT d.id FROM documents d JOIN sessions ON true WHERE owner_id = $1`:   false,
+		`DELETE FROM documents WHERE owner_id = $1 AND EXISTS (SELECT FROM users)`: false,
+	} {
+		if got := citusTakes(sql); got != want {
+			t.Errorf("citusTakes(%s) = %t, want %t", sql, got, want)
+		}
 	}
 }
