@@ -104,7 +104,7 @@ type none struct{}
 // caller is who makes a request: the account and session of its token, both zero on a public route,
 // and where the request comes from.
 type caller struct {
-	user
+	account
 	session   int64
 	client    netip.Addr
 	agent     string // the User-Agent header, cut and cleaned
@@ -210,7 +210,7 @@ func (s *server) authenticate(w *responseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if c.user, err = s.store.sessionUser(r.Context(), ref); err != nil {
+	if c.account, err = s.store.sessionUser(r.Context(), ref); err != nil {
 		return accountGone(err)
 	}
 	c.session = ref.session

@@ -120,3 +120,18 @@ ALTER TABLE sessions ADD CONSTRAINT sessions_id_check CHECK (id > 0 AND id < 900
 -- this index.
 ALTER TABLE users DROP CONSTRAINT users_email_key;
 CREATE UNIQUE INDEX users_email_key ON users (email) WHERE email IS NOT NULL;
+
+-- migration 6: HNSW indexes of large owners
+
+-- What "latch index" has measured of an owner's index, which is called documents_hnsw_ and the owner's id. A
+-- search uses the index while the row is here; the sweep drops the index of an owner who has gone.
+CREATE TABLE vector_indexes (
+    owner_id    bigint      NOT NULL,
+    ef_search   integer     NOT NULL,               -- hnsw.ef_search of searches: more finds more, and takes longer
+    recall      float8      NOT NULL,               -- share of the true 10 nearest that searches find
+    documents   bigint      NOT NULL,               -- of the owner when it was measured
+    measured_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT vector_indexes_pkey PRIMARY KEY (owner_id),
+    CONSTRAINT vector_indexes_owner_id_fkey FOREIGN KEY (owner_id) REFERENCES users ON DELETE CASCADE,
+    CONSTRAINT vector_indexes_ef_search_check CHECK (ef_search BETWEEN 1 AND 1000)
+);

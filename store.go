@@ -173,14 +173,20 @@ func (st *store) rehash(ctx context.Context, id int64, oldHash, newHash string) 
 // sessionIsLive is true for a session s of user u that still accepts tokens.
 const sessionIsLive = `s.expires_at > now() AND u.is_active`
 
+// account is an account as its requests need it.
+type account struct {
+	user
+	EfSearch int // of searches by its HNSW index, see searchIndex; 0: its searches are exact
+}
+
 // sessionUser returns the account of a live session: errNotFound where the session has ended or
 // never was the user's, the account is inactive, or the token has expired. It is the one query of
 // most requests, and those that come together share it.
-func (st *store) sessionUser(ctx context.Context, ref sessionRef) (user, error) {
+func (st *store) sessionUser(ctx context.Context, ref sessionRef) (account, error) {
 	return st.lookups.do(ctx, ref)
 }
 
-// runLookups sets user or err of every look-up of a batch, by one statement. Its arguments are
+// runLookups sets account or err of every look-up of a batch, by one statement. Its arguments are
 // numbers, so none can fail it for the others.
 func (st *store) runLookups(ctx context.Context, batch []*lookup) error {
 	n := len(batch)
@@ -190,18 +196,18 @@ func (st *store) runLookups(ctx context.Context, batch []*lookup) error {
 		l.err = errNotFound
 	}
 	type row struct {
-		user
+		account
 		Place int
 	}
 	rows, err := queryAll(ctx, st.runIdempotent, pgx.RowToStructByPos[row], `
-		SELECT `+userColumns+`, t.place
+		SELECT `+userColumns+`, coalesce(x.ef_search, 0), t.place
 		FROM unnest($1::bigint[], $2::bigint[], $3::bigint[])
 		    WITH ORDINALITY AS t (session, account, expires, place)
 		JOIN sessions s ON s.id = t.session AND s.user_id = t.account
-		JOIN users u ON u.id = s.user_id
+		JOIN users u ON u.id = s.user_id LEFT JOIN vector_indexes x ON x.owner_id = u.id
 		WHERE t.expires > extract(epoch FROM now()) AND `+sessionIsLive, sessions, users, expires)
 	for _, r := range rows {
-		batch[r.Place-1].user, batch[r.Place-1].err = r.user, nil
+		batch[r.Place-1].account, batch[r.Place-1].err = r.account, nil
 	}
 	return err
 }
@@ -214,10 +220,10 @@ const (
 
 // lookup is one look-up of a session.
 type lookup struct {
-	ref  sessionRef
-	user user
-	err  error
-	done chan struct{} // closed when user or err is set
+	ref     sessionRef
+	account account
+	err     error
+	done    chan struct{} // closed when account or err is set
 }
 
 // batcher runs look-ups in batches. One that finds a slot free runs a statement at once, with all
@@ -233,8 +239,8 @@ func newBatcher(run func(context.Context, []*lookup) error) *batcher {
 	return &batcher{run, make(chan struct{}, lookupBatches), make(chan *lookup)}
 }
 
-// do returns the user of a look-up. It stops waiting where ctx ends.
-func (b *batcher) do(ctx context.Context, ref sessionRef) (user, error) {
+// do returns the account of a look-up. It stops waiting where ctx ends.
+func (b *batcher) do(ctx context.Context, ref sessionRef) (account, error) {
 	l := &lookup{ref: ref, done: make(chan struct{})}
 	late := time.NewTimer(lookupWait)
 	defer late.Stop()
@@ -250,9 +256,9 @@ func (b *batcher) do(ctx context.Context, ref sessionRef) (user, error) {
 	}
 	select {
 	case <-l.done:
-		return l.user, l.err
+		return l.account, l.err
 	case <-ctx.Done():
-		return user{}, ctx.Err()
+		return account{}, ctx.Err()
 	}
 }
 

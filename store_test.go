@@ -242,7 +242,7 @@ func TestBatches(t *testing.T) {
 			defer inProgress.Add(-1)
 			time.Sleep(10 * time.Millisecond) // the others come meanwhile
 			for _, l := range batch {
-				l.user.ID += l.ref.user
+				l.account.ID += l.ref.user
 			}
 			return nil
 		})
@@ -377,8 +377,8 @@ func TestLookups(t *testing.T) {
 	}
 	for i, l := range batch {
 		ended := i < 2 || l.ref.user == 201 || l.ref.user == 301 || l.ref.user == 401
-		if ended && l.err != errNotFound || !ended && (l.err != nil || l.user.ID != l.ref.user) {
-			t.Errorf("look-up %+v = account %d, %v", l.ref, l.user.ID, l.err)
+		if ended && l.err != errNotFound || !ended && (l.err != nil || l.account.ID != l.ref.user) {
+			t.Errorf("look-up %+v = account %d, %v", l.ref, l.account.ID, l.err)
 		}
 	}
 	if got := strings.Count(log.text(), "JOIN users"); got != 1 {
@@ -404,7 +404,8 @@ func TestLookups(t *testing.T) {
 	lines, err := queryAll(t.Context(), st.run, pgx.RowTo[string],
 		`EXPLAIN EXECUTE `+name+`('{7,8}', '{7,8}', '{7,8}')`, pgx.QueryExecModeSimpleProtocol)
 	plan := strings.Join(lines, "\n")
-	if err != nil || strings.Contains(plan, "Seq Scan") || strings.Count(plan, "Index Scan") != 2 {
+	rest := strings.Replace(plan, "Seq Scan on vector_indexes", "", 1) // which is empty here
+	if err != nil || strings.Contains(rest, "Seq Scan") || strings.Count(plan, "Index Scan") != 2 {
 		t.Errorf("the plan of a look-up (%v):\n%s", err, plan)
 	}
 }
