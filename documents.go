@@ -225,6 +225,7 @@ type searchInput struct {
 	Limit     int64      `json:"limit" min:"1" max:"100" default:"10"`
 	Filter    jsonObject `json:"filter" max:"1024" example:"{\"lang\":\"en\"}"`
 	MinScore  *float64   `json:"min_score" min:"-1" max:"1"`
+	Exact     bool       `json:"exact" default:"false" doc:"Use no index that may miss some."`
 	Include   *string    `query:"include" enum:"embedding"`
 }
 
@@ -237,6 +238,7 @@ type match struct {
 
 type searchResult struct {
 	Mode    string  `json:"mode" example:"vector" doc:"The mode that ran."`
+	Exact   bool    `json:"exact" example:"true" doc:"Whether these are surely the best."`
 	Results []match `json:"results" doc:"The best first, equals by id."`
 }
 
@@ -247,7 +249,8 @@ func (r searchResult) size() (n int) {
 	return n
 }
 
-// search returns the documents of the caller that fit best: min(limit, all that match), always.
+// search returns the documents of the caller that fit best: min(limit, all that match), always, and
+// exactly those, unless the operator has built an index for the caller: then most of them.
 func (s *server) search(ctx context.Context, c *caller, in searchInput) (searchResult, error) {
 	err := in.check()
 	if err == nil && in.Mode != "text" && in.Embedding == nil {
@@ -260,12 +263,20 @@ func (s *server) search(ctx context.Context, c *caller, in searchInput) (searchR
 	if err != nil {
 		return searchResult{}, err
 	}
-	results, err := s.store.search(ctx, c.ID, in, s.cfg.TextSearch)
+	exact := in.Exact || in.Mode != "vector" || c.EfSearch == 0
+	var results []match
+	if !exact {
+		results, err = s.store.searchIndex(ctx, c.ID, in, c.EfSearch)
+		exact = err == nil && int64(len(results)) < in.Limit // a rare filter, or deletions
+	}
+	if exact {
+		results, err = s.store.search(ctx, c.ID, in, s.cfg.TextSearch)
+	}
 	if in.MinScore != nil {
 		low := func(m match) bool { return m.Score < *in.MinScore }
 		results = slices.DeleteFunc(results, low)
 	}
-	return searchResult{in.Mode, results}, err
+	return searchResult{in.Mode, exact, results}, err
 }
 
 // check returns the 422 for fields that do not go together.

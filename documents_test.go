@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -828,6 +829,282 @@ func TestSearchPlan(t *testing.T) {
 			t.Errorf("search %s, want %s (%v):\n%s", body, row.want, err, text)
 		}
 	}
+}
+
+// fill stores n documents of an owner with random vectors, by SQL.
+func (a *app) fill(owner int64, n int) {
+	a.t.Helper()
+	a.sql(`INSERT INTO documents (owner_id, content, metadata, embedding)
+		SELECT $1, 'text', jsonb_build_object('n', i, 'half', i % 2), (SELECT
+		    array_agg(random() - 0.5) FROM generate_series(i, i + $3 - 1))::halfvec
+		FROM generate_series(1, $2) i`, owner, n, a.cfg.EmbeddingDimensions)
+	a.sql(`VACUUM ANALYZE documents`)
+}
+
+// buildIndex builds an index that searches use, without measuring it.
+func (a *app) buildIndex(m member) {
+	a.t.Helper()
+	err := buildIndex(a.t.Context(), a.url, m.ID, 0)
+	if err == nil {
+		err = a.store.saveIndex(a.t.Context(), vectorIndex{Owner: m.ID, EfSearch: 100, Recall: 1,
+			Documents: one[int64](a.t, a.url, fmt.Sprintf(
+				"SELECT count(*) FROM documents WHERE owner_id = %d", m.ID))})
+	}
+	if err != nil {
+		a.t.Fatal(err)
+	}
+}
+
+// searchExact reports whether a search of a member is exact.
+func (a *app) searchExact(by member) bool {
+	a.t.Helper()
+	body := map[string]any{"embedding": randomVector(a.cfg.EmbeddingDimensions)}
+	ans := a.want(a.do("POST", docsPath+"/search", by.AccessToken, body), 200, "")
+	return decode[searchResult](ans).Exact
+}
+
+func randomVector(n int64) (v []float64) {
+	for range n {
+		v = append(v, rand.Float64()-0.5)
+	}
+	return v
+}
+
+// TestIndex searches with an index: most of the true nearest, all of a rare filter, and always as
+// many as there are. Other owners' searches and those that ask for it are exact.
+func TestIndex(t *testing.T) {
+	t.Parallel()
+	a := newDocsApp(t, 8)
+	m, other := a.signUp("ada"), a.signUp("bob")
+	a.fill(m.ID, 3000)
+	a.fill(other.ID, 3000)
+	search := func(by member, body map[string]any, exact bool) (ids []int64) {
+		t.Helper()
+		r := decode[searchResult](a.want(a.do("POST", docsPath+"/search", by.AccessToken, body),
+			200, ""))
+		last := -1.0
+		for _, f := range r.Results {
+			if ids = append(ids, f.Document.ID); f.Distance != nil {
+				if *f.Distance < last {
+					t.Errorf("distance %v after %v", *f.Distance, last)
+				}
+				last = *f.Distance
+			}
+		}
+		if r.Exact != exact {
+			t.Errorf("search %v: exact is %v, with %d results", body, r.Exact, len(ids))
+		}
+		return ids
+	}
+	body := func(more ...any) map[string]any {
+		b := map[string]any{"embedding": randomVector(8)}
+		for i := 0; i < len(more); i += 2 {
+			b[more[i].(string)] = more[i+1]
+		}
+		return b
+	}
+	search(m, body(), true)
+	a.buildIndex(m)
+	hits := 0
+	for i := range 60 {
+		b := body("limit", 10)
+		if i%2 == 1 {
+			b["filter"] = map[string]any{"half": 1}
+		}
+		got := search(m, b, false)
+		b["exact"] = true
+		for _, id := range search(m, b, true) {
+			if slices.Contains(got, id) {
+				hits++
+			}
+		}
+		delete(b, "exact")
+	}
+	if hits < 570 {
+		t.Errorf("searches by the index found %d of the 600 nearest", hits)
+	}
+	search(other, body(), true)
+	search(m, map[string]any{"mode": "text", "query": "text"}, true)
+	search(m, body("mode", "hybrid", "query", "text"), true)
+	if got := search(m, body("filter", map[string]any{"n": 7}), true); len(got) != 1 {
+		t.Errorf("a filter that one document matches found %d", len(got))
+	}
+	added := a.createDocument(m.AccessToken,
+		`{"content":"new","embedding":[9,9,9,9,9,9,9,-9]}`)
+	nearest := map[string]any{"embedding": []int{9, 9, 9, 9, 9, 9, 9, -9}, "limit": 1}
+	if got := search(m, nearest, false); !slices.Equal(got, []int64{added.ID}) {
+		t.Errorf("nearest to a new document is %v", got)
+	}
+	path := fmt.Sprintf("%s/%d", docsPath, added.ID)
+	a.want(a.do("PUT", path, m.AccessToken, body()), 200, "")
+	if got := search(m, nearest, false); slices.Equal(got, []int64{added.ID}) {
+		t.Error("a document is found by the vector that it had")
+	}
+	a.sql(`DELETE FROM documents WHERE owner_id = $1 AND (metadata->>'n')::int > 12`, m.ID)
+	if got := search(m, body("limit", 11), false); len(got) != 11 {
+		t.Errorf("after deletions %d results, want 11", len(got))
+	}
+	if got := search(m, body("limit", 20), true); len(got) != 13 {
+		t.Errorf("%d results of 13 documents", len(got))
+	}
+	if err := a.store.dropIndex(t.Context(), m.ID); err != nil {
+		t.Fatal(err)
+	}
+	search(m, body(), true)
+	if list, err := a.store.listIndexes(t.Context()); len(list) != 0 || err != nil {
+		t.Errorf("after -drop there is %v, %v", list, err)
+	}
+}
+
+// TestIndexSweep: a sweep drops the index of an account that is gone, measures one again when its
+// owner has grown by a tenth, and warns where it finds too few.
+func TestIndexSweep(t *testing.T) {
+	t.Parallel()
+	a := newDocsApp(t, 64)
+	m, gone := a.signUp("ada"), a.signUp("bob")
+	a.fill(m.ID, 2000)
+	a.fill(gone.ID, 10)
+	a.buildIndex(m)
+	a.buildIndex(gone)
+	a.sql(`UPDATE vector_indexes SET ef_search = 1 WHERE owner_id = $1`, m.ID)
+	a.sql(`DELETE FROM users WHERE id = $1`, gone.ID)
+	check := func() (list []vectorIndex) {
+		t.Helper()
+		err := a.checkIndexes(t.Context())
+		if err == nil {
+			list, err = a.store.listIndexes(t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	if list := check(); len(list) != 1 || list[0].Owner != m.ID || list[0].Recall != 1 {
+		t.Errorf("after a sweep there are %+v", list)
+	}
+	a.fill(m.ID, 199)
+	if check()[0].Recall != 1 {
+		t.Error("it was measured again after growing by less than a tenth")
+	}
+	a.fill(m.ID, 1)
+	metric := func() string {
+		var metrics strings.Builder
+		a.writeMetrics(&metrics)
+		return strings.Join(submatches(`(?m)^latch_index_recall\{user_id="\d+"\} (.*)`,
+			metrics.String()), " ")
+	}
+	if got := metric(); got != "1" {
+		t.Errorf("the metric is %s", got)
+	}
+	list := check()
+	if list[0].Documents != 2200 || list[0].Recall > lowRecall || list[0].Recall <= 0 ||
+		metric() != fmt.Sprint(list[0].Recall) {
+		t.Errorf("after growing by a tenth: %+v, metric %s", list[0], metric())
+	}
+	if !strings.Contains(suiteLog.text(), `"msg":"recall_low","user_id":`) {
+		t.Error("no warning of a low recall")
+	}
+}
+
+// TestIndexPlan looks at PostgreSQL's plans while an owner has an index: its searches take it,
+// others and exact ones never do, whether or not PostgreSQL knows the owner when it plans.
+func TestIndexPlan(t *testing.T) {
+	t.Parallel()
+	a := newDocsApp(t, 8)
+	m, other := a.signUp("ada"), a.signUp("bob")
+	a.fill(m.ID, 3000)
+	a.fill(other.ID, 3000)
+	a.buildIndex(m)
+	var log logBuffer
+	st, err := openStore(t.Context(), a.url, 1,
+		&statementLog{log: slog.New(slog.NewJSONHandler(&log, nil)), echo: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(st.close)
+	in := searchInput{Mode: "vector", Limit: 10, Embedding: vector{1, 2, 3, 4, 5, 6, 7, 8}}
+	for _, row := range []struct {
+		name, args string
+		index      bool
+		search     func() ([]match, error)
+	}{
+		{"by the index", `%d, false, '[1,2,3,4,5,6,7,8]'`, true, func() ([]match, error) {
+			return st.searchIndex(t.Context(), m.ID, in, 40)
+		}},
+		{"by the index, filtered", `%d, false, '[1,2,3,4,5,6,7,8]', '{}'`, true,
+			func() ([]match, error) {
+				in := in
+				in.Filter = jsonObject(`{"half":1}`)
+				return st.searchIndex(t.Context(), m.ID, in, 40)
+			}},
+		{"exact", `%d, false, 10, '[1,2,3,4,5,6,7,8]'`, false, func() ([]match, error) {
+			return st.search(t.Context(), m.ID, in, "simple")
+		}},
+		{"hybrid", `%d, false, 10, '[1,2,3,4,5,6,7,8]', 'simple', 'text'`, false,
+			func() ([]match, error) {
+				in := in
+				in.Mode, in.Query = "hybrid", new("text")
+				return st.search(t.Context(), m.ID, in, "simple")
+			}},
+	} {
+		if _, err := row.search(); err != nil {
+			t.Fatal(err)
+		}
+		text := lastSearch(t, log.text())
+		for _, mode := range []string{"force_generic_plan", "force_custom_plan"} {
+			for _, owner := range []int64{m.ID, other.ID} {
+				plan := a.plan(mode, text, fmt.Sprintf(row.args, owner))
+				if strings.Contains(plan, "hnsw") != row.index {
+					t.Errorf("search %s, %s, by account %d:\n%s", row.name, mode, owner, plan)
+				}
+			}
+		}
+	}
+	in.Limit = 50
+	_, err = st.searchIndex(t.Context(), m.ID, in, 40)
+	if err != nil || !strings.Contains(log.text(), "hnsw.ef_search = 200") {
+		t.Errorf("ef_search does not grow with the limit; %v", err)
+	}
+	prepared, err := queryOne(t.Context(), st.run, pgx.RowTo[int], `SELECT count(*)::int
+		FROM pg_prepared_statements WHERE statement LIKE 'WITH%embedding <=>%'`)
+	if prepared != 0 || err != nil {
+		t.Errorf("%d statements of one owner stay prepared, %v", prepared, err)
+	}
+}
+
+// lastSearch returns the last statement of a log that looks for documents.
+func lastSearch(t testing.TB, log string) string {
+	t.Helper()
+	lines := strings.Split(strings.TrimSpace(log), "\n")
+	for _, line := range slices.Backward(lines) {
+		var entry struct{ Statement string }
+		if err := json.Unmarshal([]byte(line), &entry); err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(entry.Statement, "WITH") {
+			return entry.Statement
+		}
+	}
+	t.Fatalf("the log has no search: %s", log)
+	return ""
+}
+
+// plan returns PostgreSQL's plan of a statement with these arguments.
+func (a *app) plan(mode, statement, args string) string {
+	a.t.Helper()
+	conn, err := pgx.Connect(a.t.Context(), a.url+"&random_page_cost=1.1&plan_cache_mode="+mode)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	defer conn.Close(a.t.Context())
+	const simple = pgx.QueryExecModeSimpleProtocol
+	_, err = conn.Exec(a.t.Context(), `PREPARE p AS `+statement, simple)
+	rows, _ := conn.Query(a.t.Context(), `EXPLAIN EXECUTE p(`+args+`)`, simple)
+	plan, err2 := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err := errors.Join(err, err2); err != nil {
+		a.t.Fatal(err)
+	}
+	return strings.Join(plan, "\n")
 }
 
 // TestDimensions stores and searches at the limits of EMBEDDING_DIMENSIONS and of the covering

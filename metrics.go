@@ -38,7 +38,8 @@ type serverStats struct {
 	routes       []*routeStats
 	other        routeStats
 	inFlight     atomic.Int64
-	refreshReuse atomic.Int64 // refresh tokens that came again too late
+	refreshReuse atomic.Int64                  // refresh tokens that came again too late
+	indexes      atomic.Pointer[[]vectorIndex] // as of the last sweep
 }
 
 func (st *routeStats) observe(status int, took time.Duration) {
@@ -130,6 +131,14 @@ func (s *server) serverMetrics() []metric {
 		used[label], waiting[label] = l.state()
 	}
 	draining := map[bool]int{true: 1}[s.draining.Load()]
+	recalls := labelled{}
+	if indexes := s.stats.indexes.Load(); indexes != nil {
+		for _, x := range *indexes {
+			if x.EfSearch > 0 {
+				recalls[fmt.Sprintf("user_id=\"%d\"", x.Owner)] = x.Recall
+			}
+		}
+	}
 	return []metric{
 		{"latch_build_info", "The program.", labelled{build: 1}},
 		{"latch_draining", "1 while the server is shutting down.", draining},
@@ -137,6 +146,7 @@ func (s *server) serverMetrics() []metric {
 		{"latch_http_requests_in_flight", "Requests being answered.", s.stats.inFlight.Load()},
 		{"latch_refresh_reuse_total", "Sessions ended because a refresh token came again.",
 			s.stats.refreshReuse.Load()},
+		{"latch_index_recall", "Share of the nearest that an index found.", recalls},
 		{"latch_limiter_units", "Units that may be in use at once: slots, or bytes.", units},
 		{"latch_limiter_units_used", "Units in use.", used},
 		{"latch_limiter_waiting", "Requests that wait for units.", waiting},

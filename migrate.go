@@ -1,18 +1,21 @@
 package main
 
-// migrate.go applies the sections of schema.sql. Any number of processes may start at once: each
-// section is applied by one of them, under an advisory lock that ends with its transaction, so that
-// neither a killed process nor PgBouncer's transaction mode leaves it behind. The lock is polled,
-// each time in a new transaction: one that waits would hold a snapshot, for whose end CREATE INDEX
-// CONCURRENTLY waits in turn.
+// migrate.go applies the sections of schema.sql, and at its end builds and measures the HNSW
+// indexes of large owners. Any number of processes may start at once: each section is applied by
+// one of them, under an advisory lock that ends with its transaction, so that neither a killed
+// process nor PgBouncer's transaction mode leaves it behind. The lock is polled, each time in a new
+// transaction: one that waits would hold a snapshot, for whose end CREATE INDEX CONCURRENTLY waits
+// in turn.
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	_ "embed"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -246,4 +249,182 @@ func (st *store) checkChoices(ctx context.Context, cfg *config) error {
 		}
 	}
 	return errors.Join(append(problems, err)...)
+}
+
+// ---- HNSW indexes of large owners ----
+
+// buildIndex builds owner's index, unless there is a valid one, on a connection of its own without
+// time-outs. The graph should fit into memory, in bytes: without, a build takes ten times as long.
+// PostgreSQL goes on with a build whose client was killed, and keeps its lock, so that another call
+// waits for it; the index of one that failed is dropped first. One process builds: several need
+// shared memory that containers seldom have, and pgvector before 0.8.2 has a fault there.
+func buildIndex(ctx context.Context, url string, owner, memory int64) error {
+	conf, err := parseURL(url)
+	if err != nil {
+		return err
+	}
+	params, name := conf.ConnConfig.RuntimeParams, indexName(owner)
+	params["max_parallel_maintenance_workers"] = "0"
+	params["maintenance_work_mem"] = cmp.Or(params["maintenance_work_mem"],
+		fmt.Sprintf("%dkB", max(memory>>10, 64<<10)))
+	conf.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
+	conn, err := pgx.ConnectConfig(ctx, conf.ConnConfig)
+	if err != nil {
+		if sqlState(err, pgbouncerCodes...) {
+			return errors.New("DATABASE_URL must lead to PostgreSQL itself, not to PgBouncer")
+		}
+		return describe(err)
+	}
+	defer func() {
+		conn.Close(context.WithoutCancel(ctx))
+		<-conn.PgConn().CleanupDone() // where ctx has ended, the build is cancelled
+	}()
+	_, err = conn.Exec(ctx, timeouts, "0", false)
+	for locked := false; err == nil && !locked; time.Sleep(lockPoll) {
+		locked, err = queryOne(ctx, on(conn), pgx.RowTo[bool],
+			`SELECT pg_try_advisory_lock(hashtextextended($1, 0))`, name)
+	}
+	valid := false
+	if err == nil {
+		valid, err = queryOne(ctx, on(conn), pgx.RowTo[bool], `SELECT EXISTS (
+			SELECT FROM pg_index WHERE indexrelid = to_regclass($1) AND indisvalid)`, name)
+	}
+	for _, sql := range []string{"DROP INDEX CONCURRENTLY IF EXISTS " + name,
+		fmt.Sprintf(`CREATE INDEX CONCURRENTLY %s ON documents USING hnsw
+			(embedding halfvec_cosine_ops) WITH (ef_construction = 128) WHERE owner_id = %d`,
+			name, owner)} {
+		if err == nil && !valid {
+			_, err = conn.Exec(ctx, sql)
+		}
+	}
+	if sqlState(err, "42501") {
+		return errors.New("the role of DATABASE_URL must own the table documents")
+	}
+	return describe(err)
+}
+
+// indexProgress returns the phase of the build of owner's index and how many documents are in it,
+// or errNotFound where there is none.
+func (st *store) indexProgress(ctx context.Context, owner int64) (string, error) {
+	return queryOne(ctx, st.run, pgx.RowTo[string], `
+		SELECT concat_ws(' ', phase, nullif(tuples_done, 0))
+		FROM pg_stat_progress_create_index WHERE index_relid = to_regclass($1)`, indexName(owner))
+}
+
+// checkPgvector returns an error where pgvector is too old for searchIndex.
+func (st *store) checkPgvector(ctx context.Context) error {
+	err := requireRow(exec(ctx, st.run, `SELECT FROM pg_extension
+		WHERE extname = 'vector' AND string_to_array(extversion, '.')::int[] >= '{0,8}'`))
+	if errors.Is(err, errNotFound) {
+		return errors.New("an index needs pgvector 0.8 or later: install it, and then run " +
+			"ALTER EXTENSION vector UPDATE")
+	}
+	return err
+}
+
+const (
+	enoughRecall  = 0.99             // of the ef_search that is chosen
+	lowRecall     = 0.97             // of an owner who has grown: below it the operator is warned
+	checkSearches = 25               // of each kind, on a server at work,
+	checkLimit    = 20 * time.Second // and when there are no more
+)
+
+// measurement is how searches with one ef_search compare with exact ones.
+type measurement struct {
+	efSearch int        // 0: exact ones
+	recalls  [2]float64 // recall@10 for vectors that the owner has, and for mixtures of two
+	took     []time.Duration
+}
+
+// recall returns the lower of the two: queries are seldom like a document.
+func (m measurement) recall() float64 { return min(m.recalls[0], m.recalls[1]) }
+
+// within returns the time in ms within which p percent of the searches were answered.
+func (m measurement) within(p int) float64 {
+	return milliseconds(slices.Sorted(slices.Values(m.took))[(len(m.took)-1)*p/100])
+}
+
+// measureIndex searches for n random vectors of owner and for n mixtures of two of them, or for as
+// many as limit allows, exactly and by the index with each of efSearches, in this order.
+func (s *server) measureIndex(
+	ctx context.Context, owner int64, efSearches []int, n int64, limit time.Duration,
+) ([]measurement, error) {
+	vectors, err := s.store.sampleVectors(ctx, owner, n)
+	list := []measurement{{}}
+	for _, ef := range efSearches {
+		list = append(list, measurement{efSearch: ef})
+	}
+	for i, start := 0, time.Now(); i < 2*len(vectors) && (i < 2 || time.Since(start) < limit); i++ {
+		in := searchInput{Mode: "vector", Limit: 10}
+		other := vectors[(i/2+i%2)%len(vectors)].Slice() // i is odd: the next one
+		for k, x := range vectors[i/2].Slice() {
+			in.Embedding = append(in.Embedding, 0.6*x+0.4*other[k])
+		}
+		farthest := 0.0 // of the true nearest
+		for k := range list {
+			var got []match
+			m, begin := &list[k], time.Now()
+			if m.efSearch == 0 {
+				got, err = s.store.search(ctx, owner, in, s.cfg.TextSearch)
+			} else {
+				got, err = s.store.searchIndex(ctx, owner, in, m.efSearch)
+			}
+			if err != nil {
+				return nil, err
+			}
+			m.took = append(m.took, time.Since(begin))
+			for _, found := range got {
+				if m.efSearch == 0 {
+					farthest = *found.Distance
+				}
+				if *found.Distance <= farthest {
+					m.recalls[i%2]++
+				}
+			}
+		}
+	}
+	for kind, all := range list[0].recalls {
+		for k := range list {
+			list[k].recalls[kind] /= all
+		}
+	}
+	return list, err
+}
+
+// checkIndexes drops the indexes of accounts that are gone, measures again those of owners who have
+// grown by a tenth, and keeps what is known of all for the metrics.
+func (s *server) checkIndexes(ctx context.Context) error {
+	list, err := s.store.listIndexes(ctx)
+	for i := range list {
+		switch x := &list[i]; {
+		case err != nil:
+		case x.Email == nil:
+			err = s.store.dropIndex(ctx, x.Owner)
+		case x.EfSearch > 0:
+			err = s.checkIndex(ctx, x)
+		}
+	}
+	s.stats.indexes.Store(&list)
+	return err
+}
+
+// checkIndex measures an index again if its owner has grown by a tenth, unless another server does.
+func (s *server) checkIndex(ctx context.Context, x *vectorIndex) error {
+	n, err := s.store.countDocuments(ctx, x.Owner)
+	if err != nil || 10*n < 11*x.Documents {
+		return err
+	}
+	if err := s.store.claimIndex(ctx, *x, n); errors.Is(err, errNotFound) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	list, err := s.measureIndex(ctx, x.Owner, []int{x.EfSearch}, checkSearches, checkLimit)
+	if err != nil {
+		return err
+	}
+	if x.Documents, x.Recall = n, list[1].recall(); x.Recall < lowRecall {
+		s.log.Warn("recall_low", "user_id", x.Owner, "recall", x.Recall, "documents", n)
+	}
+	return s.store.saveIndex(ctx, *x)
 }

@@ -198,7 +198,7 @@ func (s *server) documentRoutes() []route {
 		{"DELETE", "/documents/{id}", users, "deleteDocument", handle(s.deleteDocument), 204,
 			no{errNotFound}, "Delete one of your documents"},
 		{"POST", "/documents/search", users, "searchDocuments", handle(s.search), 200, embeds,
-			"Search your documents: exact nearest neighbours, up to limit"},
+			"Search your documents: the nearest, up to limit; exact says whether surely"},
 	}
 }
 

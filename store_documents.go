@@ -174,8 +174,9 @@ func (st *store) deleteDocument(ctx context.Context, owner, id int64) error {
 const fuseDepth = "200"
 
 // search returns the in.Limit documents of owner that fit best, equals by id. Ids and scores are
-// found in a step of their own, so that only those few are read whole. textSearch is the
-// configuration that the words were made with.
+// found in a step of their own, so that only those few are read whole. The distance is that of a
+// function, not of the operator <=>: the planner takes no HNSW index for it, which would lose rows.
+// textSearch is the configuration that the words were made with.
 func (st *store) search(
 	ctx context.Context, owner int64, in searchInput, textSearch string,
 ) ([]match, error) {
@@ -185,8 +186,8 @@ func (st *store) search(
 	var nearest, matching, sql string
 	if in.Mode != "text" {
 		nearest = ` AS MATERIALIZED (
-			SELECT id, embedding <=> ` + arg(pgvector.NewHalfVector(in.Embedding)) +
-			` AS distance` + where + ` ORDER BY distance, id LIMIT `
+			SELECT id, cosine_distance(embedding, ` + arg(pgvector.NewHalfVector(in.Embedding)) +
+			`) AS distance` + where + ` ORDER BY distance, id LIMIT `
 	}
 	if in.Mode != "vector" {
 		query := fmt.Sprintf("websearch_to_tsquery(%s::text::regconfig, %s)",
@@ -209,7 +210,13 @@ func (st *store) search(
 			          SELECT id, row_number() OVER (ORDER BY score DESC, id) FROM matching) p
 			    GROUP BY id ORDER BY score DESC, id LIMIT $3)`
 	}
-	limited, size := st.runLimited(in.Mode != "vector" || in.Filter != nil), 0
+	return queryMatches(ctx, st.runLimited(in.Mode != "vector" || in.Filter != nil), sql, args...)
+}
+
+// queryMatches returns the documents of the common table expression best, whose text is sql, or
+// errLongResults.
+func queryMatches(ctx context.Context, limited runner, sql string, args ...any) ([]match, error) {
+	size := 0
 	run := func(ctx context.Context, f work) error {
 		return limited(ctx, func(ctx context.Context, q querier) error {
 			size = 0 // of this try
@@ -227,4 +234,107 @@ func (st *store) search(
 		SELECT `+documentColumns+`, b.score, b.distance
 		FROM best b JOIN documents d ON d.owner_id = $1 AND d.id = b.id
 		ORDER BY b.distance, b.score DESC, b.id`, args...)
+}
+
+// ---- HNSW indexes of large owners ----
+
+// maxScan bounds how many documents a search by an index compares with its filter. Fewer than that
+// in a thousand match where it finds too few, and then the exact search reads only these.
+const maxScan = 5000
+
+// searchIndex returns the documents nearest to in.Embedding that owner's HNSW index finds: most of
+// the true ones, and fewer than in.Limit where a filter is rare. The planner takes the index if it
+// knows the owner, and finds it cheap if it knows the limit, so both are part of the text, which is
+// not kept prepared; the test of a filter must not invite other indexes.
+func (st *store) searchIndex(
+	ctx context.Context, owner int64, in searchInput, efSearch int,
+) ([]match, error) {
+	vector := pgvector.NewHalfVector(in.Embedding)
+	args := []any{owner, in.Include != nil, vector}
+	where := fmt.Sprintf("owner_id = %d AND (true%s) IS TRUE", owner, filterBy(in.Filter, &args))
+	limited := st.runLimited(in.Filter != nil)
+	efSearch = min(efSearch*int(max(10, in.Limit))/10, 1000) // it was measured for 10 results
+	run := func(ctx context.Context, f work) error {
+		return limited(ctx, inTx(f, "hnsw.iterative_scan = strict_order",
+			fmt.Sprintf("hnsw.ef_search = %d", efSearch),
+			fmt.Sprintf("hnsw.max_scan_tuples = %d", maxScan)))
+	}
+	return queryMatches(ctx, run, fmt.Sprintf(`
+		best AS MATERIALIZED (
+		    SELECT id, distance, 1 - distance AS score
+		    FROM (SELECT id, embedding <=> $3 AS distance FROM documents WHERE %s
+		          ORDER BY distance LIMIT %d) AS nearest)`, where, in.Limit),
+		append([]any{pgx.QueryExecModeDescribeExec}, args...)...)
+}
+
+// vectorIndex is an owner's HNSW index, with what was measured of it: 0 where nothing was yet, and
+// searches do not use it.
+type vectorIndex struct {
+	Owner      int64
+	Email      *string // nil: the account is gone
+	Bytes      int64
+	EfSearch   int
+	Recall     float64
+	Documents  int64 // when it was measured
+	MeasuredAt *time.Time
+}
+
+func indexName(owner int64) string { return fmt.Sprintf("documents_hnsw_%d", owner) }
+
+// listIndexes returns the HNSW indexes of all owners.
+func (st *store) listIndexes(ctx context.Context) ([]vectorIndex, error) {
+	return queryAll(ctx, st.runIdempotent, pgx.RowToStructByPos[vectorIndex], `
+		SELECT owner, u.email, pg_relation_size(i.oid), coalesce(x.ef_search, 0),
+		    coalesce(x.recall, 0), coalesce(x.documents, 0), x.measured_at
+		FROM (SELECT oid, substring(relname FROM '^documents_hnsw_(\d+)$')::bigint AS owner
+		      FROM pg_class JOIN pg_index ON indexrelid = oid
+		      WHERE indrelid = 'documents'::regclass) AS i
+		LEFT JOIN users u ON u.id = owner LEFT JOIN vector_indexes x ON x.owner_id = owner
+		WHERE owner IS NOT NULL ORDER BY owner`)
+}
+
+// saveIndex makes owner's searches use the index with what was measured of it.
+func (st *store) saveIndex(ctx context.Context, x vectorIndex) error {
+	_, err := exec(ctx, st.run, `
+		INSERT INTO vector_indexes (owner_id, ef_search, recall, documents) VALUES ($1, $2, $3, $4)
+		ON CONFLICT (owner_id) DO UPDATE SET ef_search = excluded.ef_search,
+		    recall = excluded.recall, documents = excluded.documents, measured_at = now()`,
+		x.Owner, x.EfSearch, x.Recall, x.Documents)
+	return err
+}
+
+// claimIndex notes that an index with x.Documents has n now, or returns errNotFound where another
+// process has done so: then that one measures it.
+func (st *store) claimIndex(ctx context.Context, x vectorIndex, n int64) error {
+	return requireRow(exec(ctx, st.run, `UPDATE vector_indexes SET documents = $3
+		WHERE owner_id = $1 AND documents = $2`, x.Owner, x.Documents, n))
+}
+
+// dropIndex makes owner's searches exact at once, and drops the index. That may run into a time-out
+// while others use the table, and can be done again.
+func (st *store) dropIndex(ctx context.Context, owner int64) error {
+	_, err := exec(ctx, st.run, `DELETE FROM vector_indexes WHERE owner_id = $1`, owner)
+	if err == nil {
+		_, err = exec(ctx, st.run, "DROP INDEX CONCURRENTLY IF EXISTS "+indexName(owner))
+	}
+	return err
+}
+
+// countDocuments returns how many documents owner has.
+func (st *store) countDocuments(ctx context.Context, owner int64) (int64, error) {
+	return queryOne(ctx, st.runLimited(false), pgx.RowTo[int64],
+		`SELECT count(*) FROM documents WHERE owner_id = $1`, owner)
+}
+
+// sampleVectors returns the embeddings of n documents of owner, chosen at random by their ids.
+func (st *store) sampleVectors(
+	ctx context.Context, owner, n int64,
+) ([]pgvector.HalfVector, error) {
+	return queryAll(ctx, st.runLimited(false), pgx.RowTo[pgvector.HalfVector], `
+		SELECT d.embedding
+		FROM (SELECT first + floor(random() * (last + 1 - first))::bigint AS place
+		      FROM generate_series(1, $2), (SELECT min(id) AS first, max(id) AS last
+		          FROM documents WHERE owner_id = $1) AS ids) AS chosen,
+		LATERAL (SELECT embedding FROM documents WHERE owner_id = $1 AND id >= place
+		         ORDER BY id LIMIT 1) AS d`, owner, n)
 }

@@ -41,7 +41,7 @@ func (b *bench) measureSearch() {
 	const clients = 8
 	b.app.resetPeak(b.T)
 	c := b.capture()
-	s := c.statement(b.T, "embedding <=>", func() {
+	s := c.statement(b.T, "cosine_distance", func() {
 		body := searchBody(randomVector())
 		c.app.must(b.T, "POST", "/documents/search", c.tokens.AccessToken, body, nil)
 	})
