@@ -60,6 +60,9 @@ const usage = `Latch %s: accounts, tokens and administration on PostgreSQL.
   latch                  serve; migrates first
   latch migrate [-check] apply pending migrations; -check: only exit 1 if there are any
   latch admin EMAIL      make EMAIL an admin, creating the account where there is none
+  latch index EMAIL      give a large owner of documents an HNSW index, for fast searches that may
+                         miss some; the table that it prints says how many
+  latch index -drop EMAIL | -list
   latch healthcheck      exit 0 when the server on this machine answers
   latch -h | -version
 
@@ -78,7 +81,8 @@ func run(ctx context.Context, args []string) int {
 	case fits(command, `^latch --?version$`):
 		fmt.Printf("latch %s (commit %s)\n", version, commit(debug.ReadBuildInfo()))
 		return 0
-	case !fits(command, `^latch( migrate( -check)?| admin [^ ]+| healthcheck)?$`):
+	case !fits(command, `^latch( migrate( -check)?| admin [^ ]+| healthcheck)?$`) &&
+		!fits(command, `^latch index( -list|( -drop)? [^ ]+@[^ ]+)$`):
 		fmt.Fprintln(os.Stderr, "latch: unknown command or flag; see latch -h")
 		return 2
 	}
@@ -137,10 +141,15 @@ func withDatabase(ctx context.Context, cfg *config, args []string) (err error) {
 		return err
 	}
 	s := newServer(cfg, st, newHasher(currentParams), log)
-	if len(args) > 0 {
+	switch {
+	case len(args) == 0:
+		return s.listenAndServe(ctx, dev)
+	case args[0] == "admin":
 		return s.makeAdmin(ctx, args[1])
+	case args[1] == "-list":
+		return s.printIndexes(ctx)
 	}
-	return s.listenAndServe(ctx, dev)
+	return s.changeIndex(ctx, args[len(args)-1], args[1] == "-drop")
 }
 
 func newLogger(cfg *config, w io.Writer) *slog.Logger {
@@ -304,6 +313,104 @@ func pipedPassword() string {
 	}
 	line, _ := bufio.NewReader(io.LimitReader(os.Stdin, maxPasswordBytes+2)).ReadString('\n')
 	return strings.TrimRight(line, "\r\n")
+}
+
+const (
+	graphBytes       = 700 // memory of a document in a build, beside its vector
+	progressInterval = 10 * time.Second
+	measureSearches  = 200 // of each kind
+	measureLimit     = 10 * time.Minute
+)
+
+// changeIndex drops the HNSW index of the owner with this address, or builds it, unless there is
+// one, and measures it. Searches then use it with the least ef_search whose recall is enough; where
+// none is, the index is dropped.
+func (s *server) changeIndex(ctx context.Context, address string, drop bool) error {
+	email, refusal := parseEmail(address)
+	if refusal != "" {
+		return errors.New("EMAIL " + refusal)
+	}
+	c, err := s.store.credentials(ctx, email)
+	switch {
+	case errors.Is(err, errNotFound):
+		return errors.New("no account has this e-mail address")
+	case err == nil && drop:
+		return s.store.dropIndex(ctx, c.ID)
+	case err == nil:
+		err = s.store.checkPgvector(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	n, err := s.store.countDocuments(ctx, c.ID)
+	if err == nil && n == 0 {
+		err = errors.New("the account has no documents")
+	}
+	if err == nil {
+		memory := n * (2*s.cfg.EmbeddingDimensions + graphBytes)
+		fmt.Printf("Building %s for %d documents, with up to %d MB of PostgreSQL's memory.\n",
+			indexName(c.ID), n, memory>>20)
+		done := make(chan struct{})
+		go s.printProgress(ctx, c.ID, done)
+		err = buildIndex(ctx, s.cfg.DatabaseURL, c.ID, memory)
+		close(done)
+	}
+	if err != nil {
+		return err
+	}
+	fmt.Printf("Measuring it, which takes up to %v.\n", measureLimit)
+	efSearches := []int{40, 80, 160, 320, 640, 1000} // 1000 is pgvector's limit
+	list, err := s.measureIndex(ctx, c.ID, efSearches, min(measureSearches, n), measureLimit)
+	if err != nil {
+		return err
+	}
+	fmt.Println("ef_search  recall@10  of mixtures    p50 ms    p99 ms   (0: the exact search)")
+	for _, m := range list {
+		fmt.Printf("%9d  %9.4f  %11.4f  %8.1f  %8.1f\n", m.efSearch, m.recalls[0], m.recalls[1],
+			m.within(50), m.within(99))
+	}
+	for _, m := range list[1:] {
+		if m.recall() >= enoughRecall {
+			fmt.Printf("Searches of %s use it with ef_search %d.\n", email, m.efSearch)
+			return s.store.saveIndex(ctx, vectorIndex{Owner: c.ID, EfSearch: m.efSearch,
+				Recall: m.recall(), Documents: n})
+		}
+	}
+	return errors.Join(s.store.dropIndex(ctx, c.ID), fmt.Errorf(
+		"no ef_search reaches %.2f: the index is dropped, and searches stay exact", enoughRecall))
+}
+
+// printProgress prints how far the build of an index is, until done is closed.
+func (s *server) printProgress(ctx context.Context, owner int64, done chan struct{}) {
+	for {
+		select {
+		case <-done:
+			return
+		case <-time.After(progressInterval):
+		}
+		if text, err := s.store.indexProgress(ctx, owner); err == nil {
+			fmt.Println(" ", text)
+		}
+	}
+}
+
+// printIndexes prints the HNSW indexes of all owners.
+func (s *server) printIndexes(ctx context.Context) error {
+	list, err := s.store.listIndexes(ctx)
+	const line = "%-40s  %9v  %6v  %9v  %6v  %v\n"
+	fmt.Printf(line, "owner", "documents", "MB", "ef_search", "recall", "measured")
+	for _, x := range list {
+		owner, measured := "(deleted: the server drops it)", "no: run latch index again"
+		if x.Email != nil {
+			owner = *x.Email
+		}
+		if x.MeasuredAt != nil {
+			measured = time.Since(*x.MeasuredAt).Round(time.Second).String() + " ago"
+		}
+		fmt.Printf(line, owner, x.Documents, x.Bytes>>20, x.EfSearch,
+			fmt.Sprintf("%.4f", x.Recall), measured)
+	}
+	return err
 }
 
 // healthcheck asks the server on this machine whether it answers.

@@ -22,6 +22,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"latch/internal/devdb"
 )
 
@@ -341,6 +343,127 @@ func TestUnreadableDotEnv(t *testing.T) {
 		if !fits(string(out), want) {
 			t.Errorf("after %s, latch healthcheck prints %s, want %s", script, out, want)
 		}
+	}
+}
+
+// TestIndexCommand builds, lists and drops an index, and tries all that is refused.
+func TestIndexCommand(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m, poor := a.signUp("ada"), a.signUp("bob")
+	a.fill(m.ID, 60)
+	index := func(want int, args ...string) string {
+		t.Helper()
+		env := []string{"DATABASE_URL=" + a.url, "SECRET_KEY=" + testKey, "EMBEDDING_DIMENSIONS=3"}
+		args = append([]string{"index"}, args...)
+		exit, stdout, stderr := runLatch(t, t.TempDir(), env, "", args...)
+		if exit != want {
+			t.Errorf("latch %v exits with %d: %s%s", args, exit, stdout, stderr)
+		}
+		return stdout + stderr
+	}
+	for _, args := range [][]string{{}, {"-drop"}, {"-list", m.Email}, {"ada"}, {"-x", m.Email}} {
+		index(2, args...)
+	}
+	for email, want := range map[string]string{
+		"ada@@":           "EMAIL must be an e-mail address",
+		"eve@example.com": "no account has this e-mail address",
+		poor.Email:        "the account has no documents",
+	} {
+		if out := index(1, email); !strings.Contains(out, want) {
+			t.Errorf("latch index %s prints %s, want %s", email, out, want)
+		}
+	}
+	a.sql(`UPDATE pg_extension SET extversion = '0.7.4' WHERE extname = 'vector'`)
+	if out := index(1, m.Email); !strings.Contains(out, "needs pgvector 0.8 or later") {
+		t.Errorf("with pgvector 0.7 it prints %s", out)
+	}
+	a.sql(`UPDATE pg_extension SET extversion = '0.8.0' WHERE extname = 'vector'`)
+	out := index(0, m.Email)
+	if !fits(out, `(?s)^Building documents_hnsw_\d+ for 60 documents, .*\n        0     1.0000 `+
+		`.*\n       40     [01]\..*\nSearches of ada@example.com use it with ef_search \d+\.\n$`) {
+		t.Errorf("latch index prints %s", out)
+	}
+	if out := index(0, "-list"); !fits(out, `^owner .*\nada@example.com +60 +0 +\d+ .* ago\n$`) {
+		t.Errorf("latch index -list prints %s", out)
+	}
+	index(0, "-drop", m.Email)
+	index(0, "-drop", m.Email)
+	if out := index(0, "-list"); strings.Count(out, "\n") != 1 {
+		t.Errorf("after -drop, latch index -list prints %s", out)
+	}
+	a.sql(`CREATE ROLE stranger LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO stranger`)
+	a.url = strings.Replace(a.url, "latch@", "stranger@", 1)
+	if out := index(1, m.Email); !strings.Contains(out, "must own the table documents") {
+		t.Errorf("as another role it prints %s", out)
+	}
+}
+
+// TestIndexInterrupted kills and cancels builds that wait for a transaction. After both, and where
+// there are two at once, the index is built.
+func TestIndexInterrupted(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m := a.signUp("ada")
+	a.fill(m.ID, 60)
+	env := []string{"DATABASE_URL=" + a.url, "SECRET_KEY=" + testKey, "EMBEDDING_DIMENSIONS=3"}
+	state := func() string { // statements that wait for the transaction, and the state of the index
+		return one[string](t, a.url, `SELECT concat_ws(', ',
+			(SELECT string_agg(split_part(query, ' ', 1), ', ') FROM pg_stat_activity
+			 WHERE datname = current_database() AND wait_event_type = 'Lock'),
+			(SELECT 'valid ' || indisvalid FROM pg_index
+			 WHERE indexrelid = to_regclass('`+indexName(m.ID)+`')))`)
+	}
+	until := func(want string) {
+		t.Helper()
+		eventually(t, want, func() bool { return state() == want })
+	}
+	writer, err := pgx.Connect(t.Context(), a.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close(t.Context())
+	lock := func(sql string) {
+		if _, err := writer.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lock(`BEGIN; DELETE FROM documents WHERE id = 0`) // the build waits for its end
+	build := func() *child { return start(t, t.TempDir(), env, "index", m.Email) }
+	c := build()
+	until("CREATE, valid false")
+	text, err := a.store.indexProgress(t.Context(), m.ID)
+	if err != nil || !strings.HasPrefix(text, "waiting for writers") {
+		t.Errorf("progress is %q, %v", text, err)
+	}
+	c.signal(syscall.SIGTERM)
+	if exit := c.exit(); exit != 1 || state() != "valid false" {
+		t.Errorf("after SIGTERM: exit %d, %s: %s", exit, state(), c.stderr.text())
+	}
+	lock(`COMMIT`)
+	if c = build(); c.exit() != 0 || state() != "valid true" {
+		t.Errorf("after a cancelled build: %s, %s", state(), c.stderr.text())
+	}
+	if err := a.store.dropIndex(t.Context(), m.ID); err != nil {
+		t.Fatal(err)
+	}
+	lock(`BEGIN; DELETE FROM documents WHERE id = 0`)
+	c = build()
+	until("CREATE, valid false")
+	c.signal(syscall.SIGKILL)
+	c.exit()
+	again, other := build(), build()
+	if !a.searchExact(m) {
+		t.Error("a search uses an index that is not built")
+	}
+	lock(`COMMIT`)
+	for _, c := range []*child{again, other} {
+		if exit := c.exit(); exit != 0 {
+			t.Errorf("after a kill: exit %d: %s", exit, c.stderr.text())
+		}
+	}
+	if state() != "valid true" || a.searchExact(m) {
+		t.Errorf("in the end: %s", state())
 	}
 }
 
