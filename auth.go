@@ -271,7 +271,7 @@ func (s *server) endSession(ctx context.Context, c *caller, in idInput) (none, e
 	return none{}, err
 }
 
-// sweep deletes expired sessions from time to time, until ctx ends.
+// sweep deletes expired sessions and looks after HNSW indexes from time to time, until ctx ends.
 func (s *server) sweep(ctx context.Context) {
 	for {
 		select {
@@ -283,6 +283,9 @@ func (s *server) sweep(ctx context.Context) {
 			s.log.Warn("sweep_failed", "error", err.Error())
 		} else if n > 0 {
 			s.log.Info("sessions_swept", "count", n)
+		}
+		if err := s.checkIndexes(ctx); err != nil {
+			s.log.Warn("sweep_failed", "error", err.Error())
 		}
 	}
 }
