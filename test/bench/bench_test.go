@@ -78,6 +78,7 @@ var topics = []struct {
 	{"POST /auth/refresh", false, (*bench).measureRefresh},
 	{"sweep of expired sessions", true, (*bench).measureSweep},
 	{"RSS after load", false, (*bench).measureMemory},
+	{"latch index", true, (*bench).measureIndex},
 }
 
 func TestBench(t *testing.T) {

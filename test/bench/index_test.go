@@ -1,0 +1,215 @@
+//go:build bench
+
+package bench
+
+// index_test.go has the rows of "latch index": one account with a million documents beside a
+// thousand with a hundred.
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os/exec"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/pgvector/pgvector-go"
+	pgxvector "github.com/pgvector/pgvector-go/pgx"
+)
+
+const (
+	largeOwner  = 24_001 // the account with *largeSize documents
+	smallOwners = 25_001 // the first of smallCount accounts with smallSize documents each
+	smallCount  = 1000
+	smallSize   = 100
+	indexProbes = 40 // searches of each kind
+)
+
+var (
+	largeSize = flag.Int("documents", 1_000_000, "documents of the account with an index")
+	centres   = flag.Int("centres", 1000, "of its vectors")
+)
+
+// clustered makes vectors like those of a model: around some centres.
+type clustered [][]float32
+
+func (c clustered) vector() []float32 {
+	v := slices.Clone(c[rand.IntN(len(c))])
+	for i := range v {
+		v[i] += 0.4 * float32(rand.NormFloat64())
+	}
+	return v
+}
+
+// copyClustered copies n documents of owner, whose metadata 50, 5 and 0.5 % share.
+func (b *bench) copyClustered(c clustered, owner int64, n int) {
+	b.Helper()
+	b.connect(b.url, func(conn *pgx.Conn) error {
+		if err := pgxvector.RegisterTypes(b.Context(), conn); err != nil {
+			return err
+		}
+		columns := []string{"owner_id", "content", "metadata", "embedding"}
+		_, err := conn.CopyFrom(b.Context(), pgx.Identifier{"documents"}, columns,
+			pgx.CopyFromSlice(n, func(i int) ([]any, error) {
+				metadata := fmt.Sprintf(`{"half":%d,"twentieth":%d,"rare":%d}`, i%2, i%20, i%200)
+				return []any{owner, text, []byte(metadata), pgvector.NewHalfVector(c.vector())}, nil
+			}))
+		return err
+	})
+}
+
+// probe is a search whose true nearest are known.
+type probe struct {
+	body     map[string]any
+	farthest float64 // distance of the last of the 10 nearest
+}
+
+// probes returns searches with a filter, or without one where it is empty.
+func (b *bench) probes(c clustered, filter string) (list []probe) {
+	b.Helper()
+	b.connect(b.url, func(conn *pgx.Conn) error {
+		for range indexProbes {
+			p := probe{body: searchBody(c.vector())}
+			args, where := []any{toJSON(p.body["embedding"]), largeOwner}, ""
+			if filter != "" {
+				p.body["filter"] = map[string]int{filter: 1}
+				args, where = append(args, toJSON(p.body["filter"])), " AND metadata @> $3"
+			}
+			err := conn.QueryRow(b.Context(), `SELECT max(d) FROM (
+				SELECT cosine_distance(embedding, $1::text::halfvec) AS d FROM documents
+				WHERE owner_id = $2`+where+` ORDER BY d LIMIT 10) AS nearest`,
+				args...).Scan(&p.farthest)
+			if err != nil {
+				return err
+			}
+			list = append(list, p)
+		}
+		return nil
+	})
+	return list
+}
+
+// runProbes returns quantiles of the time that the searches take, in milliseconds, and which share
+// of the true nearest they find. Each must have 10 results.
+func (b *bench) runProbes(list []probe, exact bool) (p50, p99, recall float64) {
+	b.Helper()
+	var took []float64
+	hits := 0
+	for _, p := range list {
+		p.body["exact"] = exact
+		var answer struct {
+			Exact   bool
+			Results []struct{ Distance float64 }
+		}
+		begin := time.Now()
+		b.app.must(b.T, "POST", "/documents/search", b.tokens.access(largeOwner), p.body, &answer)
+		took = append(took, milliseconds(time.Since(begin)))
+		if len(answer.Results) != 10 {
+			b.Errorf("a search has %d results, want 10", len(answer.Results))
+		}
+		for _, r := range answer.Results {
+			if r.Distance <= p.farthest {
+				hits++
+			}
+		}
+	}
+	q := quantilesOf(took, 0.5, 0.99)
+	return q[0], q[1], float64(hits) / float64(10*len(list))
+}
+
+// measureIndex builds an index for a large owner, and measures its searches and inserts, and those
+// of the others, before and after.
+func (b *bench) measureIndex() {
+	c := make(clustered, *centres)
+	for i := range c {
+		c[i] = make([]float32, dimensions)
+		for k := range c[i] {
+			c[i][k] = float32(rand.NormFloat64())
+		}
+	}
+	b.copyClustered(c, largeOwner, *largeSize)
+	for i := range int64(smallCount) {
+		b.copyClustered(c, smallOwners+i, smallSize)
+	}
+	b.exec(`VACUUM ANALYZE documents`)
+	b.exec(`CHECKPOINT`)
+	before := b.indexLoads(c)
+	b.buildIndex()
+	after := b.indexLoads(c)
+	b.exec(`VACUUM documents`)
+	names := []string{"no filter", "a filter of 50 %", "of 5 %", "of 0.5 %"}
+	for i, filter := range []string{"", "half", "twentieth", "rare"} {
+		list := b.probes(c, filter)
+		p50, p99, recall := b.runProbes(list, false)
+		r := row{name: "search of its owner, " + names[i],
+			here: fmt.Sprintf("p50 %.1f, p99 %.1f ms; recall@10 %.4f", p50, p99, recall)}
+		if i == 0 {
+			exact, _, _ := b.runProbes(list, true)
+			r.beside, r.there = "the exact search", fmt.Sprintf("p50 %.0f ms", exact)
+			r.goal, r.reached = "≤ 15 ms, ≥ 0.99", p50 <= 15 && recall >= 0.99
+		}
+		b.add(r)
+	}
+	for i, name := range []string{"searches of the others, 8 clients",
+		"inserts of the others, 8 clients", "inserts of its owner, 8 clients",
+		"inserts of its owner, batches of 100, documents"} {
+		goal := map[bool]string{true: "≤ 1.1"}[i < 2]
+		b.add(row{name: name + ", without the index", here: formatRate(before[i : i+1]),
+			beside: "with it", there: formatRate(after[i : i+1]),
+			ratio: before[i].perSecond / after[i].perSecond, goal: goal})
+	}
+}
+
+// indexLoads measures searches and inserts of the small owners, and inserts of the large one.
+func (b *bench) indexLoads(c clustered) (list []load) {
+	search := requests(b.T, 200, func(i int) string {
+		return line("POST", "/documents/search", b.tokens.access(smallOwners+int64(i)),
+			toJSON(searchBody(c.vector())))
+	})
+	insert := func(owner func(i int) int64) string {
+		return requests(b.T, 4000, func(i int) string { // enough that few vectors come again
+			item := document{text, map[string]string{"lang": "en"}, c.vector()}
+			return line("POST", "/documents", b.tokens.access(owner(i)), toJSON(item))
+		})
+	}
+	batch := requests(b.T, 100, func(int) string {
+		items := make([]string, 100)
+		for i := range items {
+			items[i] = toJSON(document{text, map[string]string{"lang": "en"}, c.vector()})
+		}
+		body := `{"documents":[` + strings.Join(items, ",") + `]}`
+		return line("POST", "/documents", b.tokens.access(largeOwner), body)
+	})
+	large := func(int) int64 { return largeOwner }
+	small := func(i int) int64 { return smallOwners + int64(i%smallCount) }
+	for i, file := range []string{search, insert(small), insert(large), batch} {
+		clients := []int{8, 8, 8, 2}[i]
+		one := func(d time.Duration) load { return wrk(b.T, b.app, file, clients, d) }
+		perSecond := medianOf(b.alternate(one)[0], rate) * []float64{1, 1, 1, 100}[i]
+		list = append(list, load{perSecond: perSecond})
+	}
+	return list
+}
+
+// buildIndex runs "latch index", prints what it prints, and adds the rows of the build.
+func (b *bench) buildIndex() {
+	b.Helper()
+	cmd := exec.Command(b.binary, "index", fmt.Sprintf("user%d@example.com", largeOwner))
+	cmd.Dir, cmd.Env = b.TempDir(), b.env(b.url)
+	begin := time.Now()
+	out, err := cmd.CombinedOutput()
+	took := time.Since(begin)
+	fmt.Printf("%s", out)
+	if err != nil {
+		b.Fatal(err)
+	}
+	var size float64
+	name := fmt.Sprintf("documents_hnsw_%d", largeOwner)
+	b.query(&size, `SELECT pg_relation_size($1::regclass)`, name)
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	b.add(row{name: fmt.Sprintf("`latch index` of %d documents, and measuring", *largeSize),
+		here:   fmt.Sprintf("%.0f s; %.0f MB", took.Seconds(), size/1e6),
+		beside: "it says", there: lines[len(lines)-1]})
+}
