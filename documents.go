@@ -139,7 +139,7 @@ func embeddingRequired(loc ...any) *problem {
 type listDocumentsInput struct {
 	Limit   int64      `query:"limit" min:"1" max:"100" default:"100"`
 	After   *int64     `query:"after" min:"1"`
-	Filter  jsonObject `query:"filter" max:"1024" example:"{\"lang\":\"en\"}"`
+	Filter  jsonObject `query:"filter" max:"1024" format:"filter" example:"{\"lang\":\"en\"}"`
 	Include *string    `query:"include" enum:"embedding"`
 }
 
@@ -223,7 +223,7 @@ type searchInput struct {
 	Query     *string    `json:"query" min:"1" max:"8192" example:"who wrote the first program?"`
 	Mode      string     `json:"mode" enum:"vector,text,hybrid" default:"vector"`
 	Limit     int64      `json:"limit" min:"1" max:"100" default:"10"`
-	Filter    jsonObject `json:"filter" max:"1024" example:"{\"lang\":\"en\"}"`
+	Filter    jsonObject `json:"filter" max:"1024" format:"filter" example:"{\"lang\":\"en\"}"`
 	MinScore  *float64   `json:"min_score" min:"-1" max:"1"`
 	Exact     bool       `json:"exact" default:"false" doc:"Use no index that may miss some."`
 	Include   *string    `query:"include" enum:"embedding"`

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -148,6 +150,369 @@ func TestListDocuments(t *testing.T) {
 		path := docsPath + "?" + name + "=" + url.QueryEscape(value)
 		a.want(a.do("GET", path, m.AccessToken, nil), 422, "invalid_request")
 	}
+}
+
+// TestFilters counts on each operator by name, nested and dotted, on absent, null and array values.
+func TestFilters(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m := a.signUp("ada")
+	var items []string
+	for i, metadata := range []string{
+		`{"year":2019,"lang":"en","tags":["x","y"],"deep":{"n":1}}`,
+		`{"year":2020,"lang":"de","tags":["y"],"deep":{"n":2},"dc.title":"T"}`,
+		`{"year":2021.5,"lang":null,"tags":[],"list":[{"n":1},{"n":[7,8]}]}`,
+		`{"year":"2020","tags":"x","deep":{"er":{"yet":5}}}`,
+	} {
+		items = append(items,
+			fmt.Sprintf(`{"content":"%d","metadata":%s,"embedding":[1,0,0]}`, i, metadata))
+	}
+	a.want(a.do("POST", docsPath, m.AccessToken, `{"documents":[`+strings.Join(items, ",")+`]}`),
+		201, "")
+	for filter, want := range map[string]string{
+		`{"year":{"$gte":2020}}`:                              "12",
+		`{"year":{"$gt":2019,"$lt":2021.5}}`:                  "1",
+		`{"year":{"$lte":"2020"}}`:                            "3",
+		`{"year":{"$eq":2.02e3}}`:                             "1",
+		`{"year":{"$ne":2020}}`:                               "023",
+		`{"year":{"$in":[2019,"2020",true]}}`:                 "03",
+		`{"year":{"$nin":[2019,"2020"]}}`:                     "12",
+		`{"year":{"$in":[]}}`:                                 "",
+		`{"year":{"$nin":[]}}`:                                "0123",
+		`{"year":{"$not":{"$gte":2020}}}`:                     "03",
+		`{"lang":{"$exists":true}}`:                           "012",
+		`{"lang":{"$exists":false}}`:                          "3",
+		`{"lang":{"$eq":null}}`:                               "23",
+		`{"lang":{"$ne":null}}`:                               "01",
+		`{"lang":{"$in":["en",null]}}`:                        "023",
+		`{"lang":{"$ne":"en"}}`:                               "123",
+		`{"lang":{"$not":{"$exists":true}}}`:                  "3",
+		`{"tags":{"$eq":"x"}}`:                                "03",
+		`{"tags":{"$ne":"x"}}`:                                "12",
+		`{"tags":{"$gt":"x"}}`:                                "01",
+		`{"deep":{"n":{"$gte":2}}}`:                           "1",
+		`{"deep.n":{"$gte":2}}`:                               "1",
+		`{"deep.er.yet":{"$eq":5}}`:                           "3",
+		`{"deep":{"er.yet":{"$in":[4,5]}}}`:                   "3",
+		`{"dc.title":{"$eq":"T"}}`:                            "1",
+		`{"list":{"n":{"$gt":7}}}`:                            "2",
+		`{"list.n":{"$eq":8}}`:                                "2",
+		`{"list":{"$exists":true}}`:                           "2",
+		`{"lang":"en","year":{"$lt":2020}}`:                   "0",
+		`{"deep":{"n":1,"er":{"$exists":false}}}`:             "0",
+		`{"$or":[{"lang":"de"},{"year":{"$gt":2021}}]}`:       "12",
+		`{"$and":[{"tags":["y"]},{"year":{"$ne":2019}}]}`:     "1",
+		`{"$not":{"lang":"en"}}`:                              "123",
+		`{"$not":{}}`:                                         "",
+		`{"$or":[{"$and":[{"lang":"en"}]},{}]}`:               "0123",
+		`{"year":{"$or":[{"$eq":2019},{"$gt":2021}]}}`:        "02",
+		`{"year":{"\u0024gte":2020}}`:                         "12",
+		`{"lang":"$gt"}`:                                      "",
+		`{"a\"b'\\ü😀\n$1":{"$exists":false}}`:                 "0123",
+		`{"lang":{"$in":["' OR 1=1 --","$1","\" ? (1==1)"]}}`: "",
+	} {
+		body := `{"embedding":[1,0,0],"filter":` + filter + `}`
+		ans := a.want(a.do("POST", docsPath+"/search", m.AccessToken, body), 200, "")
+		found := ""
+		for _, f := range decode[searchResult](ans).Results {
+			found += f.Document.Content
+		}
+		path := docsPath + "?filter=" + url.QueryEscape(filter)
+		listed, ans := "", a.do("GET", path, m.AccessToken, nil)
+		for _, d := range decode[[]document](a.want(ans, 200, "")) {
+			listed += d.Content
+		}
+		if found != want || listed != want {
+			t.Errorf("filter %s found %q, listed %q, want %q", filter, found, listed, want)
+		}
+	}
+	for filter, msg := range map[string]string{
+		`{"a":{"$gt":1,"$foo":2}}`:    "of the names that begin with $, only $and, $eq,",
+		`{"$where":"x"}`:              "only $and, $eq,",
+		`{"a":[{"$gt":1}]}`:           "objects around operators",
+		`{"a":{"b":[{"c":{"$":1}}]}}`: "objects around operators",
+		`{"$gt":1}`:                   "$gt in the object of a name",
+		`{"$and":{}}`:                 "an array of objects for $and",
+		`{"$or":[]}`:                  "an array of objects for $or, with at least one",
+		`{"$or":[1]}`:                 "objects around operators",
+		`{"$not":null}`:               "objects around operators",
+		`{"a":{"$not":5}}`:            "objects around operators",
+		`{"a":{"$exists":1}}`:         "true or false for $exists",
+		`{"a":{"$in":"x"}}`:           "an array for $in",
+		`{"a":{"$nin":[[1]]}}`:        "texts, numbers and booleans to compare with",
+		`{"a":{"$eq":{"b":1}}}`:       "texts, numbers and booleans to compare with",
+		`{"a":{"$lt":null}}`:          "texts, numbers and booleans to compare with",
+	} {
+		body := `{"embedding":[1,0,0],"filter":` + filter + `}`
+		ans := a.want(a.do("POST", docsPath+"/search", m.AccessToken, body), 422, "invalid_request")
+		p := decode[struct{ Errors []fieldError }](ans)
+		if len(p.Errors) != 1 || fmt.Sprint(p.Errors[0].Loc) != "[body filter]" ||
+			!strings.Contains(p.Errors[0].Msg, msg) || strings.Contains(string(ans.body), "foo") {
+			t.Errorf("filter %s: %s, want %q", filter, ans.body, msg)
+		}
+	}
+}
+
+// TestFiltersAtRandom compares random filters on random metadata with an evaluation in Go.
+func TestFiltersAtRandom(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m := a.signUp("ada")
+	g := filterGenerator{rand.New(rand.NewPCG(5, 6))}
+	all := map[int64]any{}
+	for i := range 120 {
+		text, err := json.Marshal(g.object(3))
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.sql(`INSERT INTO documents (owner_id, content, metadata, embedding)
+			VALUES ($1, $2, $3, '[1,0,0]')`, m.ID, fmt.Sprint(i), string(text))
+		var metadata any
+		if err := json.Unmarshal(text, &metadata); err != nil {
+			t.Fatal(err)
+		}
+		all[one[int64](t, a.url, `SELECT max(id) FROM documents`)] = metadata
+	}
+	matched := 0
+	for range 500 {
+		filter := g.filter(3)
+		text, err := json.Marshal(filter)
+		if _, refusal := checkFilter(string(text)); err != nil || refusal != "" {
+			t.Fatalf("%s: %v, %s", text, err, refusal)
+		}
+		var want []int64
+		for id, metadata := range all {
+			if holds(filter, metadata, nil) {
+				want = append(want, id)
+			}
+		}
+		slices.Sort(want)
+		list, _, err := a.store.listDocuments(t.Context(), m.ID,
+			listDocumentsInput{Limit: 200, Filter: text})
+		var got []int64
+		for _, d := range list {
+			got = append(got, d.ID)
+		}
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("filter %s: %v (%v), want %v", text, got, err, want)
+		}
+		if len(want) > 0 && len(want) < len(all) {
+			matched++
+		}
+	}
+	if matched < 200 {
+		t.Errorf("only %d filters told documents apart", matched)
+	}
+	kept, n := a.store.pool.QueryRow(t.Context(), `SELECT count(*) FROM pg_prepared_statements`), 0
+	if err := kept.Scan(&n); err != nil || n > 20 {
+		t.Errorf("PostgreSQL keeps %d statements (%v)", n, err)
+	}
+}
+
+// filterGenerator makes metadata and filters of few names and values, so that they meet.
+type filterGenerator struct{ *rand.Rand }
+
+func (g filterGenerator) name() string {
+	return []string{"a", "b", "c", "a.b", `q"\ü`, ""}[min(g.IntN(8), 5)]
+}
+
+func (g filterGenerator) scalar() any {
+	return []any{nil, true, false, 0.0, 1.0, -1.5, 1e20, "", "a", "b", "Ü", "1"}[g.IntN(12)]
+}
+
+func (g filterGenerator) value(depth int) any {
+	switch n := g.IntN(10); {
+	case n < 2 && depth > 0:
+		return g.object(depth - 1)
+	case n < 5 && depth > 0:
+		list := []any{}
+		for range g.IntN(3) {
+			list = append(list, g.value(depth-1))
+		}
+		return list
+	}
+	return g.scalar()
+}
+
+func (g filterGenerator) object(depth int) map[string]any {
+	object := map[string]any{}
+	for range g.IntN(4) {
+		object[g.name()] = g.value(depth)
+	}
+	return object
+}
+
+func (g filterGenerator) filter(depth int) map[string]any {
+	filter := map[string]any{}
+	for range 1 + g.IntN(2) {
+		switch n := g.IntN(10); {
+		case n == 0 && depth > 0:
+			filter["$not"] = g.filter(depth - 1)
+		case n <= 2 && depth > 0:
+			filter[[]string{"$and", "$or"}[n-1]] = []any{g.filter(depth - 1), g.filter(depth - 1)}
+		case n == 3:
+			filter[g.name()] = g.value(2)
+		case n == 4 && depth > 0:
+			filter[g.name()] = g.filter(depth - 1)
+		default:
+			filter[g.name()] = g.operators(depth)
+		}
+	}
+	return filter
+}
+
+func (g filterGenerator) operators(depth int) map[string]any {
+	names := slices.Sorted(maps.Keys(comparisons))
+	switch name := names[g.IntN(len(names))]; {
+	case g.IntN(8) == 0:
+		return map[string]any{"$exists": g.IntN(2) == 0}
+	case g.IntN(8) == 0 && depth > 0:
+		return map[string]any{"$not": g.operators(depth - 1)}
+	case strings.HasSuffix(name, "in"):
+		return map[string]any{name: []any{g.scalar(), g.scalar()}[:g.IntN(3)]}
+	default:
+		x := g.scalar()
+		for x == nil && strings.ContainsAny(name, "gl") {
+			x = g.scalar()
+		}
+		return map[string]any{name: x}
+	}
+}
+
+// holds evaluates a filter on the value at path of metadata.
+func holds(filter map[string]any, metadata any, path []string) bool {
+	for name, operand := range filter {
+		at := append(slices.Clone(path), name)
+		object, _ := operand.(map[string]any)
+		text, _ := json.Marshal(operand)
+		list, _ := operand.([]any)
+		item := func(item any) bool { return holds(item.(map[string]any), metadata, path) }
+		ok := false
+		switch {
+		case name == "$and":
+			ok = item(list[0]) && item(list[1])
+		case name == "$or":
+			ok = item(list[0]) || item(list[1])
+		case name == "$not":
+			ok = !item(operand)
+		case name[:min(len(name), 1)] == "$":
+			ok = compares(name, operand, metadata, path)
+		case bytes.Contains(text, []byte(`"$`)):
+			ok = holds(object, metadata, at)
+		default:
+			for _, step := range slices.Backward(at) {
+				operand = map[string]any{step: operand}
+			}
+			ok = contains(metadata, operand)
+		}
+		if !ok {
+			return false
+		}
+	}
+	return true
+}
+
+func compares(name string, operand, metadata any, path []string) bool {
+	values := reach(metadata, path)
+	if split := strings.Split(strings.Join(path, "."), "."); len(split) > len(path) {
+		values = append(values, reach(metadata, split)...)
+	}
+	list, isList := operand.([]any)
+	if !isList {
+		list = []any{operand}
+	}
+	found := false
+	for _, x := range list {
+		found = found || x == nil && len(values) == 0
+		for _, v := range values {
+			items, isArray := v.([]any)
+			if !isArray {
+				items = []any{v}
+			}
+			for _, item := range items {
+				found = found || related(strings.TrimPrefix(name, "$"), item, x)
+			}
+		}
+	}
+	switch name {
+	case "$exists":
+		return operand == (len(values) > 0)
+	case "$ne", "$nin":
+		return !found
+	}
+	return found
+}
+
+// reach returns the values at path, entering arrays on the way.
+func reach(v any, path []string) (values []any) {
+	if len(path) == 0 {
+		return []any{v}
+	}
+	items, isArray := v.([]any)
+	if !isArray {
+		items = []any{v}
+	}
+	for _, item := range items {
+		object, _ := item.(map[string]any)
+		if member, ok := object[path[0]]; ok {
+			values = append(values, reach(member, path[1:])...)
+		}
+	}
+	return values
+}
+
+func related(operator string, v, x any) bool {
+	order, comparable := 0, false
+	switch x := x.(type) {
+	case nil:
+		comparable = v == nil
+	case bool:
+		if b, ok := v.(bool); ok {
+			number := map[bool]int{true: 1}
+			order, comparable = cmp.Compare(number[b], number[x]), true
+		}
+	case float64:
+		if f, ok := v.(float64); ok {
+			order, comparable = cmp.Compare(f, x), true
+		}
+	case string:
+		if s, ok := v.(string); ok {
+			order, comparable = cmp.Compare(s, x), true
+		}
+	}
+	switch operator {
+	case "gt":
+		return comparable && order > 0
+	case "gte":
+		return comparable && order >= 0
+	case "lt":
+		return comparable && order < 0
+	case "lte":
+		return comparable && order <= 0
+	}
+	return comparable && order == 0
+}
+
+// contains is PostgreSQL's @>.
+func contains(v, part any) bool {
+	switch part := part.(type) {
+	case map[string]any:
+		object, ok := v.(map[string]any)
+		for name, p := range part {
+			member, has := object[name]
+			ok = ok && has && contains(member, p)
+		}
+		return ok
+	case []any:
+		list, ok := v.([]any)
+		for _, p := range part {
+			ok = ok && slices.ContainsFunc(list, func(item any) bool { return contains(item, p) })
+		}
+		return ok
+	case nil:
+		return v == nil
+	}
+	return related("eq", v, part)
 }
 
 // TestBadDocuments sends invalid documents. A batch with one invalid document stores none.
@@ -796,6 +1161,10 @@ func TestSearchPlan(t *testing.T) {
 		},
 		`{"embedding":[1,2,0],"filter":{"k":7}}`: {
 			`1, false, 10, '{"k":7}', '[1,2,0]'`,
+			"Bitmap Index Scan on documents_metadata_idx",
+		},
+		`{"embedding":[1,2,0],"filter":{"$or":[{"k":{"$in":[7,8]}},{"a":{"b":1}}]}}`: {
+			`1, false, 10, ARRAY['{"k":7}']::jsonb[], '{"a":{"b":1}}', '[1,2,0]'`,
 			"Bitmap Index Scan on documents_metadata_idx",
 		},
 		`{"mode":"text","query":"77"}`: {

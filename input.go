@@ -66,7 +66,7 @@ var kinds = map[string]struct {
 	kindNumber:  {0.0, "0", "min max", fault{"float_type", "must be a number of 64 bits"}},
 	kindBoolean: {false, "tf", "", fault{"bool_type", "must be true or false"}},
 	kindTime:    {time.Time{}, `"`, "min max", fault{"datetime_type", rfc3339}},
-	kindObject:  {jsonObject{}, "{", "min max", fault{"dict_type", "must be an object"}},
+	kindObject:  {jsonObject{}, "{", "min max format", fault{"dict_type", "must be an object"}},
 	kindVector:  {vector{}, "[", "", fault{"list_type", "must be an array of numbers"}},
 	kindList:    {nil, "[", "min max", fault{"list_type", "must be an array"}},
 	kindMap:     {nil, "{", "min max", fault{"dict_type", "must be an object"}},
@@ -107,6 +107,7 @@ var formats = map[string]struct {
 	"email": {func(text string) (string, string) { return parseEmail(strings.TrimSpace(text)) },
 		emailPattern},
 	"password": {checkPasswordLength, ""},
+	"filter":   {checkFilter, ""},
 }
 
 var inputTags = []string{"path", "query", "json", "form", "min", "max", "enum", "format",
@@ -293,9 +294,12 @@ func (f *field) parse(text string, isJSON bool) (value any, bad fault) {
 	case kindObject:
 		bad = f.bounded(float64(len(text)), "too_short", "too_long", "have at %s %s bytes")
 		if bad.msg == "" {
-			return jsonObject(text), fault{"value_error", checkObject(text)}
+			bad = fault{"value_error", checkObject(text)}
 		}
-		return nil, bad
+		if rule := formats[f.format].rule; bad.msg == "" && rule != nil {
+			text, bad.msg = rule(text)
+		}
+		return jsonObject(text), bad
 	case kindVector:
 		v, refusal := parseVector(text, int(f.max))
 		return v, fault{"value_error", refusal}

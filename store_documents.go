@@ -112,7 +112,7 @@ func (st *store) listDocuments(
 		      WINDOW w AS (ORDER BY id)) AS p
 		JOIN documents d ON d.owner_id = $1 AND d.id = p.id
 		WHERE p.place < $4 AND (p.bytes <= $5 OR p.place = 1)
-		ORDER BY d.id`, args...)
+		ORDER BY d.id`, uncached(in.Filter, args)...)
 	return list, int64(len(list)) < total, err
 }
 
@@ -135,16 +135,6 @@ func (st *store) runLimited(chosen bool) runner {
 			return err
 		})
 	}
-}
-
-// filterBy returns the condition for a filter, whose value it adds to args. A statement without it
-// has another text, and so a plan of its own.
-func filterBy(filter jsonObject, args *[]any) string {
-	if filter == nil {
-		return ""
-	}
-	*args = append(*args, []byte(filter))
-	return fmt.Sprintf(" AND metadata @> $%d::jsonb", len(*args))
 }
 
 // updateDocument changes what in names and returns the document of owner, or errNotFound.
@@ -233,7 +223,8 @@ func queryMatches(ctx context.Context, limited runner, sql string, args ...any) 
 	return queryAll(ctx, run, scan, `WITH `+sql+`
 		SELECT `+documentColumns+`, b.score, b.distance
 		FROM best b JOIN documents d ON d.owner_id = $1 AND d.id = b.id
-		ORDER BY b.distance, b.score DESC, b.id`, args...)
+		ORDER BY b.distance, b.score DESC, b.id`,
+		uncached(in.Filter, args)...)
 }
 
 // ---- HNSW indexes of large owners ----

@@ -1,0 +1,202 @@
+package main
+
+// filter.go compiles filters on metadata to SQL. A filter is a JSON object that the metadata must
+// contain, as @> defines it. Instead of a value it may have an object of operators, which mean what
+// they mean in Mongo, Pinecone and Chroma: an array stands for its elements, also on the way to a
+// value; numbers compare with numbers only, texts with texts, by code points; null is also what is
+// absent; $ne, $nin and $not hold wherever their opposite does not. What the client sends becomes
+// arguments of the statement, never its text.
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"encoding/json/jsontext"
+	json "encoding/json/v2"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// filterBy returns the condition for a filter, whose values it adds to args. A statement without it
+// has another text, and so a plan of its own.
+func filterBy(filter jsonObject, args *[]any) string {
+	c := filterCompiler{args: args}
+	switch {
+	case filter == nil:
+		return ""
+	case hasOperators(filter):
+		return " AND " + c.object(nil, jsontext.Value(filter))
+	}
+	return " AND metadata @> " + c.arg([]byte(filter), "jsonb")
+}
+
+// uncached returns args for a statement with filter. With operators its text is of the client's
+// making, and PostgreSQL would keep the plans of hundreds.
+func uncached(filter jsonObject, args []any) []any {
+	if hasOperators(filter) {
+		return append([]any{pgx.QueryExecModeCacheDescribe}, args...)
+	}
+	return args
+}
+
+// hasOperators reports whether a name in valid JSON begins with $.
+func hasOperators(text []byte) bool {
+	dec := jsontext.NewDecoder(bytes.NewReader(text))
+	for token, err := dec.ReadToken(); err == nil; token, err = dec.ReadToken() {
+		in, length := dec.StackIndex(dec.StackDepth())
+		if in == '{' && length%2 == 1 && strings.HasPrefix(token.String(), "$") {
+			return true
+		}
+	}
+	return false
+}
+
+// checkFilter returns why a valid JSON object is no filter.
+func checkFilter(object string) (same, refusal string) {
+	c := filterCompiler{args: new([]any)}
+	c.object(nil, jsontext.Value(object))
+	return object, c.refusal
+}
+
+type filterCompiler struct {
+	args    *[]any
+	refusal string // the first fault
+}
+
+func (c *filterCompiler) refuse(when bool, msg string) {
+	if when && c.refusal == "" {
+		c.refusal = msg
+	}
+}
+
+// arg adds an argument and returns its place in the statement.
+func (c *filterCompiler) arg(value any, sqlType string) string {
+	*c.args = append(*c.args, value)
+	return fmt.Sprintf("$%d::%s", len(*c.args), sqlType)
+}
+
+// object returns the condition that all members of an object hold of the value at path.
+func (c *filterCompiler) object(path []string, object jsontext.Value) string {
+	c.refuse(object.Kind() != '{', "must have objects around operators, for $not, and in the "+
+		"arrays of $and and $or")
+	var members map[string]jsontext.Value
+	json.Unmarshal(object, &members)
+	all := []string{"TRUE"}
+	for _, name := range slices.Sorted(maps.Keys(members)) {
+		value, sql := members[name], ""
+		switch at := append(slices.Clip(path), name); {
+		case name == "$not":
+			sql = "NOT " + c.object(path, value)
+		case name == "$and" || name == "$or":
+			sql = c.list(path, name, value)
+		case strings.HasPrefix(name, "$"):
+			sql = c.operator(path, name, value)
+		case hasOperators(value):
+			sql = c.object(at, value)
+		default:
+			sql = "metadata @> " + c.arg(holding(at, value, false)[0], "jsonb")
+		}
+		all = append(all, sql)
+	}
+	return "(" + strings.Join(all, " AND ") + ")"
+}
+
+// list returns the condition of $and or $or.
+func (c *filterCompiler) list(path []string, name string, array jsontext.Value) string {
+	var items []jsontext.Value
+	if array.Kind() == '[' {
+		json.Unmarshal(array, &items)
+	}
+	c.refuse(len(items) == 0, "must have an array of objects for "+name+", with at least one")
+	var all []string
+	for _, item := range items {
+		all = append(all, c.object(path, item))
+	}
+	return "(" + strings.Join(all, strings.ToUpper(" "+name[1:]+" ")) + ")"
+}
+
+// comparisons are the operators that compare, as jsonpath writes them.
+var comparisons = map[string]string{"$eq": "==", "$ne": "==", "$in": "==", "$nin": "==",
+	"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
+
+// operator returns the condition of an operator on the value at path. A name with dots is also read
+// as a path. The index finds what is equal and at most two names deep.
+func (c *filterCompiler) operator(path []string, name string, operand jsontext.Value) string {
+	sign, kind, values := comparisons[name], operand.Kind(), []jsontext.Value{operand}
+	c.refuse(sign == "" && name != "$exists", "must have, of the names that begin with $, only "+
+		"$and, $eq, $exists, $gt, $gte, $in, $lt, $lte, $ne, $nin, $not and $or")
+	c.refuse(path == nil, "must have "+name+" in the object of a name")
+	paths, not := [][]string{path}, ""
+	if split := strings.Split(strings.Join(path, "."), "."); len(split) > len(path) {
+		paths = append(paths, split)
+	}
+	if name == "$ne" || name == "$nin" || name == "$exists" && kind == 'f' {
+		not = "NOT "
+	}
+	switch name {
+	case "$exists":
+		c.refuse(kind != 't' && kind != 'f', "must have true or false for $exists")
+		return not + c.exists(paths, "", nil)
+	case "$in", "$nin":
+		c.refuse(kind != '[', "must have an array for "+name)
+		json.Unmarshal(operand, &values)
+	}
+	documents, either := []string{}, []string{}
+	for _, v := range values {
+		c.refuse(v.Kind() == '{' || v.Kind() == '[' || v.Kind() == 'n' && sign != "==",
+			"must have texts, numbers and booleans to compare with; null for $eq, $ne, $in, $nin")
+		if v.Kind() == 'n' {
+			either = append(either, "NOT "+c.exists(paths, "", nil))
+		}
+		for _, path := range paths {
+			if len(path) <= 2 {
+				documents = append(documents, holding(path, v, true)...)
+			}
+		}
+	}
+	if sign == "==" {
+		either = append(either, "metadata @> ANY ("+c.arg(documents, "jsonb[]")+")")
+		paths = slices.DeleteFunc(paths, func(path []string) bool { return len(path) <= 2 })
+	}
+	if len(paths) > 0 {
+		test := ` ? (@.type() != "array" && @ ` + sign + ` $x[*])`
+		either = append(either, c.exists(paths, test, values))
+	}
+	return not + "(" + strings.Join(either, " OR ") + ")"
+}
+
+// exists returns the condition that a value at one of paths passes a jsonpath test with $x.
+func (c *filterCompiler) exists(paths [][]string, test string, x []jsontext.Value) string {
+	var either []string
+	for _, path := range paths {
+		jsonpath := "lax $"
+		for _, name := range path {
+			quoted, _ := json.Marshal(name)
+			jsonpath += "." + string(quoted)
+		}
+		either = append(either, fmt.Sprintf("jsonb_path_exists(metadata, %s, %s)",
+			c.arg(jsonpath+test, "jsonpath"), c.arg(map[string]any{"x": x}, "jsonb")))
+	}
+	return "(" + strings.Join(either, " OR ") + ")"
+}
+
+// holding returns the smallest object with value at path and, with arrays, those that hold it in
+// arrays on the way and at the end.
+func holding(path []string, value jsontext.Value, arrays bool) []string {
+	objects := []string{string(value)}
+	for _, name := range slices.Backward(path) {
+		for _, v := range objects {
+			if arrays {
+				objects = append(objects, "["+v+"]")
+			}
+		}
+		quoted, _ := json.Marshal(name)
+		for i, v := range objects {
+			objects[i] = fmt.Sprintf("{%s:%s}", quoted, v)
+		}
+	}
+	return objects
+}
