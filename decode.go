@@ -143,13 +143,38 @@ func (o *object) readPairs(place, text string) error {
 		case err1 != nil || err2 != nil || place == "query" && (!hasValue || name == ""):
 			return errors.New("must be name=value pairs in percent-encoded UTF-8")
 		default:
-			f := o.find(place, name)
-			if f != nil && (value != "" || place == "form" || f.kind != kindText || f.enum != nil) {
+			switch f := o.find(place, name); {
+			case f == nil || value == "" && place == "query" && f.kind == kindText && f.enum == nil:
+			case f.kind == kindList:
+				o.setList(f, value)
+			default:
 				o.setText(f, value)
 			}
 		}
 	}
 	return nil
+}
+
+// setList reads a list in a query: items joined by commas, or a JSON array.
+func (o *object) setList(f *field, text string) {
+	valid := utf8.ValidString(text)
+	if !strings.HasPrefix(text, "[") {
+		items := strings.Split(text, ",")
+		for i, item := range items {
+			if f.items.kind == kindText {
+				items[i] = quote(item)
+			}
+		}
+		text = "[" + strings.Join(items, ",") + "]"
+	}
+	rd := &reader{loc: slices.Clone(o.loc), text: text}
+	rd.dec = jsontext.NewDecoder(strings.NewReader(text))
+	rd.value(f, o.dst.FieldByIndex(f.index), f.name)
+	if rd.token(); rd.err != io.EOF || !valid {
+		rd.faults = nil
+		rd.add(fault{"list_parsing", "must be items joined by commas, or a JSON array"}, f.name)
+	}
+	o.faults = append(o.faults, rd.faults...)
 }
 
 // readParts returns the parts of a form, which must be texts, as pairs. Nothing goes to a file.

@@ -174,8 +174,7 @@ func (c *filterCompiler) exists(paths [][]string, test string, x []jsontext.Valu
 	for _, path := range paths {
 		jsonpath := "lax $"
 		for _, name := range path {
-			quoted, _ := json.Marshal(name)
-			jsonpath += "." + string(quoted)
+			jsonpath += "." + quote(name)
 		}
 		either = append(either, fmt.Sprintf("jsonb_path_exists(metadata, %s, %s)",
 			c.arg(jsonpath+test, "jsonpath"), c.arg(map[string]any{"x": x}, "jsonb")))
@@ -193,10 +192,15 @@ func holding(path []string, value jsontext.Value, arrays bool) []string {
 				objects = append(objects, "["+v+"]")
 			}
 		}
-		quoted, _ := json.Marshal(name)
 		for i, v := range objects {
-			objects[i] = fmt.Sprintf("{%s:%s}", quoted, v)
+			objects[i] = "{" + quote(name) + ":" + v + "}"
 		}
 	}
 	return objects
+}
+
+// quote returns a text as JSON.
+func quote(text string) string {
+	quoted, _ := jsontext.AppendQuote(nil, text)
+	return string(quoted)
 }

@@ -16,7 +16,8 @@ package main
 //
 // A field is a string, int64, float64, bool, time.Time or struct, a list of these, or a map of them
 // by name. It is required unless it has a default or is a pointer or nullable. A jsonObject or
-// vector is optional. Where a field has a json and a form name, the body may be either.
+// vector is optional. Where a field has a json and a form name, the body may be either. In a query,
+// a list is joined by commas, or where its items hold commas a JSON array.
 
 import (
 	"cmp"
@@ -160,8 +161,9 @@ func (in *input) compileField(sf reflect.StructField, refuse func(bad bool, why 
 	refuse(known != len(sf.Tag)+1, "a key of its tag is unknown, repeated or not of key:\"value\"")
 	refuse(f.name == "", "it has no name in path, query, json or form")
 	refuse(strings.Contains(f.name, ","), f.name+": a name has no options; a pointer is optional")
-	scalar := f.items == nil && f.object == nil && f.kind != kindVector
-	refuse(!slices.Equal(f.places, []string{"json"}) && !scalar ||
+	flat := f.object == nil && f.kind != kindVector && (f.items == nil ||
+		f.kind == kindList && f.items.items == nil && slices.Equal(f.places, []string{"query"}))
+	refuse(!slices.Equal(f.places, []string{"json"}) && !flat ||
 		len(f.places) > 1 && f.places[0] != "json", "a "+f.kind+" cannot stand in these places")
 	f.setLimits("", tag, refuse)
 	cmp.Or(f.items, &field{}).setLimits("item", tag, refuse)

@@ -341,6 +341,9 @@ func (d *specification) field(owner string, f *field) *schema {
 			"Exactly %d numbers, with a norm between 1e-12 and 1e12.", f.max)
 	case kindList:
 		o.Type, o.MinItems, o.MaxItems, o.Items = "array", f.min, high, d.field("", f.items)
+		if f.at("query") {
+			o = &schema{Type: "string"}
+		}
 	case kindMap:
 		o.Type, o.MinProperties, o.MaxProperties = "object", f.min, high
 		o.AdditionalProperties = d.field("", f.items)
