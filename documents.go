@@ -6,7 +6,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -18,6 +20,7 @@ import (
 // document is a document as its owner sees it.
 type document struct {
 	ID        int64          `json:"id" example:"42"`
+	Key       *string        `json:"key"`
 	Content   string         `json:"content" example:"Ada wrote the first program."`
 	Metadata  jsontext.Value `json:"metadata" example:"{\"lang\":\"en\"}"`
 	Embedding vector         `json:"embedding,omitempty"`
@@ -30,7 +33,7 @@ func (d document) location() string { return fmt.Sprintf("/documents/%d", d.ID) 
 // size returns how many bytes the document has as JSON, or somewhat more: control characters take
 // six, others at most what they have in UTF-8, quotes and backslashes twice that.
 func (d document) size() int {
-	n := 256 + len(d.Content) + len(d.Metadata) + 16*len(d.Embedding)
+	n := 256 + 6*len(value(d.Key)) + len(d.Content) + len(d.Metadata) + 16*len(d.Embedding)
 	for i := range len(d.Content) {
 		switch c := d.Content[i]; {
 		case c < ' ':
@@ -59,9 +62,17 @@ func (b batch) size() int        { return b.Documents.size() }
 func (b batch) location() string { return "/documents" }
 
 type documentInput struct {
+	Key nullable[string] `json:"key" min:"1" max:"255"`
+
 	Content   string     `json:"content" min:"1" max:"65536" example:"Ada wrote the first program."`
 	Metadata  jsonObject `json:"metadata" max:"16384" example:"{\"lang\":\"en\"}"`
 	Embedding vector     `json:"embedding"`
+}
+
+// storeOptions say how documents are stored and returned.
+type storeOptions struct {
+	Upsert  bool    `query:"upsert" default:"false"`
+	Include *string `query:"include" enum:"embedding"`
 }
 
 // createDocumentInput is one document, or, in the older form, several as createDocumentsInput has
@@ -69,7 +80,7 @@ type documentInput struct {
 type createDocumentInput struct {
 	documentInput
 	Documents []documentInput `json:"documents" min:"1" max:"500" exclusive:"true" doc:"-"`
-	Include   *string         `query:"include" enum:"embedding"`
+	storeOptions
 }
 
 // createDocument stores one document and returns it. The older form returns a batch.
@@ -77,10 +88,10 @@ func (s *server) createDocument(
 	ctx context.Context, c *caller, in createDocumentInput,
 ) (any, error) {
 	if in.Documents != nil {
-		return s.createDocuments(ctx, c, createDocumentsInput{in.Documents, in.Include})
+		return s.createDocuments(ctx, c, createDocumentsInput{in.Documents, in.storeOptions})
 	}
-	loc := func(int) []any { return []any{"body", "embedding"} }
-	docs, err := s.embedAndStore(ctx, c, []documentInput{in.documentInput}, in.Include != nil, loc)
+	loc := func(_ int, field string) []any { return []any{"body", field} }
+	docs, err := s.storeDocuments(ctx, c, []documentInput{in.documentInput}, in.storeOptions, loc)
 	if err != nil {
 		return nil, err
 	}
@@ -89,29 +100,33 @@ func (s *server) createDocument(
 
 type createDocumentsInput struct {
 	Documents []documentInput `json:"documents" min:"1" max:"500"`
-	Include   *string         `query:"include" enum:"embedding"`
+	storeOptions
 }
 
 // createDocuments stores several documents, all or none.
 func (s *server) createDocuments(
 	ctx context.Context, c *caller, in createDocumentsInput,
 ) (batch, error) {
-	loc := func(i int) []any { return []any{"body", "documents", i, "embedding"} }
-	docs, err := s.embedAndStore(ctx, c, in.Documents, in.Include != nil, loc)
+	loc := func(i int, field string) []any { return []any{"body", "documents", i, field} }
+	docs, err := s.storeDocuments(ctx, c, in.Documents, in.storeOptions, loc)
 	return batch{docs}, err
 }
 
-// embedAndStore gives the documents that lack an embedding one of the provider, by one call, and
-// stores all. loc is the place of the embedding of document i in the request.
-func (s *server) embedAndStore(
-	ctx context.Context, c *caller, list []documentInput, embeddings bool, loc func(i int) []any,
+// storeDocuments gives the documents that lack an embedding one of the provider, by one call, and
+// stores all. loc is the place of a field of document i in the request.
+func (s *server) storeDocuments(
+	ctx context.Context, c *caller, list []documentInput, opt storeOptions,
+	loc func(i int, field string) []any,
 ) (documents, error) {
+	if err := s.checkKeys(ctx, c, list, opt, loc); err != nil {
+		return nil, err
+	}
 	var texts []string
 	var missing []*vector
 	for i := range list {
 		if list[i].Embedding == nil {
 			if s.embedder == nil {
-				return nil, embeddingRequired(loc(i)...)
+				return nil, embeddingRequired(loc(i, "embedding")...)
 			}
 			texts, missing = append(texts, list[i].Content), append(missing, &list[i].Embedding)
 		}
@@ -125,8 +140,55 @@ func (s *server) embedAndStore(
 			*missing[i] = v
 		}
 	}
-	docs, err := s.store.createDocuments(ctx, c.ID, list, embeddings)
+	docs, err := s.store.createDocuments(ctx, c.ID, list, opt.Upsert, opt.Include != nil)
+	if errors.Is(err, errKeyTaken) {
+		stored, _ := s.store.storedKeys(ctx, c.ID, list)
+		var places [][]any
+		for _, i := range slices.Sorted(maps.Keys(stored)) {
+			places = append(places, loc(i, "key"))
+		}
+		err = keyTaken(places...)
+	}
 	return docs, accountGone(err)
+}
+
+// checkKeys refuses a key that several documents of list have. Those of an upsert that lack an
+// embedding get the stored one, if it is of the same content.
+func (s *server) checkKeys(
+	ctx context.Context, c *caller, list []documentInput, opt storeOptions,
+	loc func(i int, field string) []any,
+) error {
+	var faults []fieldError
+	seen, lacking := map[string]bool{"": true}, false
+	for i, in := range list {
+		key := value(in.Key.Value)
+		if key != "" && seen[key] {
+			faults = append(faults, fieldError{loc(i, "key"), repeated.msg, repeated.kind})
+		}
+		seen[key], lacking = true, lacking || in.Embedding == nil
+	}
+	if faults != nil {
+		return invalid(faults...)
+	}
+	if !opt.Upsert || !lacking {
+		return nil
+	}
+	stored, err := s.store.storedKeys(ctx, c.ID, list)
+	for i, embedding := range stored {
+		if list[i].Embedding == nil {
+			list[i].Embedding = embedding
+		}
+	}
+	return err
+}
+
+// keyTaken returns errKeyTaken for keys at these places of the request.
+func keyTaken(places ...[]any) *problem {
+	p := *errKeyTaken
+	for _, loc := range places {
+		p.errors = append(p.errors, fieldError{loc, "is the key of another document", p.code})
+	}
+	return &p
 }
 
 // embeddingRequired returns errEmbeddingRequired at a place of the request.
@@ -136,11 +198,18 @@ func embeddingRequired(loc ...any) *problem {
 	return &p
 }
 
+// selection is the documents of which all holds that is given.
+type selection struct {
+	Filter jsonObject `query:"filter" max:"1024" format:"filter" example:"{\"lang\":\"en\"}"`
+	IDs    *[]int64   `query:"ids" min:"1" max:"100" itemmin:"1"`
+	Keys   *[]string  `query:"keys" min:"1" max:"100" itemmin:"1" itemmax:"255"`
+}
+
 type listDocumentsInput struct {
-	Limit   int64      `query:"limit" min:"1" max:"100" default:"100"`
-	After   *int64     `query:"after" min:"1"`
-	Filter  jsonObject `query:"filter" max:"1024" format:"filter" example:"{\"lang\":\"en\"}"`
-	Include *string    `query:"include" enum:"embedding"`
+	Limit int64  `query:"limit" min:"1" max:"100" default:"100"`
+	After *int64 `query:"after" min:"1"`
+	selection
+	Include *string `query:"include" enum:"embedding"`
 }
 
 // listDocuments returns a page of the caller's documents in the order of ids.
@@ -155,6 +224,30 @@ func (s *server) listDocuments(
 	return p, err
 }
 
+// counted is how many documents were selected.
+type counted struct {
+	Count int64 `json:"count" example:"3"`
+}
+
+func (s *server) countDocuments(ctx context.Context, c *caller, in selection) (counted, error) {
+	n, err := s.store.countDocuments(ctx, c.ID, in)
+	return counted{n}, err
+}
+
+type deleted struct {
+	Deleted int64 `json:"deleted" example:"3"`
+}
+
+// deleteDocuments deletes what is selected, but not all for want of a selection.
+func (s *server) deleteDocuments(ctx context.Context, c *caller, in selection) (deleted, error) {
+	if in.Filter == nil && in.IDs == nil && in.Keys == nil {
+		return deleted{}, invalid(fieldError{[]any{"query"},
+			"must have filter, ids or keys; filter={} is for all", "missing"})
+	}
+	n, err := s.store.deleteDocuments(ctx, c.ID, in)
+	return deleted{n}, err
+}
+
 type documentIDInput struct {
 	ID      int64   `path:"id" min:"1"`
 	Include *string `query:"include" enum:"embedding"`
@@ -165,7 +258,9 @@ func (s *server) getDocument(ctx context.Context, c *caller, in documentIDInput)
 }
 
 type updateDocumentInput struct {
-	ID        int64      `path:"id" min:"1"`
+	ID  int64            `path:"id" min:"1"`
+	Key nullable[string] `json:"key" min:"1" max:"255"`
+
 	Content   *string    `json:"content" min:"1" max:"65536"`
 	Metadata  jsonObject `json:"metadata" max:"16384" example:"{\"lang\":\"en\"}"`
 	Embedding vector     `json:"embedding"`
@@ -188,7 +283,7 @@ func (s *server) updateDocument(
 	if in.Content != nil && *in.Content == stored.Content {
 		in.Content = nil
 	}
-	if in.Content == nil && in.Metadata == nil && in.Embedding == nil {
+	if in.Content == nil && in.Metadata == nil && in.Embedding == nil && !in.Key.Set {
 		return stored, nil
 	}
 	if in.Content != nil && in.Embedding == nil {
@@ -196,7 +291,11 @@ func (s *server) updateDocument(
 			return document{}, err
 		}
 	}
-	return s.store.updateDocument(ctx, c.ID, in)
+	d, err := s.store.updateDocument(ctx, c.ID, in)
+	if errors.Is(err, errKeyTaken) {
+		err = keyTaken([]any{"body", "key"})
+	}
+	return d, err
 }
 
 // embedOne returns the provider's embedding of a text.

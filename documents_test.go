@@ -515,6 +515,225 @@ func contains(v, part any) bool {
 	return related("eq", v, part)
 }
 
+// TestKeys stores, replaces, lists and changes documents by keys of the owner's own.
+func TestKeys(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m, other := a.signUp("ada"), a.signUp("bob")
+	post := func(query, body string) answer {
+		return a.do("POST", docsPath+query, m.AccessToken, body)
+	}
+	first := decode[document](a.want(post("", `{"key":"a","content":"one","embedding":[1,0,0]}`),
+		201, ""))
+	if first.Key == nil || *first.Key != "a" {
+		t.Errorf("created %+v", first)
+	}
+	a.want(a.do("POST", docsPath, other.AccessToken,
+		`{"key":"a","content":"theirs","embedding":[1,0,0]}`), 201, "")
+	bodies := map[string]string{
+		`{"key":"a","content":"two","embedding":[0,1,0]}`: "[body key]",
+		`{"documents":[{"content":"x","embedding":[1,0,0]},` +
+			`{"key":"a","content":"x","embedding":[1,0,0]}]}`: "[body documents 1 key]",
+	}
+	for body, loc := range bodies {
+		p := decode[struct{ Errors []fieldError }](a.want(post("", body), 409, "key_taken"))
+		if len(p.Errors) != 1 || fmt.Sprint(p.Errors[0].Loc) != loc {
+			t.Errorf("%s: errors %v, want one at %s", body, p.Errors, loc)
+		}
+	}
+	twice := `{"documents":[{"key":"z","content":"x","embedding":[1,0,0]},` +
+		`{"key":"z","content":"y","embedding":[1,0,0]}]}`
+	for _, query := range []string{"", "?upsert=true", "/batch", "/batch?upsert=true"} {
+		ans := a.want(post(query, twice), 422, "invalid_request")
+		p := decode[struct{ Errors []fieldError }](ans)
+		if len(p.Errors) != 1 || fmt.Sprint(p.Errors[0].Loc) != "[body documents 1 key]" {
+			t.Errorf("a key twice: %v", p.Errors)
+		}
+	}
+	second := decode[document](a.want(post("?upsert=true&include=embedding",
+		`{"key":"a","content":"two","metadata":{"n":1},"embedding":[0,1,0]}`), 201, ""))
+	if second.ID != first.ID || !second.CreatedAt.Equal(first.CreatedAt) ||
+		!second.UpdatedAt.After(first.UpdatedAt) || second.Content != "two" ||
+		string(second.Metadata) != `{"n":1}` || fmt.Sprint(second.Embedding) != "[0 1 0]" {
+		t.Errorf("an upsert of %+v gave %+v", first, second)
+	}
+	// There is no provider: only the same content may come without an embedding.
+	third := decode[document](a.want(post("?upsert=1&include=embedding",
+		`{"key":"a","content":"two"}`), 201, ""))
+	if third.ID != first.ID || string(third.Metadata) != "{}" ||
+		fmt.Sprint(third.Embedding) != "[0 1 0]" {
+		t.Errorf("an upsert of the same content: %+v", third)
+	}
+	a.want(post("?upsert=true", `{"key":"a","content":"three"}`), 422, "embedding_required")
+	a.want(post("?upsert=true", `{"content":"two"}`), 422, "embedding_required")
+	ans := a.want(post("/batch?upsert=true", `{"documents":[
+		{"key":"c","content":"c","embedding":[1,0,0]}, {"content":"p","embedding":[1,0,0]},
+		{"key":"a","content":"a","embedding":[1,0,0]},
+		{"key":null,"content":"q","embedding":[1,0,0]},
+		{"key":"b, [\"ü\"]","content":"b","embedding":[1,0,0]}]}`), 201, "")
+	contents := ""
+	for _, d := range decode[batch](ans).Documents {
+		contents += d.Content
+	}
+	if contents != "cpaqb" {
+		t.Errorf("a batch is answered in the order %s", contents)
+	}
+	path := fmt.Sprintf("%s/%d", docsPath, first.ID)
+	put := func(body string) answer { return a.do("PUT", path, m.AccessToken, body) }
+	ans = a.want(put(`{"key":"c"}`), 409, "key_taken")
+	if !strings.Contains(string(ans.body), `"loc":["body","key"]`) {
+		t.Errorf("a PUT of a taken key: %s", ans.body)
+	}
+	for _, body := range []string{`{"key":""}`, `{"key":1}`, `{"key":"\u0000"}`,
+		`{"key":"` + strings.Repeat("ü", 256) + `"}`} {
+		a.want(put(body), 422, "invalid_request")
+		a.want(post("", body[:len(body)-1]+`,"content":"x","embedding":[1,0,0]}`), 422,
+			"invalid_request")
+	}
+	for body, want := range map[string]string{`{"key":null}`: "", `{"key":"😀\t"}`: "😀\t",
+		`{"key":"` + strings.Repeat("ü", 255) + `"}`: strings.Repeat("ü", 255)} {
+		d := decode[document](a.want(put(body), 200, ""))
+		if value(d.Key) != want || (d.Key == nil) != (want == "") {
+			t.Errorf("PUT %s = %+v", body, d)
+		}
+	}
+}
+
+// TestSelections lists, counts and deletes documents by filter, ids and keys.
+func TestSelections(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m, other := a.signUp("ada"), a.signUp("bob")
+	for _, owner := range []member{other, m} {
+		var items []string
+		for i, key := range []string{"a", "b", "c,d", "[e]", "f%2C"} {
+			items = append(items, fmt.Sprintf(
+				`{"key":%q,"content":"%d","metadata":{"n":%d},"embedding":[1,0,0]}`, key, i, i))
+		}
+		a.want(a.do("POST", docsPath, owner.AccessToken,
+			`{"documents":[`+strings.Join(items, ",")+`]}`), 201, "")
+	}
+	id := one[int64](t, a.url, `SELECT max(id) FROM documents`) - 4 // of the first
+	call := func(method, path, query string) answer {
+		var pairs []string
+		for pair := range strings.SplitSeq(query, "&") {
+			name, value, _ := strings.Cut(pair, "=")
+			pairs = append(pairs, name+"="+url.QueryEscape(value))
+		}
+		return a.do(method, docsPath+path+"?"+strings.Join(pairs, "&"), m.AccessToken, nil)
+	}
+	for query, want := range map[string]string{
+		fmt.Sprintf("ids=%d", id):                           "0",
+		fmt.Sprintf("ids=%d,%d,%d,999", id+2, id, id):       "02",
+		fmt.Sprintf("ids=[%d, %d]", id, id+1):               "01",
+		fmt.Sprintf("ids=%d&keys=a,b", id):                  "0",
+		fmt.Sprintf(`ids=%d&filter={"n":1}`, id):            "",
+		"ids=9223372036854775807":                           "",
+		"keys=b,a,none":                                     "01",
+		"keys=c,d":                                          "",
+		`keys=["c,d","[e]"]`:                                "23",
+		"keys=f%2C":                                         "4",
+		`keys=a,b&filter={"n":{"$lt":1}}`:                   "0",
+		"keys=a,b,f%2C&limit=1":                             "0",
+		"keys=" + strings.Repeat("a,", 99) + "b":            "01",
+		"keys=" + strings.Repeat("ü", 255):                  "",
+		fmt.Sprintf("keys=a,b,f%%2C&limit=2&after=%d", id):  "14",
+		fmt.Sprintf(`filter={"n":{"$gte":1}}&after=%d`, id): "1234",
+	} {
+		found := ""
+		for _, d := range decode[[]document](a.want(call("GET", "", query), 200, "")) {
+			found += d.Content
+		}
+		if found != want {
+			t.Errorf("GET ?%s = %q, want %q", query, found, want)
+		}
+		if !strings.Contains(query, "limit") && !strings.Contains(query, "after") {
+			got := decode[counted](a.want(call("GET", "/count", query), 200, "")).Count
+			if got != int64(len(want)) {
+				t.Errorf("GET /count?%s = %d, want %d", query, got, len(want))
+			}
+		}
+	}
+	link := call("GET", "", `keys=["c,d","a","b"]&limit=1`).header.Get("Link")
+	next := strings.TrimSuffix(strings.TrimPrefix(link, "<"), `>; rel="next"`)
+	rest := decode[[]document](a.want(a.do("GET", next, m.AccessToken, nil), 200, ""))
+	if len(rest) != 1 || rest[0].Content != "1" {
+		t.Errorf("the next page, %s, has %v", next, rest)
+	}
+	for _, query := range []string{
+		"ids=", "ids=0", "ids=-1", "ids=1,", "ids=,1", "ids=1,,2", "ids=x", "ids=1.5", "ids=[",
+		"ids=[1]x", `ids=["1"]`, "ids=[[1]]", "ids=null", "ids=01", "ids=9223372036854775808",
+		"ids=1]", "keys=", "keys=a,", "keys=a,,b", "keys=[1]", "keys=[]",
+		`keys=["a"`, `keys=["a"],b`,
+		"keys=\xff", "keys=[\"\xff\"]", "keys=a\x00", "keys=" + strings.Repeat("a,", 100) + "b",
+		"ids=1" + strings.Repeat(",1", 100),
+		"keys=" + strings.Repeat("ü", 256), "keys=a&keys=b", "filter=[]", "other=1",
+		"keys=" + strings.Repeat("[", 5000),
+	} {
+		for _, method := range []string{"GET", "DELETE"} {
+			a.want(call(method, "", query), 422, "invalid_request")
+		}
+		a.want(call("GET", "/count", query), 422, "invalid_request")
+	}
+	remove := func(query string, want int64) {
+		t.Helper()
+		got := decode[deleted](a.want(call("DELETE", "", query), 200, "")).Deleted
+		if got != want {
+			t.Errorf("DELETE ?%s = %d, want %d", query, got, want)
+		}
+	}
+	a.want(a.do("DELETE", docsPath, m.AccessToken, nil), 422, "invalid_request")
+	a.want(call("DELETE", "", "_=1"), 422, "invalid_request")
+	remove(fmt.Sprintf("ids=%d,%d", id, id-5), 1) // the second is of another owner
+	remove(fmt.Sprintf("ids=%d", id), 0)
+	remove(`keys=["c,d"]`, 1)
+	remove(`filter={"n":{"$in":[1,0]}}`, 1)
+	remove("filter={}", 2)
+	if n := one[int](t, a.url, `SELECT count(*) FROM documents`); n != 5 {
+		t.Errorf("%d documents of another owner are left, want 5", n)
+	}
+}
+
+// TestUpsertsAtOnce upserts and deletes the same keys from many clients at once, in other orders.
+// None fails, and of each key there is one document.
+func TestUpsertsAtOnce(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m := a.signUp("ada")
+	parallel(8, func(client int) {
+		random := rand.New(rand.NewPCG(uint64(client), 9))
+		for round := range 12 {
+			if client == 0 && round%4 == 3 {
+				a.want(a.do("DELETE", docsPath+"?filter=%7B%7D", m.AccessToken, nil), 200, "")
+			}
+			var items []map[string]any
+			for _, key := range random.Perm(30)[:1+random.IntN(20)] {
+				content := fmt.Sprint(key, " ", client, " ", round)
+				items = append(items, map[string]any{"key": fmt.Sprint(key), "content": content,
+					"embedding": []int{1, key, 0}})
+			}
+			ans := a.do("POST", docsPath+"/batch?upsert=true", m.AccessToken,
+				map[string]any{"documents": items})
+			if ans.code() == "busy" {
+				continue
+			}
+			for i, d := range decode[batch](a.want(ans, 201, "")).Documents {
+				if d.Content != items[i]["content"] || *d.Key != items[i]["key"] {
+					t.Errorf("document %d is %+v, want %v", i, d, items[i])
+				}
+			}
+		}
+	})
+	ans := a.want(a.do("GET", docsPath, m.AccessToken, nil), 200, "")
+	seen := map[string]bool{}
+	for _, d := range decode[[]document](ans) {
+		if key, _, _ := strings.Cut(d.Content, " "); key != *d.Key || seen[key] {
+			t.Errorf("%q has the key %s", d.Content, *d.Key)
+		}
+		seen[*d.Key] = true
+	}
+}
+
 // TestBadDocuments sends invalid documents. A batch with one invalid document stores none.
 func TestBadDocuments(t *testing.T) {
 	t.Parallel()

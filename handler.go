@@ -403,6 +403,8 @@ var (
 		"This resource does not support the method; Allow lists those that it does.")
 	errEmailTaken = newProblem(409, "email_taken",
 		"The e-mail address is already registered.")
+	errKeyTaken = newProblem(409, "key_taken",
+		"A document of yours has the key already; upsert=true replaces it.")
 	errLastAdmin        = newProblem(409, "last_admin", "At least one active admin must remain.")
 	errBodyTooLarge     = newProblem(413, "body_too_large", "The body is too large.")
 	errUnsupportedMedia = newProblem(415, "unsupported_media_type", "Unsupported Content-Type.")
@@ -452,7 +454,7 @@ type problemDocument struct {
 	Detail    string       `json:"detail" doc:"A sentence for people."`
 	Code      string       `json:"code" doc:"A stable word for programs."`
 	RequestID string       `json:"request_id" doc:"As in X-Request-Id; it is also in the log."`
-	Errors    []fieldError `json:"errors,omitempty" doc:"With 422: what is wrong, and where."`
+	Errors    []fieldError `json:"errors,omitempty" doc:"What is wrong, and where."`
 
 	Error            string `json:"error,omitempty"`
 	ErrorDescription string `json:"error_description,omitempty" doc:"Of token endpoints: detail."`

@@ -342,7 +342,7 @@ func (s *server) changeIndex(ctx context.Context, address string, drop bool) err
 	if err != nil {
 		return err
 	}
-	n, err := s.store.countDocuments(ctx, c.ID)
+	n, err := s.store.countDocuments(ctx, c.ID, selection{})
 	if err == nil && n == 0 {
 		err = errors.New("the account has no documents")
 	}

@@ -352,7 +352,8 @@ func (a *app) check(method string, ans answer) {
 	media, id := ans.header.Get("Content-Type"), ans.header.Get("X-Request-Id")
 	if media != "application/problem+json" || p.Type != "about:blank" ||
 		p.Title != http.StatusText(ans.status) || p.Status != ans.status || p.Detail == "" ||
-		p.Code == "" || p.RequestID != id || (ans.status == 422) != (len(p.Errors) > 0) {
+		p.Code == "" || p.RequestID != id ||
+		(ans.status == 422 || p.Code == "key_taken") != (len(p.Errors) > 0) {
 		a.t.Errorf("%s: %d is no proper problem document: %s", ans.call, ans.status, ans.body)
 	}
 	if bytes.Contains(ans.body, []byte("canary")) {

@@ -410,7 +410,7 @@ func (s *server) checkIndexes(ctx context.Context) error {
 
 // checkIndex measures an index again if its owner has grown by a tenth, unless another server does.
 func (s *server) checkIndex(ctx context.Context, x *vectorIndex) error {
-	n, err := s.store.countDocuments(ctx, x.Owner)
+	n, err := s.store.countDocuments(ctx, x.Owner, selection{})
 	if err != nil || 10*n < 11*x.Documents {
 		return err
 	}

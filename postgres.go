@@ -360,7 +360,8 @@ func inTx(f work, settings ...string) work {
 // violations are the constraints whose violation clients are told. Metadata may be longer where it
 // is stored, which the input cannot tell.
 var violations = map[string]*problem{
-	"users_email_key": errEmailTaken,
+	"users_email_key":   errEmailTaken,
+	"documents_key_idx": errKeyTaken,
 	"documents_metadata_check": invalidField("metadata", "too_long",
 		"must have at most 32 KiB as it is stored, with its numbers written out"),
 }

@@ -135,3 +135,16 @@ CREATE TABLE vector_indexes (
     CONSTRAINT vector_indexes_owner_id_fkey FOREIGN KEY (owner_id) REFERENCES users ON DELETE CASCADE,
     CONSTRAINT vector_indexes_ef_search_check CHECK (ef_search BETWEEN 1 AND 1000)
 );
+
+-- migration 7: keys of documents
+
+-- The check is not valid for old rows, which have no key, so that it reads none of them.
+ALTER TABLE documents ADD COLUMN key text; -- the owner's own id: 1 to 255 characters; null: none
+ALTER TABLE documents ADD CONSTRAINT documents_key_check CHECK (char_length(key) BETWEEN 1 AND 255) NOT VALID;
+
+-- migration 8: unique keys of documents (no transaction)
+
+-- This reads the whole table, at some 100 MB a second, while requests go on. Rows without a key are not in the
+-- index.
+DROP INDEX CONCURRENTLY IF EXISTS documents_key_idx;
+CREATE UNIQUE INDEX CONCURRENTLY documents_key_idx ON documents (owner_id, key) WHERE key IS NOT NULL;

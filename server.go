@@ -183,17 +183,22 @@ func (s *server) accountRoutes() []route {
 
 func (s *server) documentRoutes() []route {
 	embeds := no{errEmbeddingRequired, errEmbeddingsFailed, errEmbeddingsUnavailable}
+	stores := append(no{errKeyTaken}, embeds...)
 	return []route{
 		{"POST", "/documents", users, "createDocument",
-			handle(s.createDocument).returning(document{}), 201, embeds, "Store a document"},
+			handle(s.createDocument).returning(document{}), 201, stores, "Store a document"},
 		{"POST", "/documents/batch", users, "createDocuments", handle(s.createDocuments), 201,
-			embeds, "Store several documents: all or none, answered in the same order"},
+			stores, "Store several documents: all or none, answered in the same order"},
 		{"GET", "/documents", users, "listDocuments", handle(s.listDocuments), 200, nil,
 			"List your documents: in the order of ids; a page of long ones is shorter than limit"},
+		{"DELETE", "/documents", users, "deleteDocuments", handle(s.deleteDocuments), 200, nil,
+			"Delete documents: all or none of those that a filter, ids or keys select"},
+		{"GET", "/documents/count", users, "countDocuments", handle(s.countDocuments), 200, nil,
+			"Count your documents: all, or those that a filter, ids or keys select"},
 		{"GET", "/documents/{id}", users, "getDocument", handle(s.getDocument), 200,
 			no{errNotFound}, "Read one of your documents"},
 		{"PUT", "/documents/{id}", users, "updateDocument", handle(s.updateDocument), 200,
-			append(no{errNotFound}, embeds...),
+			append(no{errNotFound}, stores...),
 			"Change one of your documents: omitted fields keep their value"},
 		{"DELETE", "/documents/{id}", users, "deleteDocument", handle(s.deleteDocument), 204,
 			no{errNotFound}, "Delete one of your documents"},

@@ -51,6 +51,8 @@ func accessRows() []accessRow {
 		{"DELETE", "/users/me", `{"current_password":"wrong canary"}`, 401, 403, 403, 403},
 		{"POST", "/documents", `{"content":"theirs","embedding":[1,0,0]}`, 401, 201, 201, 201},
 		{"GET", "/documents", "", 401, 200, 200, 200},
+		{"DELETE", "/documents", "", 401, 422, 422, 422},
+		{"GET", "/documents/count", "", 401, 200, 200, 200},
 		{"POST", "/documents/search", `{"embedding":[1,0,0]}`, 401, 200, 200, 200},
 		{"GET", "/documents/{id}", "", 401, 404, 404, 404}, // of somebody else, for an admin too
 		{"PUT", "/documents/{id}", `{"metadata":{}}`, 401, 404, 404, 404},

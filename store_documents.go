@@ -16,7 +16,7 @@ import (
 )
 
 // documentColumns end with the embedding, which is null unless the parameter $2 asks for it.
-const documentColumns = `d.id, d.content, d.metadata, d.created_at, d.updated_at,
+const documentColumns = `d.id, d.key, d.content, d.metadata, d.created_at, d.updated_at,
 	CASE WHEN $2::boolean THEN d.embedding END`
 
 // searchBytes bounds the contents of a search's results: 100 documents of the longest in ASCII.
@@ -29,8 +29,8 @@ var errLongResults = invalidField("limit", "value_error",
 func scanDocument(more ...any) pgx.RowToFunc[document] {
 	return func(row pgx.CollectableRow) (d document, err error) {
 		var embedding *pgvector.HalfVector
-		err = row.Scan(append([]any{&d.ID, &d.Content, (*[]byte)(&d.Metadata), &d.CreatedAt,
-			&d.UpdatedAt, &embedding}, more...)...)
+		err = row.Scan(append([]any{&d.ID, &d.Key, &d.Content, (*[]byte)(&d.Metadata),
+			&d.CreatedAt, &d.UpdatedAt, &embedding}, more...)...)
 		if embedding != nil {
 			d.Embedding = embedding.Slice()
 		}
@@ -39,14 +39,16 @@ func scanDocument(more ...any) pgx.RowToFunc[document] {
 }
 
 // createDocuments inserts documents, all or none, and returns them in the same order, or
-// errNotFound where the account has gone.
+// errNotFound where the account has gone. What owner has under their keys upsert replaces, in the
+// order of keys, so that two calls do not deadlock; without upsert it is errKeyTaken.
 func (st *store) createDocuments(
-	ctx context.Context, owner int64, list []documentInput, embeddings bool,
+	ctx context.Context, owner int64, list []documentInput, upsert, embeddings bool,
 ) (documents, error) {
 	n := len(list)
-	contents, metadata := make([]string, n), make([]string, n)
+	keys, contents, metadata := make([]*string, n), make([]string, n), make([]string, n)
 	vectors := make([]pgvector.HalfVector, n)
 	for i, in := range list {
+		keys[i] = in.Key.Value
 		contents[i], vectors[i] = in.Content, pgvector.NewHalfVector(in.Embedding)
 		metadata[i] = cmp.Or(string(in.Metadata), "{}")
 	}
@@ -56,15 +58,63 @@ func (st *store) createDocuments(
 	}
 	// Citus refuses parameters here.
 	returning := strings.Replace(documentColumns, "$2", strconv.FormatBool(embeddings), 1)
+	order := "place"
+	if upsert {
+		order = `key, place
+		ON CONFLICT (owner_id, key) WHERE key IS NOT NULL DO UPDATE SET content = excluded.content,
+		    metadata = excluded.metadata, embedding = excluded.embedding,
+		    updated_at = excluded.updated_at`
+	}
 	docs, err := queryAll(ctx, run, scanDocument(), `
-		INSERT INTO documents AS d (owner_id, content, metadata, embedding)
-		SELECT $1, content, metadata, embedding
-		FROM unnest($2::text[], $3::jsonb[], $4::halfvec[])
-		    WITH ORDINALITY AS item (content, metadata, embedding, place)
-		ORDER BY place RETURNING `+returning, owner, contents, metadata, vectors)
-	// They were numbered in the order of list.
+		INSERT INTO documents AS d (owner_id, key, content, metadata, embedding)
+		SELECT $1, key, content, metadata, embedding
+		FROM unnest($2::text[], $3::text[], $4::jsonb[], $5::halfvec[])
+		    WITH ORDINALITY AS item (key, content, metadata, embedding, place)
+		ORDER BY `+order+` RETURNING `+returning, owner, keys, contents, metadata, vectors)
+	// Those without a key were numbered in their order in list.
 	slices.SortFunc(docs, func(a, b document) int { return cmp.Compare(a.ID, b.ID) })
+	stored := map[string]documents{}
+	for _, d := range docs {
+		stored[value(d.Key)] = append(stored[value(d.Key)], d)
+	}
+	for i := range docs {
+		key := value(keys[i])
+		docs[i], stored[key] = stored[key][0], stored[key][1:]
+	}
 	return docs, err
+}
+
+// value returns the text of a key, "" where there is none.
+func value(key *string) string {
+	if key == nil {
+		return ""
+	}
+	return *key
+}
+
+// storedKeys returns the places of those documents of list of whose keys owner has documents, with
+// their embeddings where the contents are equal.
+func (st *store) storedKeys(
+	ctx context.Context, owner int64, list []documentInput,
+) (map[int]vector, error) {
+	keys, contents := make([]*string, len(list)), make([]string, len(list))
+	for i, in := range list {
+		keys[i], contents[i] = in.Key.Value, in.Content
+	}
+	stored := map[int]vector{}
+	scan := func(row pgx.CollectableRow) (place int, err error) {
+		var embedding *pgvector.HalfVector
+		err = row.Scan(&place, &embedding)
+		if stored[place] = nil; embedding != nil {
+			stored[place] = embedding.Slice()
+		}
+		return place, err
+	}
+	_, err := queryAll(ctx, st.runIdempotent, scan, `
+		SELECT place - 1, CASE WHEN d.content = item.content THEN embedding END
+		FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS item (key, content, place)
+		JOIN documents d ON d.owner_id = $1 AND d.key = item.key`, owner, keys, contents)
+	return stored, err
 }
 
 // runBulk runs f in a transaction that may take bulkTimeout, in a slot of st.bulk.
@@ -100,7 +150,7 @@ func (st *store) listDocuments(
 		run = st.runLimited(true)
 	}
 	args := []any{owner, in.Include != nil, in.After, in.Limit + 1, int64(pageBytes)}
-	where := filterBy(in.Filter, &args)
+	where := in.where(&args)
 	var total int64
 	list, err = queryAll(ctx, run, scanDocument(&total), `
 		SELECT `+documentColumns+`, p.total
@@ -114,6 +164,37 @@ func (st *store) listDocuments(
 		WHERE p.place < $4 AND (p.bytes <= $5 OR p.place = 1)
 		ORDER BY d.id`, uncached(in.Filter, args)...)
 	return list, int64(len(list)) < total, err
+}
+
+// where returns the condition for a selection, whose values it adds to args.
+func (sel selection) where(args *[]any) string {
+	sql := filterBy(sel.Filter, args)
+	if sel.IDs != nil {
+		*args = append(*args, *sel.IDs)
+		sql += fmt.Sprintf(" AND id = ANY ($%d)", len(*args))
+	}
+	if sel.Keys != nil {
+		*args = append(*args, *sel.Keys)
+		sql += fmt.Sprintf(" AND key = ANY ($%d)", len(*args))
+	}
+	return sql
+}
+
+// countDocuments returns how many documents of owner are selected.
+func (st *store) countDocuments(ctx context.Context, owner int64, sel selection) (int64, error) {
+	args := []any{owner}
+	where := sel.where(&args)
+	return queryOne(ctx, st.runLimited(true), pgx.RowTo[int64],
+		`SELECT count(*) FROM documents WHERE owner_id = $1`+where, uncached(sel.Filter, args)...)
+}
+
+// deleteDocuments removes the selected documents of owner, all or none, and returns how many there
+// were.
+func (st *store) deleteDocuments(ctx context.Context, owner int64, sel selection) (int64, error) {
+	args := []any{owner}
+	where := sel.where(&args)
+	return exec(ctx, st.runLimited(true), `DELETE FROM documents WHERE owner_id = $1`+where,
+		uncached(sel.Filter, args)...)
 }
 
 // runLimited runs an idempotent query in a slot of st.expensive. Where words or a filter of the
@@ -148,9 +229,10 @@ func (st *store) updateDocument(
 	return queryOne(ctx, st.run, scanDocument(), `
 		UPDATE documents d SET content = coalesce($4, d.content),
 		    metadata = coalesce($5, d.metadata), embedding = coalesce($6, d.embedding),
-		    updated_at = now()
+		    key = CASE WHEN $7::boolean THEN $8 ELSE d.key END, updated_at = now()
 		WHERE d.owner_id = $1 AND d.id = $3 RETURNING `+documentColumns,
-		owner, in.Include != nil, in.ID, in.Content, []byte(in.Metadata), embedding)
+		owner, in.Include != nil, in.ID, in.Content, []byte(in.Metadata), embedding, in.Key.Set,
+		in.Key.Value)
 }
 
 // deleteDocument removes a document of owner, or returns errNotFound.
@@ -200,7 +282,8 @@ func (st *store) search(
 			          SELECT id, row_number() OVER (ORDER BY score DESC, id) FROM matching) p
 			    GROUP BY id ORDER BY score DESC, id LIMIT $3)`
 	}
-	return queryMatches(ctx, st.runLimited(in.Mode != "vector" || in.Filter != nil), sql, args...)
+	return queryMatches(ctx, st.runLimited(in.Mode != "vector" || in.Filter != nil), sql,
+		uncached(in.Filter, args)...)
 }
 
 // queryMatches returns the documents of the common table expression best, whose text is sql, or
@@ -223,8 +306,7 @@ func queryMatches(ctx context.Context, limited runner, sql string, args ...any) 
 	return queryAll(ctx, run, scan, `WITH `+sql+`
 		SELECT `+documentColumns+`, b.score, b.distance
 		FROM best b JOIN documents d ON d.owner_id = $1 AND d.id = b.id
-		ORDER BY b.distance, b.score DESC, b.id`,
-		uncached(in.Filter, args)...)
+		ORDER BY b.distance, b.score DESC, b.id`, args...)
 }
 
 // ---- HNSW indexes of large owners ----
@@ -309,12 +391,6 @@ func (st *store) dropIndex(ctx context.Context, owner int64) error {
 		_, err = exec(ctx, st.run, "DROP INDEX CONCURRENTLY IF EXISTS "+indexName(owner))
 	}
 	return err
-}
-
-// countDocuments returns how many documents owner has.
-func (st *store) countDocuments(ctx context.Context, owner int64) (int64, error) {
-	return queryOne(ctx, st.runLimited(false), pgx.RowTo[int64],
-		`SELECT count(*) FROM documents WHERE owner_id = $1`, owner)
 }
 
 // sampleVectors returns the embeddings of n documents of owner, chosen at random by their ids.
