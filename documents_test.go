@@ -1140,7 +1140,7 @@ var fullRecall = flag.Bool("recall", false,
 
 // TestRecall compares searches over HTTP with a computation in float64 over the stored vectors, for
 // owners of several sizes, with and without filters, on and off the topics of the documents, while
-// another user inserts.
+// another user upserts.
 func TestRecall(t *testing.T) {
 	t.Parallel()
 	sizes, dimensions := []int{10, 500, 3000}, 32
@@ -1182,7 +1182,8 @@ func TestRecall(t *testing.T) {
 			case <-stop:
 				return
 			default:
-				a.do("POST", docsPath, inserter.AccessToken, map[string]any{"content": "noise",
+				a.do("POST", docsPath+"?upsert=true", inserter.AccessToken, map[string]any{
+					"key": fmt.Sprint(noise.random.IntN(50)), "content": "noise",
 					"metadata": map[string]int{"topic": 3}, "embedding": noise.near()})
 			}
 		}
@@ -1196,7 +1197,8 @@ func TestRecall(t *testing.T) {
 		body, topic := map[string]any{"embedding": query}, -1
 		if round%2 == 1 {
 			topic = round % 7
-			body["filter"] = map[string]int{"topic": topic}
+			operators := map[string]int{"$gte": topic, "$lt": topic + 1}
+			body["filter"] = map[string]any{"topic": []any{topic, operators}[round/2%2]}
 		}
 		for o := range owners {
 			distance := map[int64]float64{}
