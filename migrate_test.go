@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -92,6 +93,30 @@ func TestMigrate(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "migration 1 (first) was edited") {
 			t.Errorf("an edited section, check %v = %v", checkOnly, err)
 		}
+	}
+}
+
+// TestMigrateWords checks that documents of an older release are found by their parts.
+func TestMigrateWords(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t, "")
+	all := migrations(&config{EmbeddingDimensions: 3, TextSearch: "english"})
+	before := slices.IndexFunc(all, func(m migration) bool {
+		return m.name == "words without punctuation"
+	})
+	for _, steps := range [][]migration{all[:before], all} {
+		if err := migrate(t.Context(), url, steps, false, quiet); err != nil {
+			t.Fatal(err)
+		}
+		one[int64](t, url, `WITH u AS (INSERT INTO users (email, password_hash)
+				VALUES (gen_random_uuid() || '@x.com', '') RETURNING id)
+			INSERT INTO documents (owner_id, content, metadata, embedding)
+			SELECT id, 'the bugs in src/main.go', '{}', '[1,2,3]' FROM u RETURNING id`)
+	}
+	n := one[int](t, url, `SELECT count(*) FROM documents
+		WHERE words @@ phraseto_tsquery('english', 'bugs in src main')`)
+	if n != 2 {
+		t.Errorf("%d documents are found by their parts, want 2", n)
 	}
 }
 

@@ -148,3 +148,21 @@ ALTER TABLE documents ADD CONSTRAINT documents_key_check CHECK (char_length(key)
 -- index.
 DROP INDEX CONCURRENTLY IF EXISTS documents_key_idx;
 CREATE UNIQUE INDEX CONCURRENTLY documents_key_idx ON documents (owner_id, key) WHERE key IS NOT NULL;
+
+-- migration 9: words without punctuation
+
+-- PostgreSQL's parser makes one word of a/b.c, of an address, of -5. So a word was found only with all that it
+-- was joined to. search_text is for documents and queries alike: it composes accents and separates words by
+-- commas; in a query, what commas separate has to follow each other. Without the signs that begin tags, paths
+-- and addresses the parser takes linear time. Words still end at 100 characters: its limit is 2 KB. The signs
+-- of queries, " and the minus, stay.
+CREATE FUNCTION search_text(text) RETURNS text LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN regexp_replace(regexp_replace(CASE WHEN $1 IS NORMALIZED THEN $1 ELSE normalize($1) END,
+        '[!#-,./:-@\[-`{-~]+', ',', 'g'), '([^\s,]{100})', '\1,', 'g');
+
+-- This writes the table anew, and two indexes of it, which takes a minute for a million documents of 1 KB and
+-- twice the room; requests that need documents are answered by 503 meanwhile.
+ALTER TABLE documents DROP COLUMN words;
+ALTER TABLE documents ADD COLUMN words tsvector NOT NULL GENERATED ALWAYS AS
+    (to_tsvector('{text_search}', search_text(replace(replace(content, '"', ','), '-', ',')))) STORED;
+CREATE INDEX documents_words_idx ON documents USING gin (owner_id, words);
