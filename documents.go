@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -397,24 +398,23 @@ func (in *searchInput) check() error {
 	return nil
 }
 
-// searchWords returns a query without the signs that PostgreSQL's parser fails on: tags, words of
-// over 100 characters, which documents do not have either, and each - that no word or quote
-// follows, of which the parser stacks 32.
-func searchWords(query string) string {
-	text, run := []rune(strings.ReplaceAll(query, "<", " ")), 0
-	var b strings.Builder
+// binding finds parts of a query that bind: what follows a minus, and a phrase that is all of it.
+var binding = regexp.MustCompile(`-("[^"]*"?|\S+)|^\s*"[^"]*"\s*$`)
+
+// searchWords returns a query for websearch_to_tsquery, its parts that bind, and the words that are
+// not part of them. A minus before a word or a phrase excludes it; others, as in -5, and of which
+// PostgreSQL's parser stacks 32, only separate words.
+func searchWords(query string) (every, bound, others string) {
+	text, quoted := []rune(query), false
 	for i, r := range text {
-		if unicode.IsSpace(r) {
-			run = 0
-		} else if run++; run > 100 {
-			b.WriteByte(' ')
-			run = 1
-		}
-		if r != '-' || i+1 < len(text) && startsWord(text[i+1]) {
-			b.WriteRune(r)
+		if r == '"' {
+			quoted = !quoted
+		} else if r == '-' && (quoted || i > 0 && !unicode.IsSpace(text[i-1]) ||
+			i+1 == len(text) || text[i+1] != '"' && !unicode.IsLetter(text[i+1])) {
+			text[i] = ','
 		}
 	}
-	return b.String()
+	every = string(text)
+	bound = strings.Join(binding.FindAllString(every, -1), " ")
+	return every, bound, binding.ReplaceAllString(every, " ")
 }
-
-func startsWord(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) || r == '"' }

@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -914,7 +915,14 @@ func TestSearch(t *testing.T) {
 		},
 		{`{"mode":"text","query":"red"}`, "red red wine|the red fox|a red car|"},
 		{`{"mode":"text","query":"red -fox"}`, "a red car|red red wine|"},
-		{`{"mode":"text","query":"\"red fox\" or car"}`, "the red fox|a red car|"},
+		{`{"mode":"text","query":"\"red fox\" or car","limit":2}`, "the red fox|a red car|"},
+		{`{"mode":"text","query":"\"red fox\""}`, "the red fox|"},
+		{`{"mode":"text","query":"the fox is red -same"}`, "the red fox|a red car|red red wine|"},
+		{`{"mode":"text","query":"the fox is red -same -\"red wine\""}`, "the red fox|a red car|"},
+		{
+			`{"mode":"text","query":"same colour as wine","filter":{"kind":"thing"}}`,
+			"red red wine|",
+		},
 		{`{"mode":"text","query":"!!! ( & | ' \\ :*"}`, ""},
 		{`{"mode":"text","query":"red","filter":{"kind":"animal"}}`, "the red fox|"},
 		{
@@ -972,6 +980,41 @@ func TestSearch(t *testing.T) {
 	got := decode[searchResult](ans).Results[0].Document.Embedding
 	if len(got) != 3 || got[0] != 1 {
 		t.Errorf("include=embedding: %s", ans.body)
+	}
+}
+
+// TestOwnWords checks that a text is found by all of it, by each of its words, and by each part of
+// them, whatever signs join them.
+func TestOwnWords(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m := a.signUp("ada")
+	long := strings.Repeat("Donaudampfschiff", 20)
+	for _, text := range []string{
+		"see https://user@Example.com:8080/a/b_c.html?x=1&y=%20z#top, or ftp://x.org/",
+		"panic in src/main.go:123:45 and C:\\Temp\\x.txt",
+		"input/output and/or read/write at 10/12/2024, 3.14, 1.27.3, 1e-5 and -5",
+		"a<b <b>bold</b> &amp; x<y>z <!-- not hidden --> R&D",
+		"utf-8 COVID-19 e-mail 10-12 --verbose x=y; don't l'\u00e9t\u00e9",
+		"snake_case_name __init__.py ada.lovelace@example.co.uk (C++) C# .NET @home #tag",
+		"a/" + long + " and " + long + ".txt",
+		"cafe\u0301 is caf\u00e9, \u0438\u0306 is \u0439",
+		"Stra\u00dfe/Gasse \u0443\u043b\u0438\u0446\u0430/\u0434\u043e\u043c",
+		`he said "yes/no" and "maybe"`,
+	} {
+		body := map[string]any{"content": text, "embedding": []int{1, 0, 0}}
+		a.want(a.do("POST", docsPath, m.AccessToken, body), 201, "")
+		queries := append(strings.Fields(text), text)
+		queries = append(queries, regexp.MustCompile(`[\pL\pM\pN]+`).FindAllString(text, -1)...)
+		for _, query := range queries {
+			ans := a.want(a.do("POST", docsPath+"/search", m.AccessToken,
+				map[string]any{"mode": "text", "query": query, "limit": 100}), 200, "")
+			if !slices.ContainsFunc(decode[searchResult](ans).Results, func(m match) bool {
+				return m.Document.Content == text && m.Score > 1
+			}) && regexp.MustCompile(`[\pL\pN]`).MatchString(query) {
+				t.Errorf("query %q does not find %q", query, text)
+			}
+		}
 	}
 }
 
@@ -1389,15 +1432,15 @@ func TestSearchPlan(t *testing.T) {
 			"Bitmap Index Scan on documents_metadata_idx",
 		},
 		`{"mode":"text","query":"77"}`: {
-			`1, false, 10, 'simple', '77'`,
+			`1, false, 10, 'simple', '77', '', '77'`,
 			"Bitmap Index Scan on documents_words_idx",
 		},
 		`{"mode":"hybrid","query":"77","embedding":[1,2,0]}`: {
-			`1, false, 10, '[1,2,0]', 'simple', '77'`,
+			`1, false, 10, '[1,2,0]', 'simple', '77', '', '77'`,
 			"Index Only Scan using documents_nearest_idx",
 		},
 		`{"mode":"hybrid","query":"77","embedding":[1,2,0],"filter":{"k":7}}`: {
-			`1, false, 10, '{"k":7}', '[1,2,0]', 'simple', '77'`,
+			`1, false, 10, '{"k":7}', '[1,2,0]', 'simple', '77', '', '77'`,
 			"Bitmap Index Scan on documents_metadata_idx",
 		},
 	} {

@@ -245,6 +245,34 @@ func (st *store) deleteDocument(ctx context.Context, owner, id int64) error {
 // that a document at the end of one list has had its chance in the other.
 const fuseDepth = "200"
 
+// matchingWords finds the documents that fit a query. Those with all words come first, their scores
+// above 1. Only where they are fewer than the limit $3, those follow that have some: their score is
+// the share of the words that they have, each weighing the more the fewer documents have it. Of the
+// documents with one word, 2,000 count, which bounds the cost. Its parameters are the configuration
+// of the words, the three results of searchWords, and the documents.
+const matchingWords = `query AS MATERIALIZED (
+	    SELECT websearch_to_tsquery(config, search_text(%[2]s)) AS every,
+	        websearch_to_tsquery(config, search_text(%[3]s)) AS bound,
+	        to_tsvector(config, search_text(%[4]s)) AS others
+	    FROM (SELECT %[1]s::text::regconfig AS config) AS c),
+	every AS MATERIALIZED (
+	    SELECT id, 1 + ts_rank(words, (SELECT every FROM query))::float8 AS score %[5]s
+	        AND words @@ (SELECT every FROM query)
+	    ORDER BY score DESC, id LIMIT ` + fuseDepth + `),
+	terms AS MATERIALIZED (
+	    SELECT ids, 1 / sqrt(1 + n) AS weight
+	    FROM query, unnest(others), LATERAL (
+	        SELECT count(*) AS n, array_agg(id) AS ids
+	        FROM (SELECT id %[5]s AND words @@ (quote_literal(lexeme)::tsquery && bound)
+	              LIMIT ` + fuseDepth + `0) AS d) AS have
+	    WHERE (SELECT count(*) FROM every) < $3),
+	matching AS MATERIALIZED (
+	    SELECT * FROM every
+	    UNION ALL
+	    (SELECT id, sum(weight) / (SELECT sum(weight) FROM terms) AS score
+	     FROM terms, unnest(ids) AS id WHERE id NOT IN (SELECT id FROM every)
+	     GROUP BY id ORDER BY score DESC, id LIMIT ` + fuseDepth + `))`
+
 // search returns the in.Limit documents of owner that fit best, equals by id. Ids and scores are
 // found in a step of their own, so that only those few are read whole. The distance is that of a
 // function, not of the operator <=>: the planner takes no HNSW index for it, which would lose rows.
@@ -255,31 +283,33 @@ func (st *store) search(
 	args := []any{owner, in.Include != nil, in.Limit}
 	arg := func(v any) string { args = append(args, v); return fmt.Sprintf("$%d", len(args)) }
 	where := " FROM documents WHERE owner_id = $1" + filterBy(in.Filter, &args)
-	var nearest, matching, sql string
+	var nearest, words, sql string
 	if in.Mode != "text" {
 		nearest = ` AS MATERIALIZED (
 			SELECT id, cosine_distance(embedding, ` + arg(pgvector.NewHalfVector(in.Embedding)) +
 			`) AS distance` + where + ` ORDER BY distance, id LIMIT `
 	}
 	if in.Mode != "vector" {
-		query := fmt.Sprintf("websearch_to_tsquery(%s::text::regconfig, %s)",
-			arg(textSearch), arg(searchWords(*in.Query)))
-		matching = ` AS MATERIALIZED (
-			SELECT id, NULL::float8 AS distance, ts_rank(words, ` + query + `)::float8 AS score` +
-			where + ` AND words @@ ` + query + ` ORDER BY score DESC, id LIMIT `
+		every, bound, others := searchWords(*in.Query)
+		words = fmt.Sprintf(matchingWords,
+			arg(textSearch), arg(every), arg(bound), arg(others), where)
 	}
 	switch in.Mode {
 	case "vector":
 		sql = `nearest` + nearest + `$3), best AS (SELECT *, 1 - distance AS score FROM nearest)`
 	case "text":
-		sql = `best` + matching + `$3)`
+		sql = words + `, best AS MATERIALIZED (
+			SELECT id, NULL::float8 AS distance, score FROM matching
+			ORDER BY score DESC, id LIMIT $3)`
 	case "hybrid":
-		sql = `nearest` + nearest + fuseDepth + `), matching` + matching + fuseDepth + `),
+		sql = `nearest` + nearest + fuseDepth + `), ` + words + `,
 			best AS MATERIALIZED (
-			    SELECT id, NULL::float8 AS distance, sum(1.0::float8 / (60 + place)) AS score
-			    FROM (SELECT id, row_number() OVER (ORDER BY distance, id) AS place FROM nearest
+			    SELECT id, NULL::float8 AS distance, sum(vote / (60 + place)) AS score
+			    FROM (SELECT id, row_number() OVER (ORDER BY distance, id) AS place,
+			              1.0::float8 AS vote FROM nearest
 			          UNION ALL
-			          SELECT id, row_number() OVER (ORDER BY score DESC, id) FROM matching) p
+			          SELECT id, row_number() OVER (ORDER BY score DESC, id),
+			              least(score, 1) ^ 4 FROM matching) p
 			    GROUP BY id ORDER BY score DESC, id LIMIT $3)`
 	}
 	return queryMatches(ctx, st.runLimited(in.Mode != "vector" || in.Filter != nil), sql,
