@@ -28,13 +28,15 @@ import (
 type config struct {
 	AppName, Host, APIPrefix, DatabaseURL, Algorithm, LogLevel, LogFormat, MetricsAddr string
 
-	EmbeddingsURL, EmbeddingsModel, EmbeddingsKey, TextSearch string
+	EmbeddingsURL, EmbeddingsModel, EmbeddingsKey, EmbeddingsHeader, TextSearch string
 
 	Debug, Docs, DatabaseEcho, RegistrationOpen bool
 
 	Port, DatabaseMaxConns, AccessMinutes, RefreshDays, RefreshGrace int64
 
-	EmbeddingDimensions, ShutdownDelay, SlowStatement int64
+	EmbeddingDimensions, EmbeddingsBatch, EmbeddingsLoad int64
+
+	ShutdownDelay, SlowStatement int64
 
 	SecretKeys, CORSOrigins []string
 	TrustedProxies          []netip.Prefix
@@ -87,11 +89,17 @@ func (c *config) settings() []setting {
 		{"EMBEDDING_DIMENSIONS", &c.EmbeddingDimensions, "384", "1 4000",
 			"numbers in an embedding; fixed at the first migration"},
 		{"EMBEDDINGS_URL", &c.EmbeddingsURL, "", "", "provider that speaks OpenAI's " +
-			"/v1/embeddings, as https://api.openai.com/v1; unset: clients bring their own"},
+			"/v1/embeddings, as https://api.openai.com/v1, also with a query; unset: clients " +
+			"bring their own"},
 		{"EMBEDDINGS_MODEL", &c.EmbeddingsModel, "", "",
 			"the provider's model; fixed at the first start with one"},
 		{"EMBEDDINGS_API_KEY", &c.EmbeddingsKey, "", "",
 			"the provider's key, sent as a bearer token"},
+		{"EMBEDDINGS_HEADER", &c.EmbeddingsHeader, "", "", "header that has the key alone " +
+			"instead, as api-key, which is the default on *.azure.com"},
+		{"EMBEDDINGS_BATCH", &c.EmbeddingsBatch, "32", "1 500", "most texts in one call"},
+		{"EMBEDDINGS_LOAD_TIMEOUT", &c.EmbeddingsLoad, "20", "15 60", "seconds for a call after " +
+			"4 minutes without one, which may load the model; others have 15"},
 		{"TEXT_SEARCH_CONFIG", &c.TextSearch, "simple", "",
 			"PostgreSQL's text search configuration, as english; fixed at the first migration"},
 		{"LOG_LEVEL", &c.LogLevel, "", "debug,info,warn,error",
@@ -256,12 +264,14 @@ func (c *config) check() (problems []error) {
 	}
 	u, err := url.Parse(c.EmbeddingsURL)
 	refuse(c.EmbeddingsURL != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" ||
-		u.Host == "" || strings.ContainsAny(c.EmbeddingsURL, "?#")), "EMBEDDINGS_URL: must be an "+
-		"http or https URL without a query, as https://api.openai.com/v1")
+		u.Hostname() == "" || strings.Contains(c.EmbeddingsURL, "#")), "EMBEDDINGS_URL: must be "+
+		"an http or https URL without a fragment, as https://api.openai.com/v1")
 	refuse((c.EmbeddingsURL == "") != (c.EmbeddingsModel == ""), "EMBEDDINGS_MODEL: goes together "+
 		"with EMBEDDINGS_URL; set both or none")
 	refuse(!fits(c.EmbeddingsKey, `^[!-~]*$`), "EMBEDDINGS_API_KEY: must be printable ASCII "+
 		"without spaces, as it goes into a header")
+	refuse(!fits(c.EmbeddingsHeader, `^[A-Za-z0-9-]*$`), "EMBEDDINGS_HEADER: must be the name of "+
+		"a header, as api-key")
 	refuse(!fits(c.TextSearch, `^[a-z_][a-z0-9_]*$`), "TEXT_SEARCH_CONFIG: must be the name of a "+
 		"configuration, as simple or english")
 	return problems

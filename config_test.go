@@ -45,6 +45,7 @@ func TestDefaults(t *testing.T) {
 	t.Parallel()
 	got, err := loadFrom(nil, "")
 	want := config{AppName: "Latch", Docs: true, EmbeddingDimensions: 384, TextSearch: "simple",
+		EmbeddingsBatch: 32, EmbeddingsLoad: 20,
 		Host: "127.0.0.1", APIPrefix: "/api/v1", DatabaseMaxConns: 8, Algorithm: "HS256",
 		AccessMinutes: 30, RefreshDays: 7, RefreshGrace: 10, RegistrationOpen: true,
 		LogLevel: "info", LogFormat: "text", SlowStatement: 1000}
@@ -368,7 +369,7 @@ func TestSettingFiles(t *testing.T) {
 		"DATABASE_URL": "postgresql://u:p@other/x", "CORS_ORIGINS": "https://b.example.com",
 		"TRUSTED_PROXIES": "::1", "EMBEDDINGS_URL": "https://b.example.com",
 		"EMBEDDINGS_MODEL": "large", "EMBEDDINGS_API_KEY": "key", "TEXT_SEARCH_CONFIG": "english",
-		"METRICS_ADDR": "9090",
+		"METRICS_ADDR": "9090", "EMBEDDINGS_HEADER": "api-key",
 	}
 	base := func() map[string]string {
 		return served("EMBEDDINGS_URL", "http://a.example.com", "EMBEDDINGS_MODEL", "small")
