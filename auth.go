@@ -300,13 +300,14 @@ func (s *server) event(c *caller, name string, userID int64, more ...any) {
 	s.log.Info(name, append(attrs, more...)...)
 }
 
-// cleanAgent cuts a User-Agent and removes control characters, so that it can be stored and shown.
-func cleanAgent(agent string) string {
-	agent = strings.ToValidUTF8(agent[:min(len(agent), maxAgent)], "")
+// cleanText cuts the text of a stranger, such as a User-Agent, and removes control characters, so
+// that it can be stored and shown.
+func cleanText(text string) string {
+	text = strings.ToValidUTF8(text[:min(len(text), maxText)], "")
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return -1
 		}
 		return r
-	}, agent)
+	}, text)
 }

@@ -113,8 +113,8 @@ func (s *server) createDocuments(
 	return batch{docs}, err
 }
 
-// storeDocuments gives the documents that lack an embedding one of the provider, by one call, and
-// stores all. loc is the place of a field of document i in the request.
+// storeDocuments gives the documents that lack an embedding one of the provider, and stores
+// all. loc is the place of a field of document i in the request.
 func (s *server) storeDocuments(
 	ctx context.Context, c *caller, list []documentInput, opt storeOptions,
 	loc func(i int, field string) []any,
@@ -123,22 +123,23 @@ func (s *server) storeDocuments(
 		return nil, err
 	}
 	var texts []string
-	var missing []*vector
+	var missing []int // where they stand in list
 	for i := range list {
 		if list[i].Embedding == nil {
 			if s.embedder == nil {
 				return nil, embeddingRequired(loc(i, "embedding")...)
 			}
-			texts, missing = append(texts, list[i].Content), append(missing, &list[i].Embedding)
+			texts, missing = append(texts, list[i].Content), append(missing, i)
 		}
 	}
 	if texts != nil {
-		vectors, err := s.embedder.embed(ctx, c.key(), texts)
+		content := func(i int) []any { return loc(missing[i], "content") }
+		vectors, err := s.embedder.embed(ctx, texts, content)
 		if err != nil {
 			return nil, err
 		}
 		for i, v := range vectors {
-			*missing[i] = v
+			list[missing[i]].Embedding = v
 		}
 	}
 	docs, err := s.store.createDocuments(ctx, c.ID, list, opt.Upsert, opt.Include != nil)
@@ -288,7 +289,7 @@ func (s *server) updateDocument(
 		return stored, nil
 	}
 	if in.Content != nil && in.Embedding == nil {
-		if in.Embedding, err = s.embedOne(ctx, c, *in.Content); err != nil {
+		if in.Embedding, err = s.embedOne(ctx, "content", *in.Content); err != nil {
 			return document{}, err
 		}
 	}
@@ -299,12 +300,13 @@ func (s *server) updateDocument(
 	return d, err
 }
 
-// embedOne returns the provider's embedding of a text.
-func (s *server) embedOne(ctx context.Context, c *caller, text string) (vector, error) {
+// embedOne returns the provider's embedding of the text of a field.
+func (s *server) embedOne(ctx context.Context, field, text string) (vector, error) {
 	if s.embedder == nil {
 		return nil, embeddingRequired("body", "embedding")
 	}
-	vectors, err := s.embedder.embed(ctx, c.key(), []string{text})
+	loc := func(int) []any { return []any{"body", field} }
+	vectors, err := s.embedder.embed(ctx, []string{text}, loc)
 	if err != nil {
 		return nil, err
 	}
@@ -357,7 +359,7 @@ func (s *server) search(ctx context.Context, c *caller, in searchInput) (searchR
 		if in.Query == nil {
 			err = embeddingRequired("body", "embedding")
 		} else {
-			in.Embedding, err = s.embedOne(ctx, c, *in.Query)
+			in.Embedding, err = s.embedOne(ctx, "query", *in.Query)
 		}
 	}
 	if err != nil {

@@ -287,7 +287,7 @@ func (s *server) fail(w *responseWriter, err error) {
 		p = errInternal
 		s.log.Error("internal_error", "request_id", c.requestID, "route", w.route.path,
 			"error", err.Error())
-	case p.status > http.StatusInternalServerError: // the database, a limiter, the provider
+	case p.status > http.StatusInternalServerError || err != error(p): // it has another cause
 		s.log.Warn(p.code, "request_id", c.requestID, "route", w.route.path, "user_id", c.ID,
 			"error", err.Error())
 	}
@@ -412,17 +412,20 @@ var (
 		"The request is invalid; errors says where and why.")
 	errEmbeddingRequired = newProblem(422, "embedding_required",
 		"No embedding provider is configured; send embedding.")
+	errTextRefused = newProblem(422, "text_refused",
+		"The embedding model refuses a text; errors says which. Nothing was stored.")
 	errInternal = newProblem(500, "internal_error",
 		"Internal error; the request_id identifies it in the log.")
 	errEmbeddingsFailed = newProblem(502, "embeddings_failed",
-		"The embedding provider refused the text or returned an invalid answer; "+
+		"The embedding provider refused the request or returned an invalid answer; "+
 			"nothing was stored.")
 	errUnavailable = newProblem(503, "database_unavailable",
 		"The database is not available; try again.", "Retry-After", "1")
 	errBusy = newProblem(503, "busy",
 		"Too many requests of this kind are in progress; try again.", "Retry-After", "2")
 	errEmbeddingsUnavailable = newProblem(503, "embeddings_unavailable",
-		"The embedding provider is not available; nothing was stored. Try again.",
+		"The embedding provider is not available, overloaded or still loading its model; "+
+			"nothing was stored. Try again.",
 		"Retry-After", "5")
 	errShuttingDown = newProblem(503, "shutting_down",
 		"This server is shutting down.", "Retry-After", "1")

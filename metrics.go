@@ -123,6 +123,7 @@ func (s *server) serverMetrics() []metric {
 		"searches": &s.store.expensive, "batches": &s.store.bulk}
 	if s.embedder != nil {
 		limiters["embeddings"] = &s.embedder.calls
+		limiters["embedding_batches"] = &s.embedder.batches
 	}
 	units, used, waiting, refused := labelled{}, labelled{}, labelled{}, labelled{}
 	for name, l := range limiters {

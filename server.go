@@ -32,7 +32,7 @@ const (
 	maxHeader    = 12 << 10 // bytes; net/http adds 4 KiB; a token has some 300 bytes
 	maxRequests  = 4096     // with a token, in progress; 128 of one user: more than a pool has
 	maxRequestID = 64       // characters of a client's X-Request-Id; a UUID has 36
-	maxAgent     = 256      // bytes of User-Agent that are kept with a session
+	maxText      = 256      // bytes of a User-Agent, or of a provider's message, that are kept
 
 	headerTimeout  = 5 * time.Second
 	requestTimeout = 15 * time.Second // for headers and body: 16 KiB at a modem's 1.2 KiB/s
@@ -182,7 +182,8 @@ func (s *server) accountRoutes() []route {
 }
 
 func (s *server) documentRoutes() []route {
-	embeds := no{errEmbeddingRequired, errEmbeddingsFailed, errEmbeddingsUnavailable}
+	embeds := no{errEmbeddingRequired, errTextRefused, errEmbeddingsFailed,
+		errEmbeddingsUnavailable}
 	stores := append(no{errKeyTaken}, embeds...)
 	return []route{
 		{"POST", "/documents", users, "createDocument",
@@ -252,7 +253,7 @@ func (s *server) wrap(rt *route, stats *routeStats, next handlerFunc) http.Handl
 		client, https := s.origin(r)
 		w := &responseWriter{ResponseWriter: rw, server: s, route: rt, stats: stats,
 			start: time.Now(), unread: r.ContentLength != 0, caller: caller{client: client,
-				requestID: requestID(r), agent: cleanAgent(r.UserAgent())}}
+				requestID: requestID(r), agent: cleanText(r.UserAgent())}}
 		s.stats.inFlight.Add(1)
 		defer s.finish(w, r)
 		h := w.Header()
