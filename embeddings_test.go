@@ -249,6 +249,9 @@ func TestEmbeddingsFail(t *testing.T) {
 		if strings.Contains(string(ans.body), "words") {
 			t.Errorf("%s: the answer passes on what the provider said: %s", name, ans.body)
 		}
+		if wait := ans.header.Get("Retry-After"); name == "overloaded for long" && wait != "3600" {
+			t.Errorf("%s: the client is told to wait %q s", name, wait)
+		}
 		stored := one[int](t, a.url, `SELECT count(*) FROM documents`) - before
 		if (stored == 1) != (row.status == 201) {
 			t.Errorf("%s: %d documents were stored", name, stored)
@@ -438,6 +441,23 @@ func TestProviders(t *testing.T) {
 		if row.status == 422 && !strings.Contains(string(ans.body), place) {
 			t.Errorf("%s: the place is not told: %s", name, ans.body)
 		}
+	}
+}
+
+// TestLongAnswers reads numbers with all their digits, each in a line of its own.
+func TestLongAnswers(t *testing.T) {
+	t.Parallel()
+	p := newProvider(t)
+	e := newEmbedder(&config{EmbeddingsURL: p.URL, EmbeddingDimensions: 1000, EmbeddingsBatch: 32,
+		EmbeddingsLoad: 60})
+	p.behave(func(q question) (int, string) {
+		number := "\n" + strings.Repeat(" ", 32) + "-1.2345678901234567e-05"
+		numbers := number + strings.Repeat(","+number, 999)
+		return answerWith(`{"n":%d,"was":%s,"embedding":[`+numbers+`]}`, ",")(q)
+	})
+	vectors, err := e.embed(t.Context(), make([]string, 32), nil)
+	if err != nil || len(vectors) != 32 || len(vectors[31]) != 1000 {
+		t.Errorf("a long answer: %d vectors, %v", len(vectors), err)
 	}
 }
 
