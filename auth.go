@@ -297,7 +297,7 @@ func (s *server) event(c *caller, name string, userID int64, more ...any) {
 	if c.ID != 0 && c.ID != userID {
 		attrs = append(attrs, "by", c.ID)
 	}
-	s.log.Info(name, append(attrs, more...)...)
+	s.log.Log(context.Background(), levelAudit, name, append(attrs, more...)...)
 }
 
 // cleanText cuts the text of a stranger, such as a User-Agent, and removes control characters, so

@@ -58,7 +58,8 @@ func (c *config) settings() []setting {
 	return []setting{
 		{"APP_NAME", &c.AppName, "Latch", "", "name of the service; refused as a password"},
 		{"DEBUG", &c.Debug, "false", "",
-			"log at debug level, and accept a SECRET_KEY marked development-only"},
+			"log at debug level, serve /debug/pprof at METRICS_ADDR, and accept a SECRET_KEY " +
+				"marked development-only"},
 		{"DOCS", &c.Docs, "true", "", "serve /docs and /openapi.json"},
 		{"HOST", &c.Host, "127.0.0.1", "", "address to listen on; the image sets 0.0.0.0"},
 		{"PORT", &c.Port, "", "1 65535",
@@ -103,7 +104,7 @@ func (c *config) settings() []setting {
 		{"TEXT_SEARCH_CONFIG", &c.TextSearch, "simple", "",
 			"PostgreSQL's text search configuration, as english; fixed at the first migration"},
 		{"LOG_LEVEL", &c.LogLevel, "", "debug,info,warn,error",
-			"least level that is logged (info; debug with DEBUG)"},
+			"least level that is logged (info; debug with DEBUG); AUDIT always is"},
 		{"LOG_FORMAT", &c.LogFormat, "", "json,text",
 			"form of the log (json; text in development)"},
 		{"METRICS_ADDR", &c.MetricsAddr, "", "", "port, or address:port, of /metrics for " +

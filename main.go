@@ -152,14 +152,25 @@ func withDatabase(ctx context.Context, cfg *config, args []string) (err error) {
 	return s.changeIndex(ctx, args[len(args)-1], args[1] == "-drop")
 }
 
+// levelAudit is the level of what happens to accounts and sessions, which no LOG_LEVEL silences. It
+// is written as AUDIT.
+const levelAudit = slog.LevelError + 4
+
 func newLogger(cfg *config, w io.Writer) *slog.Logger {
 	var level slog.Level
 	level.UnmarshalText([]byte(cfg.LogLevel)) // config has only the names that slog knows
-	options := &slog.HandlerOptions{Level: level}
+	options := &slog.HandlerOptions{Level: level, ReplaceAttr: nameAudit}
 	if cfg.LogFormat == "text" {
 		return slog.New(slog.NewTextHandler(w, options))
 	}
 	return slog.New(slog.NewJSONHandler(w, options))
+}
+
+func nameAudit(_ []string, a slog.Attr) slog.Attr {
+	if a.Key == slog.LevelKey && a.Value.Any() == levelAudit {
+		a.Value = slog.StringValue("AUDIT")
+	}
+	return a
 }
 
 const firstScreen = `

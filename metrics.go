@@ -1,16 +1,21 @@
 package main
 
-// metrics.go counts what the one on call asks for, and serves it in Prometheus' text format 0.0.4
-// on a listener of its own, METRICS_ADDR, which is not for the world: it has no login.
+// metrics.go records every request, in the access log and in counts for whoever is on call. These
+// are served in Prometheus' text format 0.0.4 on a listener of its own, METRICS_ADDR, which is not
+// for the world: it has no login.
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"math"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
+	"regexp"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -67,6 +72,44 @@ func (st *serverStats) add(method, route string) *routeStats {
 	return rs
 }
 
+// record counts a request and writes its line of the access log.
+func (w *responseWriter) record(r *http.Request) {
+	s, took := w.server, time.Since(w.start)
+	s.stats.inFlight.Add(-1)
+	w.stats.observe(w.status, took)
+	level, method := slog.LevelInfo, r.Method
+	if !slices.Contains(methods, method) && method != http.MethodOptions {
+		method = "other" // what a client invents
+	}
+	if w.status >= http.StatusInternalServerError {
+		level = slog.LevelError
+	}
+	attrs := []slog.Attr{
+		slog.String("request_id", w.caller.requestID), slog.String("method", method),
+		slog.String("route", w.route.path), slog.Int("status", w.status),
+		slog.Float64("duration_ms", milliseconds(took)), slog.Int("bytes", w.bytes),
+		slog.Int64("user_id", w.caller.ID), slog.String("client", w.caller.client.String())}
+	if id := traceID(r.Header.Values("Traceparent")); id != "" {
+		attrs = append(attrs, slog.String("trace_id", id))
+	}
+	s.log.LogAttrs(context.Background(), level, "request", attrs...)
+}
+
+// traceparent matches W3C Trace Context: version, trace id, parent id, flags, and what a later
+// version may add.
+var traceparent = regexp.MustCompile(
+	`^([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?$`)
+
+// traceID returns the trace id of the traceparent headers, or "" unless there is one valid header.
+func traceID(headers []string) string {
+	m := traceparent.FindStringSubmatch(strings.Join(headers, ","))
+	if m == nil || m[1] == "ff" || m[1] == "00" && m[4] != "" ||
+		strings.Trim(m[2], "0") == "" || strings.Trim(m[3], "0") == "" {
+		return ""
+	}
+	return m[2]
+}
+
 // metric is a counter, whose name ends in _total, or a gauge. Its value is a number, or labelled.
 type metric struct {
 	name, help string
@@ -105,15 +148,16 @@ func (s *server) writeMetrics(w io.Writer) {
 	}
 }
 
-// serverMetrics has the 500s of every route from the start: increase() does not see the first one
-// of a series that begins with it.
+// serverMetrics has the 500s and 503s of every route from the start: rate() does not see the first
+// one of a series that begins with it.
 func (s *server) serverMetrics() []metric {
 	build := fmt.Sprintf("version=%q,commit=%q,go=%q", version, commit(debug.ReadBuildInfo()),
 		runtime.Version())
 	requests := labelled{}
 	for _, st := range s.stats.all() {
 		for status := range st.statuses {
-			if n := st.statuses[status].Load(); n > 0 || status == http.StatusInternalServerError {
+			n := st.statuses[status].Load()
+			if n > 0 || status == http.StatusInternalServerError || status == errBusy.status {
 				requests[fmt.Sprintf("%s,status=\"%d\"", st.labels(), status)] = n
 			}
 		}
@@ -171,13 +215,14 @@ func (s *server) databaseMetrics() []metric {
 	}
 }
 
-// processMetrics has the names that Prometheus' client libraries use. macOS has no /proc for two.
+// processMetrics has the names that Prometheus' client libraries use. macOS has no /proc for four.
 func (s *server) processMetrics() []metric {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	var cpu syscall.Rusage
 	syscall.Getrusage(syscall.RUSAGE_SELF, &cpu)
 	all := []metric{
+		{"go_info", "The Go release.", labelled{fmt.Sprintf("version=%q", runtime.Version()): 1}},
 		{"go_goroutines", "Goroutines.", runtime.NumGoroutine()},
 		{"go_memstats_sys_bytes", "Memory that the Go runtime holds.", m.Sys},
 		{"go_memstats_heap_alloc_bytes",
@@ -190,10 +235,16 @@ func (s *server) processMetrics() []metric {
 	}
 	if files, err := os.ReadDir("/proc/self/fd"); err == nil {
 		var size, resident int
+		var limit syscall.Rlimit
+		syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit)
 		pages, _ := os.ReadFile("/proc/self/statm")
 		fmt.Sscan(string(pages), &size, &resident)
-		all = append(all, metric{"process_open_fds", "Open files and sockets.", len(files)}, metric{
-			"process_resident_memory_bytes", "Memory in RAM.", resident * os.Getpagesize()})
+		all = append(all, []metric{
+			{"process_open_fds", "Open files and sockets.", len(files)},
+			{"process_max_fds", "Files and sockets that may be open.", limit.Cur},
+			{"process_resident_memory_bytes", "Memory in RAM.", resident * os.Getpagesize()},
+			{"process_virtual_memory_bytes", "Address space in use.", size * os.Getpagesize()},
+		}...)
 	}
 	return all
 }
@@ -214,6 +265,11 @@ func (s *server) serveMetrics() (*http.Server, error) {
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 		s.writeMetrics(w)
 	})
+	if s.cfg.Debug {
+		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	}
 	hs := &http.Server{Addr: listener.Addr().String(), Handler: mux, ReadTimeout: headerTimeout,
 		WriteTimeout: writeTimeout}
 	go hs.Serve(listener)

@@ -274,7 +274,7 @@ func (s *server) wrap(rt *route, stats *routeStats, next handlerFunc) http.Handl
 	}
 }
 
-// finish answers a panic with 500 and writes the access log. Answers are written in one go at the
+// finish answers a panic with 500 and records the request. Answers are written in one go at the
 // end, so a panic comes before the first byte; where not, the connection is cut.
 func (s *server) finish(w *responseWriter, r *http.Request) {
 	cause := recover()
@@ -294,21 +294,7 @@ func (s *server) finish(w *responseWriter, r *http.Request) {
 	if w.unread && cause == nil {
 		w.discard(r)
 	}
-	took := time.Since(w.start)
-	s.stats.inFlight.Add(-1)
-	w.stats.observe(w.status, took)
-	level, method := slog.LevelInfo, r.Method
-	if !slices.Contains(methods, method) && method != http.MethodOptions {
-		method = "other" // what a client invents
-	}
-	if w.status >= http.StatusInternalServerError {
-		level = slog.LevelError
-	}
-	s.log.LogAttrs(context.Background(), level, "request",
-		slog.String("request_id", w.caller.requestID), slog.String("method", method),
-		slog.String("route", w.route.path), slog.Int("status", w.status),
-		slog.Float64("duration_ms", milliseconds(took)), slog.Int("bytes", w.bytes),
-		slog.Int64("user_id", w.caller.ID), slog.String("client", w.caller.client.String()))
+	w.record(r)
 	if cause != nil {
 		panic(http.ErrAbortHandler)
 	}
