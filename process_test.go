@@ -313,6 +313,29 @@ func TestHangup(t *testing.T) {
 	}
 }
 
+// TestUnit: systemd understands each line of the unit, and rates the service as little exposed. Its
+// time to stop is that of the longest drain.
+func TestUnit(t *testing.T) {
+	t.Parallel()
+	unit, err := os.ReadFile("deploy/latch.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "latch.service") // with a program that exists
+	unit = bytes.Replace(unit, []byte("=/usr/local/bin/latch\n"), []byte("=/bin/true\n"), 1)
+	if err := os.WriteFile(file, unit, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(unit, fmt.Appendf(nil, "TimeoutStopSec=%v\n", 10+drainTimeout.Seconds())) {
+		t.Errorf("the unit does not wait 10 s longer than %v", drainTimeout)
+	}
+	out := runTool(t, "systemd-analyze", "", "verify", "--man=no", file)
+	if strings.Contains(out, "latch.service") { // other lines are about the machine's own units
+		t.Errorf("systemd-analyze verify: %s", out)
+	}
+	runTool(t, "systemd-analyze", "", "security", "--offline=yes", "--threshold=15", file)
+}
+
 // TestUnreadableDotEnv: in a directory that may not be entered there is no .env; one that is there
 // and may not be read is an error.
 func TestUnreadableDotEnv(t *testing.T) {

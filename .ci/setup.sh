@@ -1,8 +1,8 @@
 #!/bin/sh
 # Installs the named programs where they are missing: .ci/setup.sh [chromedriver] [promtool]
-# [pgbouncer] [nginx] [haproxy] [wrk]. Only some tests, "make fault" and "make bench" call them. A
-# program that cannot be installed is reported and no error: the tests that need it skip, or fail if
-# CI is set.
+# [systemd-analyze] [pgbouncer] [nginx] [haproxy] [wrk]. Only some tests, "make fault" and "make
+# bench" call them. A program that cannot be installed is reported and no error: the tests that need
+# it skip, or fail if CI is set.
 set -eu
 
 say() { printf '.ci/setup.sh: %s\n' "$*" >&2; }
@@ -59,6 +59,7 @@ install_program() {
 		fi
 		;;
 	wrk) install_packages wrk ;;
+	systemd-analyze) install_packages systemd ;;
 	*) install_server "$1" ;;
 	esac
 }
