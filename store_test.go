@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -565,5 +566,32 @@ func TestCitusTakes(t *testing.T) {
 		if got := citusTakes(sql); got != want {
 			t.Errorf("citusTakes(%s) = %t, want %t", sql, got, want)
 		}
+	}
+}
+
+// TestCitusTrigger runs deploy/citus.sql, without what only Citus has: the documents of a deleted
+// account go, as with the foreign key, and all else works.
+func TestCitusTrigger(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	sql, err := os.ReadFile("deploy/citus.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, function := range []string{"create_distributed_table(regclass, text)",
+		"truncate_local_data_after_distributing_table(regclass)"} {
+		a.sql(`CREATE FUNCTION ` + function + ` RETURNS void LANGUAGE sql AS ''`)
+	}
+	name := one[string](t, a.url, `SELECT current_database()`)
+	a.sql(strings.ReplaceAll(string(sql), "app_db", name), pgx.QueryExecModeSimpleProtocol)
+	m, other := a.signUp("ada"), a.signUp("bob")
+	for _, member := range []member{m, other} {
+		a.createDocument(member.AccessToken, `{"content":"a","embedding":[1,2,3]}`)
+	}
+	a.want(a.do("DELETE", "/api/v1/users/me", m.AccessToken,
+		map[string]string{"current_password": goodPass}), 204, "")
+	if got := one[int64](t, a.url, `SELECT sum(owner_id)::bigint FROM documents`); got != other.ID {
+		t.Errorf("after the deletion of account %d the documents belong to %d, want %d", m.ID, got,
+			other.ID)
 	}
 }
