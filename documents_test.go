@@ -1803,31 +1803,56 @@ func TestChoices(t *testing.T) {
 	}
 }
 
-// TestChangingTheEmbeddings runs the SQL of the README for a change of the embeddings.
+// TestChangingTheEmbeddings runs the SQL of the README for a change of the embeddings and of the
+// text search: the table becomes that of a new database with these settings.
 func TestChangingTheEmbeddings(t *testing.T) {
 	t.Parallel()
 	readme, err := os.ReadFile("README.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, sql, _ := strings.Cut(string(readme), "```sql\n")
-	sql, _, _ = strings.Cut(sql, "```")
+	blocks := submatches("(?s)```sql\n(.*?)```", string(readme))
+	if len(blocks) != 2 {
+		t.Fatalf("the README has %d blocks of SQL, want embeddings and words", len(blocks))
+	}
 	a := newDocsApp(t, 3)
 	before := &config{EmbeddingDimensions: 3, EmbeddingsModel: "small", TextSearch: "simple"}
-	after := &config{EmbeddingDimensions: 768, EmbeddingsModel: "large", TextSearch: "simple"}
+	after := &config{EmbeddingDimensions: 768, EmbeddingsModel: "large", TextSearch: "english"}
 	if err := a.store.checkChoices(t.Context(), before); err != nil {
 		t.Fatal(err)
 	}
-	a.createDocument(a.signUp("ada").AccessToken, `{"content":"old","embedding":[1,2,3]}`)
-	for statement := range strings.SplitSeq(sql, ";") {
-		a.sql(statement)
-	}
+	token := a.signUp("ada").AccessToken
+	a.createDocument(token, `{"content":"old","embedding":[1,2,3]}`)
+	a.sql(blocks[0], pgx.QueryExecModeSimpleProtocol)
+	b := newAppOn(t, a.url, cheap, func(c *config) { c.EmbeddingDimensions = 768 })
+	body := map[string]any{"content": "two words", "embedding": newCluster(1, 1, 768).near()}
+	b.want(b.do("POST", docsPath, token, body), 201, "")
+	a.sql(blocks[1], pgx.QueryExecModeSimpleProtocol)
 	if err := a.store.checkChoices(t.Context(), after); err != nil {
 		t.Errorf("afterwards: %v", err)
 	}
-	b := newAppOn(t, a.url, cheap, func(c *config) { c.EmbeddingDimensions = 768 })
-	body := map[string]any{"content": "new", "embedding": newCluster(1, 1, 768).near()}
-	b.want(b.do("POST", docsPath, b.login("ada@example.com", goodPass).AccessToken, body), 201, "")
+	c := newAppOn(t, a.url, cheap, func(c *config) {
+		c.EmbeddingDimensions, c.TextSearch = 768, "english"
+	})
+	query := `{"mode":"text","query":"word"}`
+	found := c.want(c.do("POST", docsPath+"/search", token, query), 200, "")
+	if !strings.Contains(string(found.body), "two words") {
+		t.Errorf("a search in English = %s", found.body)
+	}
+	fresh := newDatabase(t, "")
+	if err := migrate(t.Context(), fresh, migrations(after), false, quiet); err != nil {
+		t.Fatal(err)
+	}
+	const shape = `
+		SELECT (SELECT string_agg(concat_ws(' ', attname, format_type(atttypid, atttypmod),
+		           attstorage, attnotnull, pg_get_expr(adbin, adrelid)), E'\n' ORDER BY attname)
+		        FROM pg_attribute LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+		        WHERE attrelid = 'documents'::regclass AND attnum > 0 AND NOT attisdropped)
+		    || (SELECT string_agg(indexdef, E'\n' ORDER BY indexdef)
+		        FROM pg_indexes WHERE tablename = 'documents')`
+	if got, want := one[string](t, a.url, shape), one[string](t, fresh, shape); got != want {
+		t.Errorf("after the change the table is\n%s\nand a new one\n%s", got, want)
+	}
 }
 
 func BenchmarkParseVector(b *testing.B) {
