@@ -41,10 +41,10 @@ lint: ## check form, common mistakes, known vulnerabilities and go.mod
 	[ "$$got" = "$$want" ] || { echo "go.mod requires: $$got"; echo "it may require: $$want"; exit 1; }
 
 build: ## build the program as the image does
-	CGO_ENABLED=0 go build -trimpath -tags=nethttpomithttp2 -ldflags='-s -w' -o latch .
+	CGO_ENABLED=0 go build -buildvcs=auto -trimpath -tags=nethttpomithttp2 -ldflags='-s -w' -o latch .
 
 image: ## build the container image
-	docker build -t latch .
+	docker build --build-arg COMMIT="$$(git rev-parse HEAD)" -t latch .
 
 fault: ## break PostgreSQL, the network, disks and clients under load; some 20 minutes
 	@./setup.sh test

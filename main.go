@@ -31,6 +31,9 @@ import (
 
 const version = "0.1.0"
 
+// revision is the commit of a build without a repository, as the image's: its linker sets it.
+var revision string
+
 // commit returns the revision that "go build" recorded; "go run" records none.
 func commit(info *debug.BuildInfo, ok bool) string {
 	for i := 0; ok && i < len(info.Settings); i++ {
@@ -38,7 +41,7 @@ func commit(info *debug.BuildInfo, ok bool) string {
 			return info.Settings[i].Value
 		}
 	}
-	return "unknown"
+	return cmp.Or(revision, "unknown")
 }
 
 // drainTimeout bounds the wait for requests in progress: the longest that one may take.

@@ -145,3 +145,14 @@ func (r *replica) resetPeak() {
 		r.t.Fatal(err)
 	}
 }
+
+// TestVersion: where there is no repository, the linker sets the commit, as in the Dockerfile.
+func TestVersion(t *testing.T) {
+	if testing.Short() {
+		t.Skip("not in short mode")
+	}
+	out, err := exec.Command(program, "-version").CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte(" (commit 0e647f6)\n")) {
+		t.Errorf("latch -version prints %q, %v, want the commit 0e647f6", out, err)
+	}
+}
