@@ -210,7 +210,8 @@ func (s *server) authenticate(w *responseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if c.account, err = s.store.sessionUser(r.Context(), ref); err != nil {
+	ctx := withRequest(r.Context(), requestInfo{id: c.requestID, route: w.route.path})
+	if c.account, err = s.store.sessionUser(ctx, ref); err != nil {
 		return accountGone(err)
 	}
 	c.session = ref.session

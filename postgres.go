@@ -299,6 +299,13 @@ func requestOf(ctx context.Context) requestInfo {
 	return r
 }
 
+// withoutClient returns ctx for statements that count for no client.
+func withoutClient(ctx context.Context) context.Context {
+	r := requestOf(ctx)
+	r.client = clientKey{}
+	return withRequest(ctx, r)
+}
+
 func acquireSlot(ctx context.Context, l *limiter) (release func(), err error) {
 	return l.acquire(ctx, requestOf(ctx).client, 1)
 }
@@ -427,7 +434,7 @@ func describe(err error) error {
 
 // ping returns nil when the database answers in time.
 func (st *store) ping(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(withRequest(ctx, requestInfo{}), pingTimeout)
+	ctx, cancel := context.WithTimeout(withoutClient(ctx), pingTimeout)
 	defer cancel()
 	return st.retry(ctx, pingTimeout, isLostRace, func(ctx context.Context, q querier) error {
 		_, err := q.Exec(ctx, "SELECT 1")

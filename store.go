@@ -288,7 +288,7 @@ func (b *batcher) serve(ctx context.Context, batch []*lookup) {
 			close(l.done)
 		}
 	}()
-	err = b.run(withRequest(context.WithoutCancel(ctx), requestInfo{}), batch)
+	err = b.run(withoutClient(context.WithoutCancel(ctx)), batch)
 }
 
 const sessionColumns = `s.id, s.user_id, s.generation, s.rotated_at, s.expires_at`

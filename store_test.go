@@ -103,13 +103,18 @@ func TestSlowStatement(t *testing.T) {
 		t.Errorf("without a limit the log has %s", text)
 	}
 	tracer.slow = 50 * time.Millisecond
-	id := a.want(put(), 200, "").header.Get("X-Request-Id")
-	line := fmt.Sprintf(`"level":"WARN","msg":"slow_statement","request_id":%q,`+
-		`"route":"/users/me","duration_ms":`, id)
-	if text := log.text(); !strings.Contains(text, line) || strings.Contains(text, "canary") ||
-		!strings.Contains(text, `"statement":"SELECT`) {
-		t.Errorf("the log of a slow statement is %s, want %s…", text, line)
+	check := func(ans answer) {
+		t.Helper()
+		line := fmt.Sprintf(`"level":"WARN","msg":"slow_statement","request_id":%q,`+
+			`"route":"/users/me","duration_ms":`, a.want(ans, 200, "").header.Get("X-Request-Id"))
+		if text := log.text(); !strings.Contains(text, line) || strings.Contains(text, "canary") ||
+			!strings.Contains(text, `"statement":"SELECT`) {
+			t.Errorf("the log of a slow statement is %s, want %s…", text, line)
+		}
 	}
+	check(put())
+	time.AfterFunc(100*time.Millisecond, hold(t, a.url, `LOCK TABLE sessions`))
+	check(a.do("GET", "/api/v1/users/me", m.AccessToken, nil)) // the look-up of the session
 }
 
 // TestErrorsHoldNoValues makes PostgreSQL fail with values in its messages.
