@@ -155,29 +155,28 @@ func (c boundedConn) SetDeadline(t time.Time) error {
 	return c.Conn.SetDeadline(t)
 }
 
-// statementLog logs statements with the request that they are for, never their arguments.
+// statementLog is a pgx.QueryTracer that logs statements with the request that they are for, never
+// their arguments.
 type statementLog struct {
 	log  *slog.Logger
 	echo bool          // log all
 	slow time.Duration // log those that take so long; 0: none
 }
 
-type statementContext struct{} // the key of a context's value: the statement that runs
-
+// statement is one in progress. The key of such a value in a context is its zero value.
 type statement struct {
 	sql   string
 	start time.Time
 }
 
-// TraceQueryStart and TraceQueryEnd make statementLog a pgx.QueryTracer.
 func (l *statementLog) TraceQueryStart(
 	ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData,
 ) context.Context {
-	return context.WithValue(ctx, statementContext{}, statement{data.SQL, time.Now()})
+	return context.WithValue(ctx, statement{}, statement{data.SQL, time.Now()})
 }
 
 func (l *statementLog) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) {
-	s := ctx.Value(statementContext{}).(statement)
+	s := ctx.Value(statement{}).(statement)
 	took := time.Since(s.start)
 	slow := l.slow > 0 && took >= l.slow
 	if !slow && !l.echo {
@@ -282,20 +281,18 @@ func (st *store) runIdempotent(ctx context.Context, f work) error {
 }
 
 // requestInfo is what statements know of the request that they are for. The zero value is the
-// program itself.
+// program itself, and the key of such a value in a context.
 type requestInfo struct {
 	client    clientKey // whose shares of the limiters count
 	id, route string    // for the log
 }
 
-type requestContext struct{} // the key of a context's value: its requestInfo
-
 func withRequest(ctx context.Context, r requestInfo) context.Context {
-	return context.WithValue(ctx, requestContext{}, r)
+	return context.WithValue(ctx, requestInfo{}, r)
 }
 
 func requestOf(ctx context.Context) requestInfo {
-	r, _ := ctx.Value(requestContext{}).(requestInfo)
+	r, _ := ctx.Value(requestInfo{}).(requestInfo)
 	return r
 }
 
