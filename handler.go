@@ -164,14 +164,13 @@ func (w *responseWriter) Write(b []byte) (int, error) {
 
 // discard reads the rest of a body that was refused, after the answer is on its way. Where the
 // connection closes with bytes unread, as behind nginx, which uses a new one for each request, the
-// reset overtakes the answer, and the client sees 502 instead of 401.
+// reset overtakes the answer, and the client sees 502 instead of 401. A client that waits for 100
+// Continue sends no body: then net/http lets nothing be read.
 func (w *responseWriter) discard(r *http.Request) {
-	if r.Header.Get("Expect") != "" { // then the client sends none
-		return
-	}
 	conn := http.NewResponseController(w.ResponseWriter)
 	conn.Flush()
-	conn.SetReadDeadline(time.Now().Add(unreadTimeout))
+	rest := max(unreadTimeout, requestTimeout-time.Since(w.start))
+	conn.SetReadDeadline(time.Now().Add(rest))
 	io.CopyN(io.Discard, r.Body, maxUnread)
 }
 

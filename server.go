@@ -41,8 +41,8 @@ const (
 	idleTimeout    = 2 * time.Minute  // more than the 60 s of common load balancers
 	minRate        = 32 << 10         // bytes a second of a large body: a quarter of 1 Mbit/s
 	rateWindow     = 5 * time.Second  // in which the rate may be uneven
-	unreadTimeout  = 2 * time.Second  // for the rest of a body that was refused,
-	maxUnread      = 1 << 20          // of which so many bytes are read: see discard
+	unreadTimeout  = 2 * time.Second  // for the rest of a late body that was refused: see discard
+	maxUnread      = 2 * maxLargeBody // bytes of it that are read; one that is too large has more
 
 	// Memory of bodies that are longer than maxBody, and of answers that are longer than
 	// largeAnswer. Decoding takes as much again, and Go's collector twice the sum, which together
@@ -291,12 +291,12 @@ func (s *server) finish(w *responseWriter, r *http.Request) {
 			release()
 		}
 	}
-	if w.unread && cause == nil {
-		w.discard(r)
-	}
 	w.record(r)
 	if cause != nil {
 		panic(http.ErrAbortHandler)
+	}
+	if w.unread {
+		w.discard(r)
 	}
 }
 

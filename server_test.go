@@ -314,6 +314,11 @@ func TestRefusedBodies(t *testing.T) {
 	a := newApp(t)
 	token := a.signUp("ada").AccessToken
 	bearer := "Authorization: Bearer " + token + "\r\n"
+	full := newApp(t)
+	full.bodies.total, full.bodies.share, full.bodies.queue = 1, 1, 0
+	occupy(t, &full.bodies)
+	busy := "Authorization: Bearer " + full.signUp("ada").AccessToken + "\r\n"
+	const media = "Content-Type: application/json\r\n"
 	for name, row := range map[string]struct {
 		head string
 		size int
@@ -321,6 +326,17 @@ func TestRefusedBodies(t *testing.T) {
 	}{
 		"expired token, HTTP/1.0": {
 			"POST /api/v1/documents HTTP/1.0\r\nAuthorization: Bearer x\r\n", 50_000, "401"},
+		"expired token, largest": {
+			"POST /api/v1/documents HTTP/1.0\r\nAuthorization: Bearer x\r\n", maxLargeBody, "401"},
+		"larger than the largest": {"POST /api/v1/documents HTTP/1.0\r\n" + media + bearer,
+			maxLargeBody + maxLargeBody/2, "413"},
+		"busy": {"POST /api/v1/documents HTTP/1.0\r\n" + media + busy, 5_000_000, "503"},
+		"chunked": {"POST /api/v1/auth/login HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" +
+			"Transfer-Encoding: chunked\r\n" + media, 5_000_000, "413"},
+		"expects 100": {"POST /api/v1/auth/login HTTP/1.1\r\nHost: x\r\n" +
+			"Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n" + media, 5_000_000, "413"},
+		"expects 100, HTTP/1.0": {"POST /api/v1/auth/login HTTP/1.0\r\n" +
+			"Expect: 100-continue\r\n" + media, 5_000_000, "413"},
 		"expired token, close": {"POST /api/v1/documents HTTP/1.1\r\nHost: x\r\n" +
 			"Connection: close\r\nAuthorization: Bearer x\r\n", 900_000, "401"},
 		"kept alive": {"POST /api/v1/documents HTTP/1.1\r\nHost: x\r\n" +
@@ -335,20 +351,32 @@ func TestRefusedBodies(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			conn, err := net.Dial("tcp", a.web.Listener.Addr().String())
+			to := map[bool]*app{false: a, true: full}[name == "busy"]
+			conn, err := net.Dial("tcp", to.web.Listener.Addr().String())
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer conn.Close()
 			conn.SetDeadline(time.Now().Add(20 * time.Second))
-			fmt.Fprintf(conn, "%sContent-Length: %d\r\n\r\n", row.head, row.size)
+			r := bufio.NewReader(conn)
+			switch {
+			case !strings.Contains(row.head, "chunked"):
+				fmt.Fprintf(conn, "%sContent-Length: %d\r\n\r\n", row.head, row.size)
+			case !strings.Contains(row.head, "Expect"):
+				fmt.Fprintf(conn, "%s\r\n%x\r\n", row.head, row.size)
+			default:
+				fmt.Fprintf(conn, "%s\r\n", row.head)
+				r.ReadString('\n')
+				r.ReadString('\n')
+				fmt.Fprintf(conn, "%x\r\n", row.size)
+			}
 			for range 10 { // slowly, and all of it before reading, as simple clients do
 				time.Sleep(80 * time.Millisecond)
 				if _, err := conn.Write(make([]byte, row.size/10)); err != nil {
 					t.Fatalf("sending: %v", err)
 				}
 			}
-			line, err := bufio.NewReader(conn).ReadString('\n')
+			line, err := r.ReadString('\n')
 			if err != nil || !strings.Contains(line, " "+row.want+" ") {
 				t.Errorf("%q, %v, want %s", line, err, row.want)
 			}
