@@ -311,7 +311,7 @@ func (c *config) checkDatabaseURL() (problems []error) {
 	bad := func(f *pgconn.FallbackConfig) bool {
 		return !isHost(f.Host) && !strings.HasPrefix(f.Host, "/")
 	}
-	if err != nil || !fits(c.DatabaseURL, `^postgres(ql)?://([^/@]*@)?[^@]*$`) ||
+	if err != nil || !fits(c.DatabaseURL, `^postgres(ql)?://([^/?#@]*@)?[^@]*$`) ||
 		slices.ContainsFunc(append(conf.Fallbacks, &pgconn.FallbackConfig{Host: conf.Host}), bad) {
 		return []error{errors.New("DATABASE_URL: must be a URL such as postgresql://user:password" +
 			"@host:5432/name; signs in the password are percent-encoded (@ is %40), and files " +

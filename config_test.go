@@ -188,6 +188,8 @@ func TestDatabaseURL(t *testing.T) {
 		"postgres://app:P@ssw0rd/x@host/db":       form,
 		"postgres://app:12/34@host/db":            form,
 		"postgres://app:P@ssw0rd!":                form,
+		"postgres://app:12?ssw0rd@host/db":        form,
+		"postgres://app:12#ssw0rd@host/db":        form,
 		"postgres://app:ssw0rd@ho!st/db":          form,
 		"postgres://app:ssw0rd@host,ho%20st/db":   form,
 		"postgres://app:ssw0rd@host/db?host=x%21": form,
