@@ -86,7 +86,8 @@ func (c *config) settings() []setting {
 		{"CORS_ORIGINS", &c.CORSOrigins, "", "", "origins whose pages may call the API, such as " +
 			"https://app.example.com; exact, with commas"},
 		{"TRUSTED_PROXIES", &c.TrustedProxies, "", "",
-			"addresses or networks whose X-Forwarded-For and -Proto are believed, with commas"},
+			"addresses or networks whose X-Forwarded-For, -Proto and -Prefix, or Forwarded, are " +
+				"believed, with commas"},
 		{"EMBEDDING_DIMENSIONS", &c.EmbeddingDimensions, "384", "1 4000",
 			"numbers in an embedding; fixed at the first migration"},
 		{"EMBEDDINGS_URL", &c.EmbeddingsURL, "", "", "provider that speaks OpenAI's " +
@@ -256,7 +257,7 @@ func (c *config) check() (problems []error) {
 	}
 	refuse(!fits(c.MetricsAddr, `^(([^:]*:|\[[0-9a-f:]+\]:)?[0-9]{1,5})?$`),
 		"METRICS_ADDR: must be a port or address:port, as 9090 or 10.0.0.5:9090")
-	refuse(!fits(c.APIPrefix, `^(/[A-Za-z0-9._-]+)+$`) || path.Clean(c.APIPrefix) != c.APIPrefix,
+	refuse(!plainPath.MatchString(c.APIPrefix) || path.Clean(c.APIPrefix) != c.APIPrefix,
 		"API_V1_PREFIX: must be a path such as /api/v1, without a slash at the end")
 	for _, origin := range c.CORSOrigins {
 		refuse(!fits(origin, `^[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]+)?$`),
@@ -277,6 +278,8 @@ func (c *config) check() (problems []error) {
 		"configuration, as simple or english")
 	return problems
 }
+
+var plainPath = regexp.MustCompile(`^(/[A-Za-z0-9._-]+)+$`)
 
 func fits(text, pattern string) bool { return regexp.MustCompile(pattern).MatchString(text) }
 

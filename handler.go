@@ -261,12 +261,13 @@ func (s *server) reply(w *responseWriter, r *http.Request, out any) error {
 			query := r.URL.Query()
 			query.Del("skip")
 			query.Set("after", strconv.FormatInt(next, 10))
-			w.Header().Set("Link", "<"+r.URL.Path+"?"+query.Encode()+`>; rel="next"`)
+			target := s.prefix(r) + r.URL.Path + "?" + query.Encode()
+			w.Header().Set("Link", "<"+target+`>; rel="next"`)
 		}
 	}
 	status := w.route.status
 	if made, ok := out.(interface{ location() string }); ok && status == http.StatusCreated {
-		w.Header().Set("Location", s.cfg.APIPrefix+made.location())
+		w.Header().Set("Location", s.prefix(r)+s.cfg.APIPrefix+made.location())
 	}
 	if _, ok := out.(none); ok {
 		w.WriteHeader(status)

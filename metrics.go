@@ -2,10 +2,11 @@ package main
 
 // metrics.go records every request, in the access log and in counts for whoever is on call. These
 // are served in Prometheus' text format 0.0.4 on a listener of its own, METRICS_ADDR, which is not
-// for the world: it has no login.
+// for the world: it has no login. It also has the health checks.
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -279,3 +280,26 @@ func (s *server) serveMetrics() (*http.Server, error) {
 
 // milliseconds returns d in ms, to the microsecond.
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+type health struct {
+	Status   string `json:"status" example:"healthy"`
+	Database string `json:"database,omitempty" example:"connected"`
+}
+
+// health does not ask the database, so that an orchestrator does not restart every replica because
+// that is away.
+func (s *server) health(context.Context, *caller, none) (health, error) {
+	return health{Status: "healthy"}, nil
+}
+
+// healthDB tells a load balancer whether to send requests here: not without the database, and not
+// while the server is shutting down.
+func (s *server) healthDB(ctx context.Context, _ *caller, _ none) (health, error) {
+	if s.draining.Load() {
+		return health{}, errShuttingDown
+	}
+	if err := s.store.ping(ctx); err != nil {
+		return health{}, errors.Join(errUnavailable, err)
+	}
+	return health{"healthy", "connected"}, nil
+}

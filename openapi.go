@@ -133,7 +133,28 @@ type specification struct {
 	paths, schemas, responses ordered
 }
 
-// openAPI returns the document of the route table as JSON.
+// document serves the OpenAPI document. With a prefix it is written in parts: copies for clients
+// that do not read them would take memory without bounds.
+func (s *server) document() handlerFunc {
+	text := string(s.openAPI())
+	under := func(prefix string) *strings.Replacer {
+		return strings.NewReplacer("{server}", cmp.Or(prefix, "/"), "{root}", prefix)
+	}
+	plain := asset("application/json", "", []byte(under("").Replace(text)))
+	return func(w *responseWriter, r *http.Request) {
+		prefix := s.prefix(r)
+		if prefix == "" {
+			plain(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusOK)
+		under(prefix).WriteString(w, text)
+	}
+}
+
+// openAPI returns the document of the route table as JSON, in which {server} and {root} stand for
+// what document fills in.
 func (s *server) openAPI() []byte {
 	var d specification
 	err := json.Unmarshal(frameJSON, &d)
@@ -445,7 +466,7 @@ func docsPolicy(page []byte) string {
 
 // asset serves content that changes with the program only: browsers keep it and ask whether it is
 // current. Ranges and If-Match are ignored, as RFC 9110 allows: their refusals are no problems.
-func asset(media, policy string, content []byte) func(*responseWriter, *http.Request) {
+func asset(media, policy string, content []byte) handlerFunc {
 	tag := fmt.Sprintf(`"%x"`, sha256.Sum256(content))
 	return func(w *responseWriter, r *http.Request) {
 		r.Header.Del("Range")

@@ -10,9 +10,7 @@ package main
 // credentials.
 
 import (
-	"context"
 	"crypto/rand"
-	"errors"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -93,12 +91,11 @@ func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
 		s.addRow(&s.table[i])
 	}
 	if cfg.Docs {
-		s.route("GET", "/openapi.json", &route{path: "/openapi.json"},
-			asset("application/json", "", s.openAPI()))
+		s.route("GET", "/openapi.json", &route{path: "/openapi.json"}, s.document())
 		s.route("GET", "/docs", &route{path: "/docs"},
 			asset("text/html; charset=utf-8", docsPolicy(docsPage), docsPage))
 		s.route("GET", "/{$}", &route{path: "/"}, func(w *responseWriter, r *http.Request) {
-			http.Redirect(w, r, "/docs", http.StatusFound)
+			http.Redirect(w, r, s.prefix(r)+"/docs", http.StatusFound)
 		})
 	}
 	s.unmatched = s.wrap(&route{}, &s.stats.other, s.noRoute)
@@ -312,27 +309,42 @@ func requestID(r *http.Request) string {
 	return rand.Text()
 }
 
+// trusts reports whether the headers of a proxy at address a are believed.
+func (s *server) trusts(a netip.Addr) bool {
+	contains := func(p netip.Prefix) bool { return p.Contains(a) }
+	return slices.ContainsFunc(s.cfg.TrustedProxies, contains)
+}
+
 // origin returns the address of the client and whether it came by TLS. The headers of proxies are
 // read from the right, and only as far as each hop is a trusted proxy, so that a client cannot
 // choose its address.
 func (s *server) origin(r *http.Request) (client netip.Addr, https bool) {
-	trusted := func(a netip.Addr) bool {
-		contains := func(p netip.Prefix) bool { return p.Contains(a) }
-		return slices.ContainsFunc(s.cfg.TrustedProxies, contains)
-	}
 	client, _ = parseHop(r.RemoteAddr)
-	if !trusted(client) {
+	if !s.trusts(client) {
 		return client, r.TLS != nil
 	}
 	hops, https := forwarded(r.Header)
 	for _, hop := range slices.Backward(hops) {
 		a, err := parseHop(hop)
-		if err != nil || !trusted(client) {
+		if err != nil || !s.trusts(client) {
 			break
 		}
 		client = a
 	}
 	return client, https || r.TLS != nil
+}
+
+// prefix returns the path that trusted proxies have cut off, the outermost first, which goes before
+// each path in an answer, or "". What is no plain path, such as //host, is ignored: it would lead
+// elsewhere.
+func (s *server) prefix(r *http.Request) string {
+	peer, _ := parseHop(r.RemoteAddr)
+	parts := strings.Join(r.Header.Values("X-Forwarded-Prefix"), ",")
+	prefix := strings.TrimSuffix(strings.NewReplacer(", ", "", ",", "").Replace(parts), "/")
+	if !s.trusts(peer) || path.Clean(prefix) != prefix || !plainPath.MatchString(prefix) {
+		return ""
+	}
+	return prefix
 }
 
 // forwarded returns the addresses that proxies have added, as they stand there, and whether the
@@ -444,27 +456,4 @@ func (s *server) closeMethods() {
 			}
 		}
 	}
-}
-
-type health struct {
-	Status   string `json:"status" example:"healthy"`
-	Database string `json:"database,omitempty" example:"connected"`
-}
-
-// health does not ask the database, so that an orchestrator does not restart every replica because
-// that is away.
-func (s *server) health(context.Context, *caller, none) (health, error) {
-	return health{Status: "healthy"}, nil
-}
-
-// healthDB tells a load balancer whether to send requests here: not without the database, and not
-// while the server is shutting down.
-func (s *server) healthDB(ctx context.Context, _ *caller, _ none) (health, error) {
-	if s.draining.Load() {
-		return health{}, errShuttingDown
-	}
-	if err := s.store.ping(ctx); err != nil {
-		return health{}, errors.Join(errUnavailable, err)
-	}
-	return health{"healthy", "connected"}, nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -519,6 +520,56 @@ func TestForwarded(t *testing.T) {
 		r.RemoteAddr = "192.0.2.1:1"
 		if client, https := s.origin(r); client.String() != "192.0.2.1" || https {
 			t.Errorf("an untrusted peer is believed: %v, %v", client, https)
+		}
+	}
+}
+
+// TestPrefix: links, redirects and the document lead back through a proxy that cuts off a prefix.
+func TestPrefix(t *testing.T) {
+	t.Parallel()
+	trusted := newApp(t, func(c *config) {
+		c.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
+	})
+	for value, want := range map[string]string{
+		"/app": "/app", "/a/b-c.d/": "/a/b-c.d", "/a, /b": "/a/b", "": "", "/": "", "app": "",
+		"//evil.example": "", "https://evil.example": "", "/a/../b": "", "/a b": "", `/a\b`: "",
+		"/a?b": "", "/a#b": "", "/%2e": "", "/a//b": "", `/a>; rel="x"`: "",
+	} {
+		trusted.wantPrefix(value, want)
+	}
+	newApp(t).wantPrefix("/app", "")
+}
+
+// wantPrefix fails where the answers to an admin do not have a prefix before their paths.
+func (a *app) wantPrefix(value, want string) {
+	a.t.Helper()
+	name := fmt.Sprintf("u%d", one[int](a.t, a.url, `SELECT count(*) FROM users`))
+	token := a.signUpAdmin(name).AccessToken
+	header := http.Header{"X-Forwarded-Prefix": {value}, "Authorization": {"Bearer " + token},
+		"Content-Type": {"application/json"}}
+	got := a.send("GET", "/", header.Clone(), nil).header.Get("Location")
+	if got != want+"/docs" {
+		a.t.Errorf("with the prefix %q, / redirects to %s", value, got)
+	}
+	body := fmt.Sprintf(`{"email":"x%s@example.com","password":%q}`, name, goodPass)
+	ans := a.want(a.send("POST", "/api/v1/users", header.Clone(), strings.NewReader(body)), 201, "")
+	got = ans.header.Get("Location")
+	if !strings.HasPrefix(got, want+"/api/v1/users/") {
+		a.t.Errorf("with the prefix %q, Location is %s", value, got)
+	}
+	ans = a.send("GET", "/api/v1/users?limit=1", header.Clone(), nil)
+	if got := ans.header.Get("Link"); !strings.HasPrefix(got, "<"+want+"/api/v1/users?after=") {
+		a.t.Errorf("with the prefix %q, Link is %s", value, got)
+	}
+	w, r := httptest.NewRecorder(), httptest.NewRequest("GET", "/openapi.json", nil)
+	r.Header, r.RemoteAddr = header, "127.0.0.1:1"
+	a.ServeHTTP(w, r)
+	document := w.Body.String()
+	for _, part := range []string{`"servers": [{"url": "` + cmp.Or(want, "/") + `"}]`,
+		`"tokenUrl": "` + want + `/api/v1/auth/login"`,
+		`"refreshUrl": "` + want + `/api/v1/auth/refresh"`} {
+		if !strings.Contains(document, part) {
+			a.t.Errorf("with the prefix %q, the document has no %s", value, part)
 		}
 	}
 }
