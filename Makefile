@@ -48,7 +48,7 @@ image: ## build the container image
 
 fault: ## break PostgreSQL, the network, disks and clients under load; some 20 minutes
 	@./setup.sh test
-	@.ci/setup.sh pgbouncer haproxy
+	@.ci/setup.sh pgbouncer haproxy nginx
 	$(FAULT) -skip '^TestSoak$$' ./test/faults
 
 soak: ## ten minutes of mixed load: memory and goroutines stay flat
