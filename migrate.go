@@ -116,7 +116,8 @@ func migrate(
 }
 
 // connectWhenReady connects outside the pool, whose connections need types that the first migration
-// makes. It waits for a database that is not there yet, not for one that refuses the password.
+// makes. It waits for a database that is not there yet, also behind a pooler, but not for one that
+// refuses the password, the name or a setting.
 func connectWhenReady(ctx context.Context, url string, log *slog.Logger) (*pgx.Conn, error) {
 	conf, err := parseURL(url)
 	if err != nil {
@@ -128,8 +129,8 @@ func connectWhenReady(ctx context.Context, url string, log *slog.Logger) (*pgx.C
 		if err == nil {
 			return conn, nil
 		}
-		waits := isNetwork(err) || sqlState(err, "57P03", "53300")
-		if ctx.Err() != nil || time.Since(start) > databaseWait || !waits {
+		refused := sqlState(err, "22", "28", "3D", "42")
+		if ctx.Err() != nil || time.Since(start) > databaseWait || refused {
 			return nil, fmt.Errorf("cannot connect to the database: %w", describe(err))
 		}
 		if time.Since(logged) >= databaseLog {

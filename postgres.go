@@ -85,8 +85,7 @@ func openStore(
 		if sqlState(err, pgbouncerCodes...) {
 			st.pgbouncer.Store(true)
 		}
-		fatal := err.SeverityUnlocalized == "FATAL" || err.Severity == "FATAL"
-		return !fatal && err.Code != "25006" // read only: no longer the primary
+		return !isFatal(err) && err.Code != "25006" // read only: no longer the primary
 	}
 	conf.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error {
 		if st.pgbouncer.Load() {
@@ -276,7 +275,7 @@ func (st *store) run(ctx context.Context, f work) error {
 // compare-and-set. It also retries where the connection breaks, as all do when PostgreSQL restarts.
 func (st *store) runIdempotent(ctx context.Context, f work) error {
 	return st.retry(ctx, queryTimeout, func(err error) bool {
-		return isLostRace(err) || sqlState(err, "57P") || isNetwork(err)
+		return isLostRace(err) || isFatal(err) || sqlState(err, "57P") || isNetwork(err)
 	}, f)
 }
 
@@ -377,19 +376,18 @@ func translate(err error) error {
 	}
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	switch {
+	case isFatal(err) || isLostRace(err) || isNetwork(err) ||
+		sqlState(err, "55P03", "57", "53", "54000", "58", "08", "XX000"):
+		// Not the statement's fault: a lock, cancelled, terminated or starting, out of connections,
+		// disk, memory or transaction ids, a failing disk, and a server that has lost another.
+		return fmt.Errorf("%w: %w", errUnavailable, describe(err))
 	case sqlState(err, "23503"): // the row that this one belongs to has just gone
 		return errNotFound
 	case ok && violations[pg.ConstraintName] != nil:
 		return violations[pg.ConstraintName]
-	case sqlState(err, "22", "54000"):
-		// A value that the input should have refused, or one that is too large for an index.
+	case sqlState(err, "22"): // a value that the input should have refused
 		p := invalid(fieldError{[]any{"body"}, "has a value that cannot be stored", "value_error"})
 		return fmt.Errorf("%w: %w", p, describe(err))
-	case isLostRace(err) || isNetwork(err) ||
-		sqlState(err, "55P03", "57014", "57P", "53", "58", "08", "25P03", "28", "3D000"):
-		// Not the statement's fault: a lock, cancelled, terminated or starting, out of connections,
-		// disk or memory, a failing disk, and settings that no longer fit the server.
-		return fmt.Errorf("%w: %w", errUnavailable, describe(err))
 	}
 	return describe(err)
 }
@@ -400,6 +398,14 @@ func sqlState(err error, prefixes ...string) bool {
 	return ok && slices.ContainsFunc(prefixes, func(prefix string) bool {
 		return strings.HasPrefix(pg.Code, prefix)
 	})
+}
+
+// isFatal reports whether the server, or a pooler before it, has ended the session: no statement is
+// the reason for that.
+func isFatal(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && slices.Contains([]string{"FATAL", "PANIC"},
+		cmp.Or(pg.SeverityUnlocalized, pg.Severity))
 }
 
 // isNetwork reports whether the connection failed, as far as pgx tells.

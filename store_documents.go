@@ -209,7 +209,7 @@ func (st *store) runLimited(chosen bool) runner {
 		defer release()
 		return st.runIdempotent(ctx, func(ctx context.Context, q querier) error {
 			err := f(ctx, q)
-			if chosen && sqlState(err, "57014", "54001", "54000", "XX000") {
+			if chosen && sqlState(err, "57014", "54001", "54000") {
 				return invalid(fieldError{[]any{"body"},
 					"takes too much work: use fewer words, or a smaller filter", "value_error"})
 			}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"regexp"
@@ -17,6 +18,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 )
 
 // echoingStore opens a store that logs its statements.
@@ -140,6 +143,82 @@ func TestErrorsHoldNoValues(t *testing.T) {
 	for _, err := range []error{openErr, migrate(t.Context(), url, nil, true, quiet)} {
 		if err == nil || strings.Contains(err.Error(), "canary") {
 			t.Errorf("a URL that cannot be read: %v", err)
+		}
+	}
+}
+
+// refuse plays a server or a pooler that ends each connection at once: the n-th, from 0 on, with
+// codes(n). It returns the URL.
+func refuse(t testing.TB, codes func(n int) string) (url string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for n := 0; ; n++ {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			b := pgproto3.NewBackend(conn, conn)
+			b.ReceiveStartupMessage()
+			b.Send(&pgproto3.ErrorResponse{Severity: "FATAL", Code: codes(n), Message: "refused"})
+			b.Flush()
+			conn.Close()
+		}
+	}()
+	return "postgresql://u@" + l.Addr().String() + "/x?sslmode=disable"
+}
+
+// TestRefusedConnections: what fails before a statement has run is never the statement's fault.
+func TestRefusedConnections(t *testing.T) {
+	t.Parallel()
+	for _, code := range []string{"55000", "42501", "XX000", "08P01", "22023", "23503", "23505",
+		"28P01", "3D000", "53300", "57P03", "58000", "P0001", ""} {
+		st, err := openStore(t.Context(), refuse(t, func(int) string { return code }), 2, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer st.close()
+		_, err = st.getUser(t.Context(), 1)
+		_, _, updateErr := st.updateUser(t.Context(), 1, userChange{})
+		if !errors.Is(err, errUnavailable) || !errors.Is(updateErr, errUnavailable) ||
+			!errors.Is(st.ping(t.Context()), errUnavailable) {
+			t.Errorf("a connection refused with %q: %v, %v", code, err, updateErr)
+		}
+	}
+	for _, code := range []string{"28P01", "3D000", "42704", "22023"} {
+		_, err := connectWhenReady(t.Context(), refuse(t, func(n int) string {
+			return []string{"08P01", "XX000", code, code, code}[n]
+		}), quiet)
+		if !sqlState(err, code) && (err == nil || !strings.Contains(err.Error(), code)) {
+			t.Errorf("connectWhenReady = %v, want %s after two that are waited for", err, code)
+		}
+	}
+}
+
+// TestFailedStatements: the code of a statement that ran decides, unless it ended the session.
+func TestFailedStatements(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	for code, want := range map[string]error{"XX000": errUnavailable, "57P01": errUnavailable,
+		"08006": errUnavailable, "54000": errUnavailable, "58030": errUnavailable,
+		"22023": errInvalidRequest, "23503": errNotFound, "42501": nil, "XX001": nil} {
+		fail := `DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '` + code + `'; END $$`
+		for _, run := range []runner{a.store.run, a.store.runIdempotent, a.store.runLimited(true)} {
+			_, err := exec(t.Context(), run, fail)
+			_, isProblem := errors.AsType[*problem](err)
+			limited := code == "54000" && errors.Is(err, errInvalidRequest) // by the client's words
+			internal := want == nil && err != nil && !isProblem
+			if !errors.Is(err, want) && !limited && !internal {
+				t.Errorf("a statement that fails with %s: %v, want %v", code, err, want)
+			}
+		}
+		ended := translate(&pgconn.PgError{Code: code, Severity: "FATAL"})
+		if !errors.Is(ended, errUnavailable) {
+			t.Errorf("a session ended with %s: %v", code, ended)
 		}
 	}
 }
