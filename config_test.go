@@ -431,7 +431,7 @@ func TestSettingsNamed(t *testing.T) {
 		}
 	}
 	compose := []string{"POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB", "POSTGRES_PORT",
-		"REPLICATION_PASSWORD", "LATCH_IMAGE", "NAME_FILE"}
+		"REPLICATION_PASSWORD", "LATCH_IMAGE", "NAME_FILE", "LC_CTYPE"}
 	word := regexp.MustCompile(`\b[A-Z][A-Z0-9]*(_[A-Z0-9]+)+\b`)
 	for _, file := range []string{".env.example", "README.md", "deploy/OPERATIONS.md",
 		"docs/SECURITY.md", "BENCHMARKS.md", "deploy/README.md"} {

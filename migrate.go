@@ -93,6 +93,9 @@ func migrate(
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	if err := checkEncoding(ctx, conn, log); err != nil {
+		return err
+	}
 	for {
 		next, err := nextMigration(ctx, conn, all)
 		switch {
@@ -140,6 +143,26 @@ func connectWhenReady(ctx context.Context, url string, log *slog.Logger) (*pgx.C
 	}
 }
 
+// checkEncoding refuses a database that does not keep UTF-8, and warns where only ASCII letters
+// have upper and lower case.
+func checkEncoding(ctx context.Context, q querier, log *slog.Logger) error {
+	encoding, err := queryOne(ctx, on(q), pgx.RowTo[string], `SHOW server_encoding`)
+	if err != nil {
+		return describe(err)
+	}
+	if encoding != "UTF8" {
+		return fmt.Errorf("the database has the encoding %s: restore it into a new one, made with "+
+			"CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0", encoding)
+	}
+	folds, err := queryOne(ctx, on(q), pgx.RowTo[bool], `
+		SELECT 'Ä' ILIKE 'ä' AND to_tsvector('simple', 'Ä') = to_tsvector('simple', 'ä')`)
+	if err == nil && !folds {
+		log.Warn("ascii_case", "detail", "LC_CTYPE of the database knows only ASCII: searches "+
+			"tell Ä from ä; a database made with another, such as C.UTF-8, does not")
+	}
+	return err
+}
+
 // nextMigration compares what was applied with all, and returns the first that is missing, or nil.
 // It takes no lock, so a start on a current database waits for nobody.
 func nextMigration(ctx context.Context, q querier, all []migration) (*migration, error) {
@@ -171,7 +194,9 @@ func nextMigration(ctx context.Context, q querier, all []migration) (*migration,
 
 // apply applies m, or returns errNotFound where another process has the lock or was faster.
 func (m *migration) apply(ctx context.Context, conn *pgx.Conn) error {
-	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+	// Read committed, whatever a role's isolation is: a snapshot would hide what others applied.
+	options := pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
+	return pgx.BeginTxFunc(ctx, conn, options, func(tx pgx.Tx) error {
 		err := requireRow(exec(ctx, on(tx),
 			`SELECT WHERE pg_try_advisory_xact_lock($1)`, int64(migrationLock)))
 		if err == nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path"
 	"slices"
 	"strings"
 	"testing"
@@ -168,49 +169,125 @@ func TestMigrateConcurrentIndexAtOnce(t *testing.T) {
 	}
 }
 
-// TestMigrateKilled kills a process in the middle of a section; the next one starts from nothing.
-func TestMigrateKilled(t *testing.T) {
-	t.Parallel()
-	url := newDatabase(t, "")
-	ctx, kill := context.WithCancel(t.Context())
-	done := make(chan error)
-	const head, create = "-- migration 1: x\n", "CREATE TABLE half (x integer);\n"
-	slow := parseMigrations(head + create + "SELECT pg_sleep(60);\n")
-	go func() { done <- migrate(ctx, url, slow, false, quiet) }()
-	eventually(t, "the section to run", func() bool {
-		return one[bool](t, url, `SELECT count(*) > 0 FROM pg_stat_activity
-			WHERE wait_event = 'PgSleep' AND datname = current_database()`)
-	})
-	kill() // pgx closes the connection, as the death of the process does
-	if err := <-done; err == nil {
-		t.Fatal("migrate ended well")
-	}
-	fast := parseMigrations(head + create)
-	eventually(t, "the next migration", func() bool {
-		return migrate(t.Context(), url, fast, false, quiet) == nil
-	})
-}
-
-// TestMigrateTimeouts migrates where the database, as a role or the URL may, sets time-outs that
-// every section exceeds.
-func TestMigrateTimeouts(t *testing.T) {
-	t.Parallel()
-	url := newDatabase(t, "")
+// runSQL runs a statement.
+func runSQL(t testing.TB, url, sql string) {
+	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close(context.Background())
-	alter := "ALTER DATABASE " + conn.Config().Database + " SET "
-	for _, name := range []string{"statement_timeout", "idle_in_transaction_session_timeout"} {
-		if _, err := conn.Exec(t.Context(), alter+name+" = 200"); err != nil {
-			t.Fatal(err)
+	if _, err := conn.Exec(t.Context(), sql); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// nameOf returns the name of the database of a URL.
+func nameOf(url string) string { return path.Base(strings.Split(url, "?")[0]) }
+
+// TestMigrateKilled kills a process in the middle of a section, in a transaction and outside; the
+// next one starts it again.
+func TestMigrateKilled(t *testing.T) {
+	t.Parallel()
+	for _, head := range []string{"-- migration 1: x\nCREATE TABLE half (x integer);\n",
+		"-- migration 1: x (no transaction)\nCREATE TABLE IF NOT EXISTS half (x integer);\n"} {
+		url := newDatabase(t, "")
+		ctx, kill := context.WithCancel(t.Context())
+		done := make(chan error)
+		slow := parseMigrations(head + "SELECT pg_sleep(60);\n")
+		go func() { done <- migrate(ctx, url, slow, false, quiet) }()
+		eventually(t, "the section to run", func() bool {
+			return one[bool](t, url, `SELECT count(*) > 0 FROM pg_stat_activity
+				WHERE wait_event = 'PgSleep' AND datname = current_database()`)
+		})
+		kill() // pgx closes the connections, as the death of the process does
+		if err := <-done; err == nil {
+			t.Fatal("migrate ended well")
+		}
+		fast := parseMigrations(head)
+		eventually(t, "the next migration", func() bool {
+			return migrate(t.Context(), url, fast, false, quiet) == nil
+		})
+		if n := one[int](t, url, `SELECT count(*) FROM schema_migrations`); n != 1 {
+			t.Errorf("%d migrations are recorded, want 1", n)
 		}
 	}
-	slow := parseMigrations("-- migration 1: x\nSELECT pg_sleep(0.5);\n" +
-		"-- migration 2: y (no transaction)\nSELECT pg_sleep(0.5);\n")
-	if err := migrate(t.Context(), url, slow, false, quiet); err != nil {
-		t.Errorf("migrate = %v", err)
+}
+
+// TestMigrateTimeouts migrates where the database, the role or the URL sets time-outs that every
+// section exceeds.
+func TestMigrateTimeouts(t *testing.T) {
+	t.Parallel()
+	limits := []string{"statement_timeout", "idle_in_transaction_session_timeout"}
+	for name, place := range map[string]string{"database": "ALTER DATABASE %s SET ",
+		"role": "ALTER ROLE CURRENT_USER IN DATABASE %s SET ", "URL": ""} {
+		url := newDatabase(t, "")
+		for _, limit := range limits {
+			if place == "" {
+				url += "&" + limit + "=200"
+			} else {
+				runSQL(t, url, strings.Replace(place, "%s", nameOf(url), 1)+limit+" = 200")
+			}
+		}
+		slow := parseMigrations("-- migration 1: x\nSELECT pg_sleep(0.5);\n" +
+			"-- migration 2: y (no transaction)\nSELECT pg_sleep(0.5);\n")
+		if err := migrate(t.Context(), url, slow, false, quiet); err != nil {
+			t.Errorf("migrate with limits of the %s = %v", name, err)
+		}
+	}
+}
+
+// TestMigrateIsolation starts four at once where transactions are serializable by default, with a
+// section that waits for all snapshots to end.
+func TestMigrateIsolation(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t, "")
+	const serializable = " SET default_transaction_isolation = serializable"
+	runSQL(t, url, "ALTER DATABASE "+nameOf(url)+serializable)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	parallel(4, func(int) {
+		if err := migrate(ctx, url, parseMigrations(twoSections), false, quiet); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestEncodings: a database that does not keep UTF-8 is refused, one whose LC_CTYPE is C is warned
+// of, and a client_encoding of the database or the URL changes nothing.
+func TestEncodings(t *testing.T) {
+	t.Parallel()
+	all := migrations(&config{EmbeddingDimensions: testDimensions, TextSearch: "simple"})
+	for encoding, want := range map[string]string{"SQL_ASCII": "SQL_ASCII", "LATIN1": "LATIN1",
+		"EUC_KR": "EUC_KR", "UTF8": ""} {
+		name := "encoding_" + strings.ToLower(encoding)
+		runSQL(t, suite.URL, "CREATE DATABASE "+name+" TEMPLATE template0 LOCALE 'C' ENCODING '"+
+			encoding+"'")
+		if want == "" {
+			runSQL(t, suite.URL, "ALTER DATABASE "+name+" SET client_encoding = LATIN1")
+		}
+		var log logBuffer
+		url := databaseURL(name) + "&client_encoding=SQL_ASCII"
+		err := migrate(t.Context(), url, all, false, slog.New(slog.NewTextHandler(&log, nil)))
+		refused := "the database has the encoding " + want + ": "
+		switch {
+		case want != "" && (err == nil || !strings.HasPrefix(err.Error(), refused)):
+			t.Errorf("migrate of a database in %s = %v", encoding, err)
+		case want == "" && (err != nil || !strings.Contains(log.text(), "ascii_case")):
+			t.Errorf("migrate of a database with LC_CTYPE C = %v: %s", err, log.text())
+		}
+	}
+	a := newAppOn(t, databaseURL("encoding_utf8")+"&client_encoding=LATIN1", cheap)
+	m := a.signUp("ada")
+	a.want(a.do("PUT", "/api/v1/users/me", m.AccessToken, `{"full_name":"Ä日😀"}`), 200, "")
+	if n := one[int](t, a.url, `SELECT char_length(full_name) FROM users`); n != 3 {
+		t.Errorf("a name of 3 characters is stored as %d", n)
+	}
+	var log logBuffer
+	logger := slog.New(slog.NewTextHandler(&log, nil))
+	err := migrate(t.Context(), newDatabase(t, ""), all, false, logger)
+	if err != nil || strings.Contains(log.text(), "ascii_case") {
+		t.Errorf("migrate of an ordinary database = %v: %s", err, log.text())
 	}
 }
 

@@ -123,6 +123,7 @@ func parseURL(url string) (*pgxpool.Config, error) {
 		return net.DefaultResolver.LookupHost(ctx, host)
 	}
 	c.RuntimeParams["application_name"] = cmp.Or(c.RuntimeParams["application_name"], "latch")
+	c.RuntimeParams["client_encoding"] = "UTF8" // a role or the URL may have another one
 	return conf, nil
 }
 
@@ -350,7 +351,7 @@ func (st *store) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 
 // inTx returns f in a transaction, with settings of its own.
 func inTx(f work, settings ...string) work {
-	begin := "BEGIN"
+	begin := "BEGIN ISOLATION LEVEL READ COMMITTED" // which the locks need, whatever a role's is
 	for _, setting := range settings {
 		begin += "; SET LOCAL " + setting
 	}

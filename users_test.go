@@ -237,7 +237,8 @@ func TestAdminUsers(t *testing.T) {
 // TestLastAdmin makes two admins remove each other at once, in each possible way.
 func TestLastAdmin(t *testing.T) {
 	t.Parallel()
-	a := newApp(t)
+	const isolation = "&default_transaction_isolation=repeatable%20read" // as a role may have
+	a := newAppOn(t, newDatabase(t, template)+isolation, cheap)
 	root := a.signUpAdmin("root")
 	hash, err := a.store.passwordHash(t.Context(), root.ID)
 	if err != nil {
