@@ -33,6 +33,7 @@ const (
 	connectTimeout = 2500 * time.Millisecond // four round trips of TLS and SCRAM of up to 600 ms
 	closeTimeout   = time.Second             // for a connection that is given up, and its cancel
 	acquireTimeout = 500 * time.Millisecond  // a pool that is busier is better answered with 503
+	openTimeout    = time.Second             // seven round trips to a region of some 100 ms
 	queryTimeout   = 4 * time.Second         // PostgreSQL gives up first: that keeps the connection
 	bulkTimeout    = 20 * time.Second        // a batch of 16 MiB takes some seconds to be indexed
 	pingTimeout    = 800 * time.Millisecond  // /health/db promises an answer within 1 s
@@ -324,7 +325,7 @@ func (st *store) retry(
 		}
 		err = f(detached, conn)
 		conn.Release()
-		if err == nil || tries == maxTries || !retryable(err) {
+		if err == nil || tries == maxTries || detached.Err() != nil || !retryable(err) {
 			return translate(err)
 		}
 		if sqlState(err, staleCodes...) {
@@ -334,10 +335,10 @@ func (st *store) retry(
 	}
 }
 
-// acquire takes a connection of the pool within acquireTimeout, and tries twice to open one.
-// Whatever fails here, the database is not available.
+// acquire takes a connection of the pool, and tries twice to open one. It waits for that alone: the
+// pool has one for each unit of st.conns. Whatever fails here, the database is not available.
 func (st *store) acquire(ctx context.Context) (*pgxpool.Conn, error) {
-	limited, cancel := context.WithTimeout(ctx, acquireTimeout)
+	limited, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	conn, err := st.pool.Acquire(limited)
 	if err != nil && limited.Err() == nil {

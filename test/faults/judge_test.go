@@ -9,9 +9,9 @@ import (
 )
 
 // answerDeadline is the longest that a request may take whatever is broken: two statements, of
-// which only one can be slow without failing the request (4 s), a wait of 0.5 s for the pool before
-// each, and a wait for a slot to hash a password.
-const answerDeadline = 6 * time.Second
+// which only one can be slow without failing the request (4 s), and a wait of 1.5 s for a
+// connection before each.
+const answerDeadline = 7 * time.Second
 
 // poolConnections is how many connections the two replicas of a site have. After a restart of
 // PostgreSQL each is found broken by one request at most, which is a 503 if it was a write.
