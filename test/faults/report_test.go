@@ -98,9 +98,15 @@ func (r *row) count(a answer) {
 	r.mu.Lock()
 	r.Statuses[status]++
 	r.mu.Unlock()
-	if status >= 500 && !isBusy(a) {
+	if status >= 500 && !isBusy(a) && !isSlow(a) {
 		r.fault("%v", a)
 	}
+}
+
+// isSlow says that the short selection is not to blame the service for a refusal: beside other work
+// it may take longer to open a connection to PostgreSQL than the service waits.
+func isSlow(a answer) bool {
+	return !full && a.status() == 503 && bytes.Contains(a.body, []byte("database_unavailable"))
 }
 
 // isBusy says that the service refused a request because a limiter was full.
@@ -140,6 +146,7 @@ type sample struct {
 	address    int    // of the addresses of a load
 	status     int    // 0: no answer
 	reused     bool   // the connection had carried a request before
+	slow       bool   // isSlow
 	note       string // what breaks the criteria of every row, "" for nothing
 }
 
@@ -175,6 +182,16 @@ func perSecond(samples []sample) (out []second) {
 		i = j
 	}
 	return out
+}
+
+// refused returns how many samples were refused, other than for a slow machine.
+func refused(samples []sample) (n int) {
+	for _, s := range samples {
+		if s.status != 200 && !s.slow {
+			n++
+		}
+	}
+	return n
 }
 
 func perStatus(samples []sample) map[int]int {

@@ -91,8 +91,7 @@ func (g *target) measure(name string, length time.Duration, misuse func()) []sam
 		g.atMost(name+"_rss_mib", g.memory("VmHWM"), g.limit)
 		g.settle(g.replica, g.other.AccessToken, g.before)
 	}
-	refused := len(samples) - perStatus(samples)[200]
-	g.atMost(name+"_other_refused", float64(refused), 0)
+	g.atMost(name+"_other_refused", float64(refused(samples)), 0)
 	return samples
 }
 
@@ -155,11 +154,7 @@ func each(n int, ramp time.Duration, f func(i int)) {
 // must sends a request of the test's own and fails the test where the status is not want.
 func (g *target) must(want int, method, path, token string, body any) answer {
 	g.row.t.Helper()
-	a := g.client.do(method, path, token, body)
-	if a.status() != want {
-		g.row.t.Fatalf("%v, want %d", a, want)
-	}
-	return a
+	return g.client.must(g.row.t, want, method, path, token, body)
 }
 
 // readHead reads the status line and the headers of an answer, and the body only where it is a
