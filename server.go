@@ -350,7 +350,8 @@ func (s *server) prefix(r *http.Request) string {
 // forwarded returns the addresses that proxies have added, as they stand there, and whether the
 // client came by TLS: from X-Forwarded-For and -Proto, or from Forwarded (RFC 7239).
 func forwarded(h http.Header) (hops []string, https bool) {
-	https = strings.EqualFold(h.Get("X-Forwarded-Proto"), "https")
+	proto, _, _ := strings.Cut(h.Get("X-Forwarded-Proto"), ",") // several proxies add theirs
+	https = strings.EqualFold(proto, "https")
 	if list := h.Values("X-Forwarded-For"); list != nil {
 		return strings.Split(strings.Join(list, ","), ","), https
 	}
