@@ -10,9 +10,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"golang.org/x/crypto/argon2"
-	"golang.org/x/crypto/bcrypt"
 )
 
 func TestRegister(t *testing.T) {
@@ -207,38 +204,69 @@ func TestLoginRehashes(t *testing.T) {
 	}
 }
 
-// TestForeignHashes logs in with the hashes of other frameworks, which are then rehashed.
+// TestForeignHashes logs in with hashes that pwdlib, passlib, bcrypt and argon2-cffi have made. Those
+// of bcrypt, and of Argon2id at a lower cost, are then hashed anew.
 func TestForeignHashes(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)
 	m := a.signUp("ada")
-	made, err := bcrypt.GenerateFromPassword([]byte(goodPass), bcrypt.MinCost)
-	if err != nil {
-		t.Fatal(err)
-	}
-	foreign := argonParams{memory: 65536, time: 3, threads: 4} // pwdlib's, and passlib's
-	tag := argon2.IDKey([]byte(goodPass), []byte("0123456789abcdef"), 3, 65536, 4, 32)
-	argon := formatPHC(foreign, []byte("0123456789abcdef"), tag)
-	other := strings.Replace(string(made), "$2a$", "$2b$", 1)
-	for _, hash := range []string{string(made), other, argon} {
-		a.sql(`UPDATE users SET password_hash = $1`, hash)
+	long := strings.Repeat("long canary ", 10) // bcrypt reads 72 of its 120 bytes
+	for _, row := range []struct {
+		hash, password string
+		rehashed       bool
+	}{
+		{"$2b$04$GBl0wcG06HEOQnRueD8cTOhE3P3js/QwaaLGFCSVojlghf.f3xca6", goodPass, true},
+		{"$2a$04$11xkzjolcgWHWR6czJ1oJODCO8Iq0U80BDF3ofAbnOa39ilq8GkX.", goodPass, true},
+		{"$2y$04$PQ4jpLxmp4xhzZGYp3lreORaRg35FFGjkHGNcDSEKCzCcbngflqD2", goodPass, true},
+		{"$2b$04$W8DwlVWd74zgFs3i7zBuuOJrmT7J7/OYewol8YZjpGbQCfSxkhVPG", "pässwörter €", true},
+		{"$2b$04$cOcHKOlN3fN2mI7TR13hE.ipLbETG/HNccTLBp/L8LXColL2fXiaS", long, true},
+		{"$argon2id$v=19$m=1024,t=1,p=2$lpKy9t4bQwiBcK61lpJSKg$" +
+			"cxQ5cEDE6TcVk/0xDG2403mrjAUB8ZV4LF2GokYOdBc", goodPass, false},
+		{"$argon2id$v=19$m=65536,t=3,p=4$3trgdSVEw2LcTEH/MGrvfA$" +
+			"Gzf6+Nj6Mr7JA1CcEUzcVtmnc9z4iOpD3QkbU6+B1hk", goodPass, false}, // the default
+		{"$argon2id$v=19$m=102400,t=2,p=8$l+kcAkZO0bfL3vPF07zppA$RrzkJJHBp9JTcGy5tIbX+g",
+			goodPass, true}, // the default of 2018; its tag has 16 bytes
+	} {
+		a.sql(`UPDATE users SET password_hash = $1`, row.hash)
 		a.want(a.tryLogin(m.Email, "a wrong canary"), 401, "invalid_credentials")
-		a.login(m.Email, goodPass)
+		a.login(m.Email, row.password)
 		after, err := a.store.passwordHash(t.Context(), m.ID)
-		rehashed := strings.Contains(after, "m=64,t=1")
-		if err != nil || rehashed != (hash != argon) {
-			t.Errorf("%.12s became %.30s, %v", hash, after, err)
+		if rehashed := strings.Contains(after, "m=64,t=1"); err != nil || rehashed != row.rehashed {
+			t.Errorf("%.30s became %.30s, %v", row.hash, after, err)
 		}
-		a.login(m.Email, goodPass)
+		a.login(m.Email, row.password)
 	}
-	for _, hash := range []string{"$2b$15$" + string(made[7:]), "$pbkdf2-sha256$29000$x$y", "x"} {
+}
+
+// TestUnknownHashes: a hash that cannot be checked is a wrong password, at the usual cost, and a
+// warning; no hash at all, as of an account that logged in elsewhere, is no reason for one.
+func TestUnknownHashes(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m := a.signUp("ada")
+	const made = "GBl0wcG06HEOQnRueD8cTOhE3P3js/QwaaLGFCSVojlghf.f3xca6" // of goodPass at cost 4
+	warnings := 0
+	for _, hash := range []string{"$2b$15$" + made, "$2b$31$" + made, "$2b$03$" + made,
+		"$2x$04$" + made, "$2b$04$" + made + " ", "$2b$04$" + made[1:], "$2b$04$!" + made[1:], "x",
+		"$bcrypt-sha256$v=2,t=2b,r=4$2US863fxQxGCfPXAkH4RU.$GRHn1i6hH7pPaP47cjBUQPPCSE.CUxa",
+		"$argon2i$v=19$m=512,t=2,p=2$34vWGyGZz7g5wmkEPaWnKQ$03cBVMhV2nFA9mZkQ7sHMQ",
+		"$pbkdf2-sha256$1000$H0Oode79X.t9z5mTMqb03g$IGwUb0JHQx3luevLnST5lAL/jxjShsCy.b6UMAGtbPI",
+		goodPass, ""} {
 		a.sql(`UPDATE users SET password_hash = $1`, hash)
+		before := a.hasher.dead.Load()
 		a.want(a.tryLogin(m.Email, goodPass), 401, "invalid_credentials")
+		if cost := a.hasher.dead.Load() - before; cost != int64(cheap.memory) {
+			t.Errorf("%.15s costs %d KiB, want %d", hash, cost, cheap.memory)
+		}
 		change := map[string]string{"full_name": "x", "current_password": goodPass}
 		a.want(a.do("PUT", "/api/v1/users/me", m.AccessToken, change), 403, "wrong_password")
+		if hash != "" {
+			warnings += 2
+		}
 	}
-	if !strings.Contains(suiteLog.text(), `"msg":"malformed_hash"`) {
-		t.Error("no malformed_hash in the log")
+	line := fmt.Sprintf(`"msg":"malformed_hash","user_id":%d}`, m.ID)
+	if got := strings.Count(suiteLog.text(), line); got < warnings {
+		t.Errorf("%d warnings of a hash, want %d", got, warnings)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"regexp"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -42,12 +43,14 @@ const (
 	saltBytes = 16 // RFC 9106, section 3.1
 	tagBytes  = 32
 
-	maxBcryptCost    = 14   // about 1 s of one core
 	maxPasswordBytes = 1024 // enough for any passphrase; bounds what one request makes us hash
 
 	hashTimeout = 2 * time.Second // the wait for a slot: what a person who logs in accepts
 	hashQueue   = 80              // requests that wait for each slot: 2 s of hashes of 25 ms
 )
+
+// bcryptForm is that of bcrypt's hashes, of costs that take up to about 1 s of one core.
+var bcryptForm = regexp.MustCompile(`^\$2[aby]\$(0[4-9]|1[0-4])\$[./A-Za-z0-9]{53}$`)
 
 // errMalformedHash says that a stored hash is not one of ours.
 var errMalformedHash = errors.New("stored password hash is malformed or out of bounds")
@@ -94,7 +97,7 @@ func (h *hasher) verify(
 	if err != nil {
 		return false, err
 	}
-	if cost, err := bcrypt.Cost([]byte(encoded)); err == nil && cost <= maxBcryptCost {
+	if bcryptForm.MatchString(encoded) { // bcrypt reads 72 bytes of the password, as it did there
 		defer release()
 		return bcrypt.CompareHashAndPassword([]byte(encoded), []byte(password)) == nil, nil
 	}
@@ -114,7 +117,7 @@ func (h *hasher) verify(
 // outdated reports whether encoded was made with less than today's cost.
 func (h *hasher) outdated(encoded string) bool {
 	p, salt, tag, err := parsePHC(encoded)
-	return strings.HasPrefix(encoded, "$2") || // bcrypt
+	return bcryptForm.MatchString(encoded) ||
 		err == nil && (p.memory < h.params.memory || p.time < h.params.time ||
 			len(salt) < saltBytes || len(tag) < tagBytes)
 }
@@ -148,7 +151,8 @@ func formatPHC(p argonParams, salt, tag []byte) string {
 
 // parsePHC reads what formatPHC writes, in that one spelling. The cost is bounded both ways,
 // because whoever can write to the database could otherwise make one login take all memory, or
-// crash the program: 8 KiB a thread (RFC 9106) to 64 MiB, 1 to 10 passes, 1 to 4 threads.
+// crash the program: 8 KiB a thread (RFC 9106) to 128 MiB, 1 to 10 passes, 1 to 8 threads. Old
+// versions of argon2-cffi took 100 MiB and 8 threads.
 func parsePHC(encoded string) (p argonParams, salt, tag []byte, err error) {
 	part := strings.Split(encoded, "$")
 	if len(encoded) > 256 || len(part) != 6 {
@@ -161,8 +165,8 @@ func parsePHC(encoded string) (p argonParams, salt, tag []byte, err error) {
 	if err == nil {
 		tag, err = base64.RawStdEncoding.DecodeString(part[5])
 	}
-	bounded := p.threads >= 1 && p.threads <= 4 && p.time >= 1 && p.time <= 10 &&
-		p.memory >= 8*uint32(p.threads) && p.memory <= 64<<10 &&
+	bounded := p.threads >= 1 && p.threads <= 8 && p.time >= 1 && p.time <= 10 &&
+		p.memory >= 8*uint32(p.threads) && p.memory <= 128<<10 &&
 		len(salt) >= 8 && len(salt) <= 64 && len(tag) >= 16 && len(tag) <= 64
 	if err != nil || !bounded || formatPHC(p, salt, tag) != encoded {
 		return p, nil, nil, errMalformedHash

@@ -129,12 +129,12 @@ var badPHC = map[string]string{
 	"no passes":        phc("m=19456,t=0,p=1", salt16, tag32),
 	"many passes":      phc("m=19456,t=11,p=1", salt16, tag32),
 	"no threads":       phc("m=19456,t=2,p=0", salt16, tag32),
-	"many threads":     phc("m=19456,t=2,p=5", salt16, tag32),
+	"many threads":     phc("m=19456,t=2,p=9", salt16, tag32),
 	"256 threads":      phc("m=19456,t=2,p=256", salt16, tag32),
 	"257 threads":      phc("m=19456,t=2,p=257", salt16, tag32),
 	"no memory":        phc("m=0,t=2,p=1", salt16, tag32),
-	"little memory":    phc("m=31,t=2,p=4", salt16, tag32),
-	"much memory":      phc("m=65537,t=2,p=1", salt16, tag32),
+	"little memory":    phc("m=63,t=2,p=8", salt16, tag32),
+	"much memory":      phc("m=131073,t=2,p=1", salt16, tag32),
 	"huge memory":      phc("m=4294967295,t=2,p=1", salt16, tag32),
 	"memory wraps":     phc("m=4294986752,t=2,p=1", salt16, tag32),
 	"negative":         phc("m=-19456,t=2,p=1", salt16, tag32),
@@ -171,7 +171,8 @@ func TestParsePHC(t *testing.T) {
 		}
 	}
 	for params, want := range map[string]argonParams{"m=19456,t=2,p=1": {19456, 2, 1},
-		"m=8,t=1,p=1": {8, 1, 1}, "m=32,t=1,p=4": {32, 1, 4}, "m=65536,t=10,p=4": {65536, 10, 4}} {
+		"m=8,t=1,p=1": {8, 1, 1}, "m=64,t=1,p=8": {64, 1, 8},
+		"m=131072,t=10,p=8": {131072, 10, 8}} {
 		if got, _, _, err := parsePHC(phc(params, salt16, tag32)); got != want || err != nil {
 			t.Errorf("parsePHC(%s) = %+v, %v, want %+v", params, got, err, want)
 		}
@@ -182,7 +183,7 @@ func TestParsePHC(t *testing.T) {
 // exhausts the machine.
 func FuzzPHC(f *testing.F) {
 	f.Add(phc("m=19456,t=2,p=1", salt16, tag32))
-	f.Add(phc("m=65536,t=10,p=4", salt16, tag32))
+	f.Add(phc("m=131072,t=10,p=8", salt16, tag32))
 	for _, encoded := range badPHC {
 		f.Add(encoded)
 	}
@@ -197,7 +198,7 @@ func FuzzPHC(f *testing.F) {
 		if again := formatPHC(p, salt, tag); again != encoded {
 			t.Errorf("parsePHC(%q) is written %q", encoded, again)
 		}
-		if p.memory > 64<<10 || p.time > 10 || p.threads > 4 || len(salt) > 64 ||
+		if p.memory > 128<<10 || p.time > 10 || p.threads > 8 || len(salt) > 64 ||
 			len(tag) > 64 || len(tag) < 16 {
 			t.Fatalf("parsePHC(%q) = %+v: out of bounds", encoded, p)
 		}
