@@ -8,6 +8,7 @@ package main
 
 import (
 	"cmp"
+	json "encoding/json/v2"
 	"errors"
 	"fmt"
 	"io"
@@ -128,7 +129,7 @@ func loadConfig(environ []string, dotenv string) (*config, error) {
 		name, value, _ := strings.Cut(entry, "=")
 		env[name] = value
 	}
-	file, problems := parseDotEnv(dotenv)
+	file, problems := parseDotEnv(dotenv, env)
 	for _, row := range cfg.settings() {
 		names = append(names, row.name, row.name+"_FILE")
 		text, err := lookUp(row.name, env, file)
@@ -194,12 +195,19 @@ func lookUp(name string, sources ...map[string]string) (text string, err error) 
 func (row setting) set(text string) (err error) {
 	switch to := row.to.(type) {
 	case *string:
-		if row.rule != "" && !slices.Contains(strings.Split(row.rule, ","), text) {
-			return fmt.Errorf("must be one of %s", strings.ReplaceAll(row.rule, ",", ", "))
+		words := strings.Split(row.rule, ",")
+		i := slices.IndexFunc(words, func(w string) bool { return strings.EqualFold(w, text) })
+		switch {
+		case row.rule == "":
+			*to = text
+		case i >= 0:
+			*to = words[i]
+		default:
+			return fmt.Errorf("must be one of %s", strings.Join(words, ", "))
 		}
-		*to = text
 	case *bool:
-		if *to, err = strconv.ParseBool(strings.ToLower(text)); err != nil {
+		*to = fits(text, `^(?i:1|t|true|y|yes|on)$`)
+		if !*to && !fits(text, `^(?i:0|f|false|n|no|off)$`) {
 			return errors.New("must be true or false")
 		}
 	case *int64:
@@ -210,12 +218,9 @@ func (row setting) set(text string) (err error) {
 			return fmt.Errorf("must be a whole number from %d to %d", lowest, highest)
 		}
 	case *[]string:
-		for item := range strings.SplitSeq(text, ",") {
-			*to = append(*to, strings.TrimSpace(item))
-		}
+		*to = items(text)
 	case *[]netip.Prefix:
-		for item := range strings.SplitSeq(text, ",") {
-			item = strings.TrimSpace(item)
+		for _, item := range items(text) {
 			if a, err := netip.ParseAddr(item); err == nil {
 				item = fmt.Sprintf("%s/%d", a.WithZone(""), a.BitLen())
 			}
@@ -227,6 +232,17 @@ func (row setting) set(text string) (err error) {
 		}
 	}
 	return nil
+}
+
+// items returns the elements of text, which has commas, or is a JSON list as pydantic reads it.
+func items(text string) (list []string) {
+	if text[0] != '[' || json.Unmarshal([]byte(text), &list) != nil {
+		list = strings.Split(text, ",")
+	}
+	for i := range list {
+		list[i] = strings.TrimSpace(list[i])
+	}
+	return list
 }
 
 // check finds what no single setting shows, and completes the defaults that depend on others.
@@ -299,10 +315,13 @@ var foreignParameters = [][2]string{
 	{"ssl sslaccept", "write sslmode=require"},
 	{"schema currentSchema", "write search_path"},
 	{"command_timeout", "write statement_timeout, in milliseconds"},
-	{"connection_limit max_overflow pool_max_conns pool_size", "set DATABASE_MAX_CONNS instead"},
+	{"connection_limit max_overflow max_size pool_max_conns pool_size", "set DATABASE_MAX_CONNS " +
+		"instead"},
 	{"prepared_statement_cache_size prepared_statement_name_func statement_cache_size pgbouncer",
 		"leave it out: PgBouncer is recognized by itself"},
-	{"async_fallback gssencmode keepalives pool_timeout timeout", "leave it out"},
+	{"async_fallback charset gssencmode keepalives keepalives_count keepalives_idle " +
+		"keepalives_interval max_inactive_connection_lifetime min_size pool_recycle pool_timeout " +
+		"sslcompression tcp_user_timeout timeout", "leave it out"},
 }
 
 // checkDatabaseURL takes the URLs of SQLAlchemy too. An @ in a password must be encoded: pgx would
@@ -358,17 +377,28 @@ func weakKey(key string, debug bool) string {
 }
 
 // A value of .env may stand in single quotes, taken as it is, or in double quotes, with \\ \" \n
-// \$; without quotes it ends before a space or tab and #, which start a comment. Nothing is
-// expanded.
+// \$; without quotes it ends before a space or tab and #, which start a comment. Outside single
+// quotes ${NAME} is a variable of the environment or of a line above; ${NAME:-text} has a default.
 var (
 	dotEnvLine = regexp.MustCompile(`^(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)[ \t]*=[ \t]*` +
 		`(?:'([^']*)'|"((?:[^"\\]|\\.)*)"|([^'"# \t].*?)(?:[ \t]|$)|)[ \t]*(?:#.*)?$`)
-	dotEnvEscapes = strings.NewReplacer(`\\`, `\`, `\"`, `"`, `\n`, "\n", `\$`, "$")
+	dotEnvVariable = regexp.MustCompile(`\$\{\w+(:-[^}]*)?\}`)
+	dotEnvEscape   = regexp.MustCompile(`\\[\\"n$]|` + dotEnvVariable.String())
 )
 
 // parseDotEnv reads lines NAME=value.
-func parseDotEnv(text string) (values map[string]string, problems []error) {
+func parseDotEnv(text string, env map[string]string) (values map[string]string, problems []error) {
 	values = map[string]string{}
+	expand := func(token string) string {
+		if escaped, ok := strings.CutPrefix(token, `\`); ok {
+			return strings.ReplaceAll(escaped, "n", "\n")
+		}
+		name, value, hasDefault := strings.Cut(token[2:len(token)-1], ":-")
+		if !hasDefault { // a variable that is not set stays as it is written
+			value = token
+		}
+		return cmp.Or(env[name], values[name], value)
+	}
 	for i, line := range strings.Split(strings.TrimPrefix(text, "\ufeff"), "\n") {
 		line = strings.TrimSpace(line)
 		if line == "" || line[0] == '#' {
@@ -380,7 +410,8 @@ func parseDotEnv(text string) (values map[string]string, problems []error) {
 		} else if _, twice := values[m[1]]; twice {
 			why = "sets a name that was set before"
 		} else {
-			values[m[1]] = m[2] + dotEnvEscapes.Replace(m[3]) + strings.TrimSpace(m[4])
+			values[m[1]] = m[2] + dotEnvEscape.ReplaceAllStringFunc(m[3], expand) +
+				dotEnvVariable.ReplaceAllStringFunc(strings.TrimSpace(m[4]), expand)
 			continue
 		}
 		problems = append(problems, fmt.Errorf(".env: line %d %s", i+1, why))

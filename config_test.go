@@ -78,8 +78,13 @@ func TestSettings(t *testing.T) {
 		{"APP_NAME", "Acme", "Acme"},
 		{"DEBUG", "TRUE", true},
 		{"DEBUG", "0", false},
-		{"DEBUG", "yes", nil},
+		{"DEBUG", "yes", true},
+		{"DEBUG", "On", true},
+		{"DEBUG", "2", nil},
+		{"DEBUG", "none", nil},
 		{"DATABASE_ECHO", "True", true},
+		{"REGISTRATION_OPEN", "NO", false},
+		{"REGISTRATION_OPEN", "off", false},
 		{"REGISTRATION_OPEN", "false", false},
 		{"HOST", "::1", "::1"},
 		{"HOST", "localhost", "localhost"},
@@ -110,8 +115,9 @@ func TestSettings(t *testing.T) {
 		{"ALGORITHM", "HS512", nil},
 		{"ALGORITHM", "RS256", nil},
 		{"ALGORITHM", "none", nil},
-		{"ALGORITHM", "hs256", nil},
+		{"ALGORITHM", "hs256", "HS256"},
 		{"LOG_LEVEL", "warn", "warn"},
+		{"LOG_LEVEL", "INFO", "info"},
 		{"LOG_LEVEL", "trace", nil},
 		{"LOG_FORMAT", "text", "text"},
 		{"LOG_FORMAT", "xml", nil},
@@ -144,6 +150,12 @@ func TestSettings(t *testing.T) {
 		{"CORS_ORIGINS", "https://a.example.com", []string{"https://a.example.com"}},
 		{"CORS_ORIGINS", "https://a.example.com, http://localhost:5173",
 			[]string{"https://a.example.com", "http://localhost:5173"}},
+		{"CORS_ORIGINS", `["https://a.example.com", "http://localhost:5173"]`,
+			[]string{"https://a.example.com", "http://localhost:5173"}},
+		{"CORS_ORIGINS", "[]", []string{}},
+		{"CORS_ORIGINS", `["*"]`, nil},
+		{"CORS_ORIGINS", `["https://a.example.com"`, nil},
+		{"CORS_ORIGINS", "['https://a.example.com']", nil},
 		{"CORS_ORIGINS", "http://[::1]:5173", []string{"http://[::1]:5173"}},
 		{"CORS_ORIGINS", "capacitor://localhost", []string{"capacitor://localhost"}},
 		{"CORS_ORIGINS", "*", nil},
@@ -158,6 +170,8 @@ func TestSettings(t *testing.T) {
 		{"TRUSTED_PROXIES", "10.0.0.0/8", []netip.Prefix{net("10.0.0.0/8")}},
 		{"TRUSTED_PROXIES", "10.1.2.3/8, ::1, 192.0.2.1",
 			[]netip.Prefix{net("10.0.0.0/8"), net("::1/128"), net("192.0.2.1/32")}},
+		{"TRUSTED_PROXIES", `["10.0.0.0/8","::1"]`,
+			[]netip.Prefix{net("10.0.0.0/8"), net("::1/128")}},
 		{"TRUSTED_PROXIES", "fe80::1%eth0", []netip.Prefix{net("fe80::1/128")}},
 		{"TRUSTED_PROXIES", "10.0.0.0/33", nil},
 		{"TRUSTED_PROXIES", "proxy", nil},
@@ -477,6 +491,12 @@ func TestDotEnv(t *testing.T) {
 		"A='b # \\n \"c\"' # d":           `b # \n "c"`,
 		`A="b # 'c'"  # d`:                `b # 'c'`,
 		`A="\\n\n\"\$B ${B} $B \t"`:       "\\n\n\"$B ${B} $B \\t",
+		"B=1\nA=x${B}y${C}${D:-z}":        "x1y${C}z",
+		"B=1\nA=\"${B:-2} \\${B} ${UP}\"": "1 ${B} up",
+		"B=1\nA='${B}'":                   "${B}",
+		"UP=down\nA=${UP}":                "up",
+		"A=${B}\nB=1":                     "${B}",
+		"A=${B:-}c":                       "c",
 		"A=a=b":                           "a=b",
 		"A=$B":                            "$B",
 		"B=1\r\nA=b\r\nC=2\r\n":           "b",
@@ -499,7 +519,7 @@ func TestDotEnv(t *testing.T) {
 		"A=b\n\ufeffB=1":                  "!",
 		"http_proxy=x\nHTTP_PROXY=y\nA=b": "b",
 	} {
-		values, problems := parseDotEnv(text)
+		values, problems := parseDotEnv(text, map[string]string{"UP": "up"})
 		if want == "!" {
 			if len(problems) != 1 {
 				t.Errorf("parseDotEnv(%q) gives %v, want one problem", text, problems)
@@ -537,7 +557,7 @@ func FuzzDotEnv(f *testing.F) {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		values, problems := parseDotEnv(text)
+		values, problems := parseDotEnv(text, nil)
 		if lines := strings.Count(text, "\n") + 1; len(values)+len(problems) > 2*lines {
 			t.Errorf("parseDotEnv(%q) gives %v, %v", text, values, problems)
 		}
@@ -550,7 +570,7 @@ func FuzzDotEnv(f *testing.F) {
 			return
 		}
 		for _, quoted := range dotEnvQuotes(text) {
-			values, problems := parseDotEnv("# x\r\n\tB=1\nexport A=" + quoted + " # y\nC=2")
+			values, problems := parseDotEnv("# x\r\n\tB=1\nexport A="+quoted+" # y\nC=2", nil)
 			if problems != nil || values["A"] != text || values["B"] != "1" ||
 				values["C"] != "2" || len(values) != 3 {
 				t.Errorf("A=%s is read as %q, %v, want %q", quoted, values, problems, text)
