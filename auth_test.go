@@ -204,8 +204,8 @@ func TestLoginRehashes(t *testing.T) {
 	}
 }
 
-// TestForeignHashes logs in with hashes that pwdlib, passlib, bcrypt and argon2-cffi have made. Those
-// of bcrypt, and of Argon2id at a lower cost, are then hashed anew.
+// TestForeignHashes logs in with hashes that pwdlib, passlib, bcrypt and argon2-cffi have made.
+// Those of bcrypt, and of Argon2id at a lower cost, are then hashed anew.
 func TestForeignHashes(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)

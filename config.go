@@ -163,8 +163,8 @@ func edits(a, b string, limit int) int {
 	return 1 + min(edits(a[1:], b[1:], limit), edits(a[1:], b, limit), edits(a, b[1:], limit))
 }
 
-// lookUp returns the text of a setting, from the first source that has it. Two spellings of a name
-// in one source are refused, as is a name together with its _FILE. A newline at the end is cut.
+// lookUp returns the text of a setting, from the first source that has it. A source with two
+// values, by two spellings of the name or its _FILE, is refused. A newline at the end is cut.
 func lookUp(name string, sources ...map[string]string) (text string, err error) {
 	for _, source := range sources {
 		for _, key := range slices.Sorted(maps.Keys(source)) {
@@ -172,7 +172,7 @@ func lookUp(name string, sources ...map[string]string) (text string, err error) 
 			switch value := source[key]; {
 			case value == "" || !isFile && !strings.EqualFold(key, name):
 				continue
-			case text != "":
+			case text != "" && text != value:
 				return "", fmt.Errorf("is given together with %s; unset one", key)
 			case isFile:
 				content, err := os.ReadFile(value)

@@ -356,6 +356,7 @@ func TestSettingFiles(t *testing.T) {
 		"lower case in .env": {nil, "secret_key=" + testKey, testKey},
 		"two spellings":      {env("SECRET_KEY", testKey, "secret_key", oldTestKey), "", spelled},
 		"two in .env":        {nil, "secret_key=canary\nSECRET_KEY=" + testKey, spelled},
+		"two that agree":     {env("SECRET_KEY", testKey, "secret_key", testKey), "", testKey},
 		"one empty":          {env("SECRET_KEY", "", "secret_key", testKey), "", testKey},
 		"lower over .env":    {env("secret_key", testKey), "SECRET_KEY=" + oldTestKey, testKey},
 		"newline":            {env("SECRET_KEY", testKey+"\n"), "", testKey},
@@ -439,6 +440,14 @@ func TestSettingsNamed(t *testing.T) {
 		t.Errorf(".env.example with all its lines: %v, %v", err, cfg.warnings)
 	}
 	for name, tags := range all {
+		passed := fmt.Sprintf("\n      %s: ${%[1]s-${%s-}}\n", name, strings.ToLower(name))
+		own := []string{"DATABASE_URL", "HOST", "PORT", "DEBUG"} // of compose.yaml
+		if slices.Contains(own, name) {
+			passed = fmt.Sprintf("\n      %s: \"\"", strings.ToLower(name))
+		}
+		if !strings.Contains(read("compose.yaml"), passed) && name != "SECRET_KEY" {
+			t.Errorf("compose.yaml does not pass %s to the container", name)
+		}
 		m := regexp.MustCompile(`(?m)^(?:# )?` + name + `=(.*)$`).FindStringSubmatch(example)
 		if m == nil || tags.def != "" && m[1] != tags.def {
 			t.Errorf(".env.example has %q for %s, want the default %q", m, name, tags.def)
