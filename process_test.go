@@ -695,3 +695,19 @@ func TestDevelopmentPathTooLong(t *testing.T) {
 		t.Errorf("Start on a long path = %v", err)
 	}
 }
+
+// TestWindows: a build for Windows stops with a sentence.
+func TestWindows(t *testing.T) {
+	t.Parallel()
+	list := osexec.Command("go", "list", "-f", "{{.SFiles}}", "./internal/devdb")
+	list.Env = append(os.Environ(), "GOOS=windows")
+	file := "internal/devdb/unsupported_windows.s"
+	out, err := list.CombinedOutput()
+	if string(out) != "["+filepath.Base(file)+"]\n" || err != nil {
+		t.Errorf("for Windows go list gives %s, %v", out, err)
+	}
+	out, err = osexec.Command("go", "tool", "asm", "-o", t.TempDir()+"/x", file).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "not run on Windows: use WSL or Docker") {
+		t.Errorf("the build gives %s, %v", out, err)
+	}
+}
