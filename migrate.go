@@ -78,6 +78,12 @@ func migrations(cfg *config) []migration {
 	return all
 }
 
+// requirements is what to do where a right, an extension or a type is missing.
+const requirements = "Latch needs PostgreSQL 14 or later with btree_gin and pg_trgm of its " +
+	"contrib modules, pgvector 0.7 or later, and a role that owns the database. CREATE EXTENSION " +
+	"vector may need a superuser, once in this database; an older pgvector needs ALTER EXTENSION " +
+	"vector UPDATE"
+
 // errPending says that migrations have to be applied.
 var errPending = errors.New("migrations are pending")
 
@@ -112,6 +118,9 @@ func migrate(
 		case sqlState(err, "55P03", "40P01"): // lock_timeout, or a deadlock with requests
 			log.Warn("migration_waits", "version", next.version, "error", describe(err).Error())
 			time.Sleep(tablePoll)
+		case next.version <= 3 && sqlState(err, "42501", "0A000", "42704"): // they need extensions
+			return fmt.Errorf("migration %d (%s): %w\n%s",
+				next.version, next.name, describe(err), requirements)
 		default:
 			return fmt.Errorf("migration %d (%s): %w", next.version, next.name, describe(err))
 		}
@@ -164,14 +173,25 @@ func checkEncoding(ctx context.Context, q querier, log *slog.Logger) error {
 }
 
 // nextMigration compares what was applied with all, and returns the first that is missing, or nil.
-// It takes no lock, so a start on a current database waits for nobody.
+// It takes no lock, so a start on a current database waits for nobody. A database with tables of
+// another program is refused.
 func nextMigration(ctx context.Context, q querier, all []migration) (*migration, error) {
-	exists, err := queryOne(ctx, on(q), pgx.RowTo[bool], `
-		SELECT to_regclass(quote_ident(current_schema()) || '.schema_migrations') IS NOT NULL`)
+	tables, err := queryAll(ctx, on(q), pgx.RowTo[string], `
+		SELECT relname FROM pg_class c
+		WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())
+		  AND relkind IN ('r', 'p', 'v', 'm', 'f') AND (relname <> 'schema_migrations'
+		    OR EXISTS (SELECT FROM pg_attribute WHERE attrelid = c.oid AND attname = 'checksum'))
+		  AND NOT EXISTS (SELECT FROM pg_depend WHERE objid = c.oid AND deptype = 'e'
+		    AND classid = 'pg_class'::regclass)
+		ORDER BY relname`) // not those of extensions, and no other program's schema_migrations
 	var sums []string
-	if exists {
+	if slices.Contains(tables, "schema_migrations") {
 		sums, err = queryAll(ctx, on(q), pgx.RowTo[string],
 			`SELECT checksum FROM schema_migrations ORDER BY version`)
+	} else if n := len(tables); n > 0 {
+		return nil, fmt.Errorf("the database has tables that are not Latch's (%s), so nothing was "+
+			"changed: docs/from-fastapi.md says how to move the accounts of a FastAPI "+
+			"application; otherwise use an empty database", strings.Join(tables[:min(5, n)], ", "))
 	}
 	if err != nil {
 		return nil, describe(err)

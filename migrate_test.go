@@ -1,11 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -372,10 +375,274 @@ func TestWaitingIsLogged(t *testing.T) {
 	var log logBuffer
 	url := fmt.Sprintf("postgresql://u:canary@127.0.0.1:%d/x", freePort(t))
 	_, err := connectWhenReady(ctx, url, slog.New(slog.NewTextHandler(&log, nil)))
-	if n := strings.Count(log.text(), "waiting_for_database"); err == nil || n < 1 || n > 2 {
+	if n := strings.Count(log.text(), "waiting_for_database"); err == nil || n < 1 || n > 2 ||
+		strings.Count(log.text(), "refused") != n {
 		t.Errorf("%d lines in 6.5 s (%v):\n%s", n, err, log.text())
 	}
 	if strings.Contains(log.text()+err.Error(), "canary") {
 		t.Errorf("the password is logged: %s, %v", log.text(), err)
+	}
+}
+
+// TestMigrateRights: where a right or an extension is missing, the error has PostgreSQL's hint, and
+// says what Latch needs.
+func TestMigrateRights(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t, "")
+	guest := fmt.Sprintf("guest%d", dbCount.Add(1))
+	runScript(t, url, `CREATE ROLE `+guest+`; GRANT CREATE ON SCHEMA public TO `+guest)
+	for url, row := range map[string]struct{ sql, want string }{
+		newDatabase(t, "") + "&role=" + guest: {schemaSQL, "permission denied for schema public"},
+		url + "&role=" + guest: {schemaSQL,
+			`permission denied to create extension "vector". Must [^\n]+ to create this extension`},
+		url: {"-- migration 1: x\nCREATE EXTENSION nowhere",
+			`extension "nowhere" is not available. The extension must first be installed`},
+	} {
+		err := migrate(t.Context(), url, parseMigrations(row.sql), false, quiet)
+		if err == nil || !fits(err.Error(), row.want) || !fits(err.Error(), `\n`+requirements+`$`) {
+			t.Errorf("migrate = %v, want %s, and what Latch needs", err, row.want)
+		}
+	}
+}
+
+// readFile returns a file of the repository.
+func readFile(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// runScript runs statements in one database, and returns the lines of the last result with rows.
+func runScript(t *testing.T, url, script string) (lines []string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	results, err := conn.PgConn().Exec(t.Context(), script).ReadAll()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, result := range results {
+		for i, row := range result.Rows {
+			if i == 0 {
+				lines = nil
+			}
+			lines = append(lines, string(bytes.Join(row, []byte(" "))))
+		}
+	}
+	return lines
+}
+
+const (
+	timesLost   = "its times are out of range, and are now those of this run."
+	hashUnknown = "it needs a new password: Latch cannot check its hash"
+)
+
+// fastAPIDatabases are those of test/fastapi, with what the script reports and copies.
+var fastAPIDatabases = map[string]struct {
+	tables        string
+	report, users []string
+	login, locked string // active accounts, and one without a usable password
+}{
+	"plan": {"alembic_version, items, users", []string{
+		"4 of 6 accounts of fastapi.users are copied, 4 of them in this run.",
+		"Account 5, BOB@example.com: not copied: its e-mail address is that of 3.",
+		"Account 6, root@localhost: not copied: Latch does not take its e-mail address.",
+		"Account 70, old@example.com: " + hashUnknown + "; " + timesLost,
+		"items_owner_id_fkey of fastapi.items still refers to fastapi.users.",
+	}, []string{
+		"1 admin@example.com Ada Lovelace t t 2024-01-31 10:00 2024-02-01 08:00",
+		"3 bob@example.com - t f 2024-03-01 00:00 2024-03-01 00:00",
+		"4 gone@example.com Gone f t 2024-03-02 00:00 2024-03-02 00:00",
+		"70 old@example.com Old t f now 2024-03-05 00:00",
+	}, "admin@example.com bob@example.com", "old@example.com"},
+	"template": {"alembic_version, item, user", []string{
+		`3 of 3 accounts of fastapi."user" are copied, 3 of them in this run.`,
+		"Account b0000000-0000-4000-8000-000000000003, eve@example.com: it has no password.",
+		"3 accounts have a new id: fastapi.latch_users has the old ones.",
+		`item_owner_id_fkey of fastapi.item still refers to fastapi."user".`,
+	}, []string{
+		"1 admin@example.com Ada t t 2025-01-01 00:00 2025-01-01 00:00",
+		"2 bob@example.com - t f 2025-02-01 00:00 2025-02-01 00:00",
+		"3 eve@example.com - f f now now",
+	}, "admin@example.com bob@example.com", "eve@example.com"},
+	"loose": {"accounts, user, users", []string{
+		"5 of 6 accounts of fastapi.accounts are copied, 5 of them in this run.",
+		"Account 5, without e-mail: not copied: it has no e-mail address.",
+		"Account 2, bob@example.com: its name is cut to 255 characters.",
+		"Account 3, gone@example.com: it was marked as deleted, and is inactive.",
+		"Account 4, off@example.com: it has no password; " + timesLost,
+		"Account 9223372036854775807, big@example.com: " + hashUnknown + ".",
+		"2 accounts have a new id: fastapi.latch_users has the old ones.",
+		"Latch has no place for the columns role, embedding; they stay in fastapi.accounts.",
+		"No account is an active admin. Make one: latch admin EMAIL",
+	}, []string{
+		"2 bob@example.com " + strings.Repeat("b", 255) + " t f now now",
+		"3 gone@example.com - f f now now",
+		"4 off@example.com - f f now now",
+		"6 admin@example.com Ada Lovelace t f 2024-07-01 12:00 2024-07-02 12:00",
+		"7 big@example.com - t f now now",
+	}, "admin@example.com bob@example.com", "big@example.com"},
+}
+
+// TestFromFastAPI moves the accounts of databases as SQLAlchemy makes them, and logs in to them.
+func TestFromFastAPI(t *testing.T) {
+	t.Parallel()
+	shown := func(column string) string {
+		return `CASE WHEN ` + column + ` > now() - interval '1 hour' THEN 'now'
+			ELSE to_char(` + column + ` AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI') END`
+	}
+	moved := []string{"The tables of the application are in the schema fastapi now.",
+		`Next: run "latch migrate", and then this script again.`}
+	for name, row := range fastAPIDatabases {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url, script := newDatabase(t, ""), readFile(t, "docs/from-fastapi.sql")
+			report := slices.Clone(row.report)
+			runScript(t, url, readFile(t, "test/fastapi/"+name+".sql"))
+			steps := migrations(&config{EmbeddingDimensions: 3, TextSearch: "simple"})
+			up := func() error { return migrate(t.Context(), url, steps, false, quiet) }
+			err := up()
+			if want := "that are not Latch's (" + row.tables + "), so nothing was changed: " +
+				"docs/from-fastapi.md says"; err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("migrate = %v, want %s", err, want)
+			}
+			for range 2 {
+				if got := runScript(t, url, script); !slices.Equal(got, moved) {
+					t.Errorf("before the migration the script reports %q", got)
+				}
+			}
+			if err := up(); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if got := runScript(t, url, script); !slices.Equal(got, report) {
+					t.Errorf("the script reports %s\nwant %s", strings.Join(got, "\n"),
+						strings.Join(report, "\n"))
+				}
+				first, _, _ := strings.Cut(report[0], ", ")
+				report[0] = first + ", 0 of them in this run."
+				got := runScript(t, url, `SELECT id, email, coalesce(full_name, '-'), is_active,
+					is_admin, `+shown("created_at")+`, `+shown("updated_at")+`
+					FROM users ORDER BY id`)
+				if !slices.Equal(got, row.users) {
+					t.Errorf("the accounts are %s\nwant %s", strings.Join(got, "\n"),
+						strings.Join(row.users, "\n"))
+				}
+			}
+			a := newAppOn(t, url, cheap)
+			for email := range strings.FieldsSeq(row.login) {
+				a.login(email, goodPass)
+			}
+			a.want(a.tryLogin(row.locked, goodPass), 401, "invalid_credentials")
+			a.signUp("new")     // its id is none of the old ones
+			if name == "plan" { // with a table items
+				page := regexp.MustCompile("(?s)```sql\n(.*?)```")
+				runScript(t, url, page.FindStringSubmatch(readFile(t, "docs/from-fastapi.md"))[1])
+				got := runScript(t, url, `SELECT title, owner_id FROM items ORDER BY id`)
+				if want := []string{"a 1", "b 70"}; !slices.Equal(got, want) {
+					t.Errorf("the items are %q, want %q", got, want)
+				}
+			}
+		})
+	}
+}
+
+// TestFromFastAPIAgain corrects accounts that were not copied, and changes those that were.
+func TestFromFastAPIAgain(t *testing.T) {
+	t.Parallel()
+	url, script := newDatabase(t, template), readFile(t, "docs/from-fastapi.sql")
+	runScript(t, url, `CREATE SCHEMA fastapi; SET search_path = fastapi; `+
+		readFile(t, "test/fastapi/plan.sql"))
+	a := newAppOn(t, url, cheap)
+	m := a.signUp("early") // takes the id 1
+	report := runScript(t, url, script)
+	if want := "1 accounts have a new id: fastapi.latch_users has the old ones."; !slices.Contains(
+		report, want) {
+		t.Errorf("the report is %q, want %s in it", report, want)
+	}
+	a.sql(`DELETE FROM users WHERE email = 'bob@example.com'`)
+	a.sql(`UPDATE users SET full_name = 'New', is_active = true WHERE email = 'gone@example.com'`)
+	runScript(t, url, `UPDATE fastapi.users SET email = 'root@example.com' WHERE id = 6;
+		UPDATE fastapi.users SET full_name = 'Old' WHERE id = 4;
+		UPDATE fastapi.users SET email = 'early@example.com' WHERE id = 5`)
+	report = runScript(t, url, script)
+	want := "Account 5, early@example.com: not copied: Latch has another account with its " +
+		"e-mail address."
+	if !slices.Contains(report, want) || !strings.HasPrefix(report[0], "5 of 6 accounts") ||
+		!strings.HasSuffix(report[0], " 1 of them in this run.") {
+		t.Errorf("the second report is %q", report)
+	}
+	got := runScript(t, url, `SELECT id, email, full_name, is_active FROM users ORDER BY id`)
+	if want := []string{"1 early@example.com  t", "4 gone@example.com New t",
+		"6 root@example.com Root t", "70 old@example.com Old t",
+		"71 admin@example.com Ada Lovelace t"}; !slices.Equal(got, want) {
+		t.Errorf("the accounts are %q, want %q", got, want)
+	}
+	a.login("root@example.com", goodPass)
+	a.login("admin@example.com", goodPass)
+	a.want(a.do("GET", "/api/v1/users/me", m.AccessToken, nil), 200, "")
+}
+
+// TestFromFastAPIChecks holds the script's judgement of addresses and hashes against the program's.
+func TestFromFastAPIChecks(t *testing.T) {
+	t.Parallel()
+	url := newDatabase(t, template)
+	hashes := []string{phc("m=131072,t=10,p=8", salt16, tag32), phc("m=8,t=1,p=1", salt16, tag32),
+		"$2b$04$" + strings.Repeat("a", 53), "$2b$14$" + strings.Repeat("a", 53), "$2b$15$" +
+			strings.Repeat("a", 53), "$2x$04$" + strings.Repeat("a", 53), "$2b$04$a", "pläin"}
+	for name, hash := range badPHC {
+		if !strings.HasSuffix(name, "last bits") && hash != "" { // which no encoder writes
+			hashes = append(hashes, hash)
+		}
+	}
+	emails := []string{"a@b.co", "a@b.c", "A.B+c@X-y.example.com", "a@b", "a@b.1", "a..b@x.com",
+		".a@x.com", "a.@x.com", "a b@x.com", "a@-b.com", "a@b-.com", "a@b..com", "a@b.com.",
+		"@b.com", "a@", "ab.com", `"a"@b.com`, "a@[127.0.0.1]", "Jo <a@b.com>", "jos\u00e9@x.com",
+		"a@x\u00e4.com", "\u212a@x.com", "a\u017f@x.com", "#!$%&'*+/=?^_`{|}~-@x.com",
+		"a@b@c.com", "a@x_y.com",
+		strings.Repeat("a", 64) + "@x.com", strings.Repeat("a", 65) + "@x.com",
+		"a@" + strings.Repeat("b", 63) + ".com", "a@" + strings.Repeat("b", 64) + ".com",
+		"a@" + strings.Repeat("b.", 124) + "com", "a@" + strings.Repeat("b.", 125) + "com"}
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	_, err = conn.Exec(t.Context(), `CREATE SCHEMA fastapi`)
+	if err == nil {
+		_, err = conn.Exec(t.Context(), `CREATE TABLE fastapi.users AS
+			SELECT row_number() OVER () AS id, email, hash AS password FROM (
+			    SELECT email, '' AS hash FROM unnest($1::text[]) email
+			    UNION ALL SELECT 'h' || n || '@x.com', hash
+			    FROM unnest($2::text[]) WITH ORDINALITY x (hash, n)) rows`, emails, hashes)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	runScript(t, url, readFile(t, "docs/from-fastapi.sql"))
+	for _, email := range emails {
+		_, refusal := parseEmail(email)
+		var copied bool
+		err := conn.QueryRow(t.Context(), `SELECT new_id IS NOT NULL FROM fastapi.latch_users
+			JOIN fastapi.users ON id::text = old_id WHERE email = $1`, email).Scan(&copied)
+		if err != nil || copied != (refusal == "") {
+			t.Errorf("%q is copied: %v, %v; Latch says %q", email, copied, err, refusal)
+		}
+	}
+	for _, hash := range hashes {
+		_, _, _, err := parsePHC(hash)
+		usable := err == nil || bcryptForm.MatchString(hash)
+		var noted bool
+		err = conn.QueryRow(t.Context(), `SELECT note IS NOT NULL FROM fastapi.latch_users
+			JOIN fastapi.users ON id::text = old_id WHERE password = $1`, hash).Scan(&noted)
+		if err != nil || noted == usable {
+			t.Errorf("%q is noted: %v, %v; Latch can check it: %v", hash, noted, err, usable)
+		}
 	}
 }

@@ -427,10 +427,13 @@ func describe(err error) error {
 	switch {
 	case sqlState(err, "22", "23"):
 		return fmt.Errorf("SQLSTATE %s, constraint %q", pg.Code, pg.ConstraintName)
+	case answered && pg.Hint != "":
+		return fmt.Errorf("SQLSTATE %s: %s. %s", pg.Code, pg.Message, pg.Hint)
 	case answered:
 		return fmt.Errorf("SQLSTATE %s: %s", pg.Code, pg.Message)
-	case unconnected:
-		return errors.Unwrap(connect)
+	case unconnected: // with a line for each try, with TLS and without
+		lines := strings.Split(errors.Unwrap(connect).Error(), "\n")
+		return errors.New(strings.Join(slices.Compact(lines), "; "))
 	case err != nil && strings.HasPrefix(err.Error(), "failed to encode args"): // the value follows
 		return errors.New("an argument cannot be encoded")
 	}
