@@ -141,9 +141,15 @@ func loadConfig(environ []string, dotenv string) (*config, error) {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(file)) {
-		edits := func(known string) int { return edits(strings.ToUpper(name), known, 2) }
-		nearest := slices.MinFunc(names, func(a, b string) int { return edits(a) - edits(b) })
-		if n := edits(nearest); n == 1 || n == 2 {
+		upper := strings.ToUpper(name)
+		distance := func(known string) int {
+			if strings.Contains(known, "_") && strings.HasSuffix(upper, "_"+known) {
+				return 2 // as with pydantic's env_prefix
+			}
+			return edits(upper, known, 2)
+		}
+		nearest := slices.MinFunc(names, func(a, b string) int { return distance(a) - distance(b) })
+		if n := distance(nearest); n == 1 || n == 2 {
 			cfg.warnings = append(cfg.warnings, fmt.Sprintf(
 				".env sets %s, which is no setting; the nearest is %s", name, nearest))
 		}

@@ -235,7 +235,8 @@ func TestTypingErrors(t *testing.T) {
 		"DATABASE_URI": "DATABASE_URL", "SECRETKEY": "SECRET_KEY", "SECRET_KEY_FILE": "",
 		"SECRET_KEY_FIL": "SECRET_KEY_FILE", "APP_NMAE": "APP_NAME", "cors_origin": "CORS_ORIGINS",
 		"EMBEDDING_URL": "EMBEDDINGS_URL", "POSTGRES_PASSWORD": "", "HTTP_PROXY": "", "A": "",
-		"LOGLEVEL": "LOG_LEVEL", "LOG": "", "DEBUGGING": "",
+		"JWT_SECRET_KEY": "SECRET_KEY", "app_database_url": "DATABASE_URL", "DB_PORT": "",
+		"BACKEND_CORS_ORIGINS": "CORS_ORIGINS", "LOGLEVEL": "LOG_LEVEL", "LOG": "", "DEBUGGING": "",
 	} {
 		cfg, err := loadFrom(map[string]string{"SECRET_KEY": testKey, "PORT": "1"}, name+"=")
 		var want []string
