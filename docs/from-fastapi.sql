@@ -8,6 +8,16 @@ SET LOCAL TimeZone = 'UTC'; -- of times without a zone: datetime.utcnow()
 SET LOCAL client_min_messages = warning;
 CREATE TEMP TABLE report (n serial, line text) ON COMMIT DROP;
 
+-- can_check says whether Latch can check a password by this hash: bcryptForm and parsePHC in password.go.
+CREATE OR REPLACE FUNCTION pg_temp.can_check(hash text) RETURNS boolean LANGUAGE sql AS $$
+    SELECT length(hash) = 60 AND hash ~ '^\$2[aby]\$(0[4-9]|1[0-4])\$[./A-Za-z0-9]+$' OR coalesce((
+        SELECT cost[1]::integer BETWEEN 8 * cost[2]::integer AND 131072
+            AND length(part[5]) BETWEEN 11 AND 86 AND length(part[6]) BETWEEN 22 AND 86
+            AND part[5] || part[6] ~ '^[A-Za-z0-9+/]+$' AND hash LIKE '$argon2id$v=19$%' AND cardinality(part) = 6
+        FROM string_to_array(hash, '$') part,
+            regexp_match(part[4], '^m=([1-9]\d{0,5}),t=(?:[1-9]|10),p=([1-8])$') cost), false)
+$$;
+
 DO $do$
 DECLARE
     tab       text;
@@ -96,10 +106,7 @@ BEGIN
     INSERT INTO fastapi.latch_users
     SELECT old_id, CASE WHEN refusal IS NULL THEN new_id END, coalesce('not copied: ' || refusal, nullif(concat_ws('; ',
         CASE WHEN hash = '' THEN 'it has no password'
-            WHEN hash !~ '^\$2[aby]\$(0[4-9]|1[0-4])\$[./A-Za-z0-9]{53}$' AND NOT coalesce((
-                SELECT a[1]::integer BETWEEN 8 * a[2]::integer AND 131072 FROM regexp_match(hash, '^\$argon2id\$v=19'
-                '\$m=([1-9]\d{0,5}),t=(?:[1-9]|10),p=([1-8])\$[A-Za-z0-9+/]{11,86}\$[A-Za-z0-9+/]{22,86}$') a), false)
-            THEN 'it needs a new password: Latch cannot check its hash' END,
+            WHEN NOT pg_temp.can_check(hash) THEN 'it needs a new password: Latch cannot check its hash' END,
         CASE WHEN char_length(name) > 255 THEN 'its name is cut to 255 characters' END,
         CASE WHEN has_bad_time THEN 'its times are out of range, and are now those of this run' END,
         CASE WHEN deleted THEN 'it was marked as deleted, and is inactive'
