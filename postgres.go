@@ -362,13 +362,19 @@ func inTx(f work, settings ...string) work {
 	}
 }
 
-// violations are the constraints whose violation clients are told. Metadata may be longer where it
-// is stored, which the input cannot tell.
-var violations = map[string]*problem{
-	"users_email_key":   errEmailTaken,
-	"documents_key_idx": errKeyTaken,
-	"documents_metadata_check": invalidField("metadata", "too_long",
-		"must have at most 32 KiB as it is stored, with its numbers written out"),
+// violation is that of a constraint, without the values that PostgreSQL quotes.
+type violation struct{ code, constraint string }
+
+func (v violation) Error() string {
+	return fmt.Sprintf("SQLSTATE %s, constraint %q", v.code, v.constraint)
+}
+
+// onConstraint returns p where err is the violation of this constraint, else err.
+func onConstraint(err error, constraint string, p *problem) error {
+	if v, ok := errors.AsType[violation](err); ok && v.constraint == constraint {
+		return p
+	}
+	return err
 }
 
 // translate maps an error of pgx to a problem where clients can be told, else to an internal error.
@@ -376,18 +382,18 @@ func translate(err error) error {
 	if _, ok := errors.AsType[*problem](err); ok || err == nil {
 		return err
 	}
-	pg, ok := errors.AsType[*pgconn.PgError](err)
+	pg, _ := errors.AsType[*pgconn.PgError](err)
 	switch {
 	case isFatal(err) || isLostRace(err) || isNetwork(err) ||
-		sqlState(err, "55P03", "57", "53", "54000", "58", "08", "XX000"):
+		sqlState(err, "55P03", "57", "53", "58", "08", "XX000") ||
+		sqlState(err, "54000") && pg.ConstraintName == "":
 		// Not the statement's fault: a lock, cancelled, terminated or starting, out of connections,
 		// disk, memory or transaction ids, a failing disk, and a server that has lost another.
 		return fmt.Errorf("%w: %w", errUnavailable, describe(err))
 	case sqlState(err, "23503"): // the row that this one belongs to has just gone
-		return errNotFound
-	case ok && violations[pg.ConstraintName] != nil:
-		return violations[pg.ConstraintName]
-	case sqlState(err, "22"): // a value that the input should have refused
+		return fmt.Errorf("%w: %w", errNotFound, describe(err))
+	case sqlState(err, "22", "54000"):
+		// A value that the input should have refused, or one that is too large for an index.
 		p := invalid(fieldError{[]any{"body"}, "has a value that cannot be stored", "value_error"})
 		return fmt.Errorf("%w: %w", p, describe(err))
 	}
@@ -426,7 +432,7 @@ func describe(err error) error {
 	connect, unconnected := errors.AsType[*pgconn.ConnectError](err)
 	switch {
 	case sqlState(err, "22", "23"):
-		return fmt.Errorf("SQLSTATE %s, constraint %q", pg.Code, pg.ConstraintName)
+		return violation{pg.Code, pg.ConstraintName}
 	case answered && pg.Hint != "":
 		return fmt.Errorf("SQLSTATE %s: %s. %s", pg.Code, pg.Message, pg.Hint)
 	case answered:

@@ -29,10 +29,11 @@ var scanUser = pgx.RowToStructByPos[user]
 
 // createUser inserts an account, or returns errEmailTaken.
 func (st *store) createUser(ctx context.Context, n newUser) (user, error) {
-	return queryOne(ctx, st.run, scanUser, `
+	u, err := queryOne(ctx, st.run, scanUser, `
 		INSERT INTO users AS u (email, password_hash, full_name, is_active, is_admin)
 		VALUES ($1, $2, $3, $4, $5) RETURNING `+userColumns,
 		n.Email, n.PasswordHash, n.FullName, n.IsActive, n.IsAdmin)
+	return u, onConstraint(err, "users_email_key", errEmailTaken)
 }
 
 // credentials are an account and its password's hash, which never leaves the program.
@@ -105,7 +106,7 @@ func (st *store) updateUser(
 		}
 		return err
 	}))
-	return before, after, err
+	return before, after, onConstraint(err, "users_email_key", errEmailTaken)
 }
 
 // adminLock is the key of the advisory lock of those who end an active admin's being one.

@@ -22,6 +22,11 @@ const documentColumns = `d.id, d.key, d.content, d.metadata, d.created_at, d.upd
 // searchBytes bounds the contents of a search's results: 100 documents of the longest in ASCII.
 const searchBytes = 8 << 20
 
+// errLongMetadata is the violation of documents_metadata_check: metadata may be longer where it is
+// stored, which the input cannot tell.
+var errLongMetadata = invalidField("metadata", "too_long",
+	"must have at most 32 KiB as it is stored, with its numbers written out")
+
 var errLongResults = invalidField("limit", "value_error",
 	"is too large: the results hold more than 8 MiB of content")
 
@@ -81,7 +86,13 @@ func (st *store) createDocuments(
 		key := value(keys[i])
 		docs[i], stored[key] = stored[key][0], stored[key][1:]
 	}
-	return docs, err
+	return docs, documentRefusal(err)
+}
+
+// documentRefusal returns the refusal of a document whose constraint err violates, or err.
+func documentRefusal(err error) error {
+	err = onConstraint(err, "documents_metadata_check", errLongMetadata)
+	return onConstraint(err, "documents_key_idx", errKeyTaken)
 }
 
 // value returns the text of a key, "" where there is none.
@@ -226,13 +237,14 @@ func (st *store) updateDocument(
 	if in.Embedding != nil {
 		embedding = pgvector.NewHalfVector(in.Embedding)
 	}
-	return queryOne(ctx, st.run, scanDocument(), `
+	d, err := queryOne(ctx, st.run, scanDocument(), `
 		UPDATE documents d SET content = coalesce($4, d.content),
 		    metadata = coalesce($5, d.metadata), embedding = coalesce($6, d.embedding),
 		    key = CASE WHEN $7::boolean THEN $8 ELSE d.key END, updated_at = now()
 		WHERE d.owner_id = $1 AND d.id = $3 RETURNING `+documentColumns,
 		owner, in.Include != nil, in.ID, in.Content, []byte(in.Metadata), embedding, in.Key.Set,
 		in.Key.Value)
+	return d, documentRefusal(err)
 }
 
 // deleteDocument removes a document of owner, or returns errNotFound.

@@ -223,6 +223,27 @@ func TestFailedStatements(t *testing.T) {
 	}
 }
 
+// TestOnConstraint violates a foreign key and a unique index, which may have refusals of their own.
+func TestOnConstraint(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	a.signUp("ada")
+	own := newProblem(409, "own", "Own.")
+	for constraint, sql := range map[string]string{
+		"sessions_user_id_fkey": `INSERT INTO sessions (id, user_id, expires_at, user_agent)
+			VALUES (1, 77, now(), '')`,
+		"users_email_key": `INSERT INTO users (email, password_hash) SELECT email, '' FROM users`,
+	} {
+		_, err := exec(t.Context(), a.store.run, sql)
+		if got := onConstraint(err, constraint, own); got != own {
+			t.Errorf("onConstraint(%v, %s) = %v", err, constraint, got)
+		}
+		if got := onConstraint(err, "other", own); got != err || err == nil {
+			t.Errorf("onConstraint(%v, other) = %v", err, got)
+		}
+	}
+}
+
 // TestSurvivesTerminatedConnections ends every connection of the pool, as a restart does.
 func TestSurvivesTerminatedConnections(t *testing.T) {
 	t.Parallel()
