@@ -332,7 +332,7 @@ func TestBoundMessages(t *testing.T) {
 func TestDocumentedTypes(t *testing.T) {
 	t.Parallel()
 	var d specification
-	d.body(compileInput(reflect.TypeFor[typesInput]()))
+	d.body(compileInput(reflect.TypeFor[typesInput]()), false)
 	text, err := jsonv2.Marshal(d.schemas.get("TypesRequest").(*schema).Properties)
 	if err != nil {
 		t.Fatal(err)
@@ -346,7 +346,9 @@ func TestDocumentedTypes(t *testing.T) {
 		`"maxLength":3},"minProperties":1,"maxProperties":2}`,
 		`"place":{"$ref":"#/components/schemas/NestedRequest"}`,
 		`"count":{"type":["integer","null"],"format":"int64","minimum":1,"maximum":9}`,
-		`"from":{"type":"string","format":"date-time"}`,
+		`"owner":{"$ref":"#/components/schemas/NullableNestedRequest"}`,
+		`"from":{"type":"string","format":"date-time",` +
+			`"description":"Not before 2000-01-01T00:00:00Z. Not after 2030-01-01T00:00:00Z."}`,
 		`"any":{"type":"number","format":"double"}`,
 		`"whole":{"type":"integer","format":"int64"}`,
 	} {

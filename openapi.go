@@ -204,7 +204,7 @@ func (d *specification) operation(rt *route) operation {
 		}
 	}
 	if in.body {
-		ref := d.body(in)
+		ref := d.body(in, false)
 		body := mediaType{Schema: ref, Example: d.example(ref)}
 		content := ordered{{"application/json", body}}
 		if in.form { // multipart too, left out: a third type makes openapi-python-client send two
@@ -229,7 +229,7 @@ func (d *specification) answers(rt *route) ordered {
 	}
 	success := response{Description: http.StatusText(rt.status), Headers: headerRefs(headers)}
 	if t != reflect.TypeFor[none]() {
-		body := d.schema(t)
+		body := d.schema(t, false)
 		success.Content = ordered{{"application/json",
 			mediaType{Schema: body, Example: d.example(body)}}}
 	}
@@ -258,7 +258,7 @@ func (d *specification) refusal(problems []*problem) response {
 	}
 	name := strings.Join(codes, ".")
 	if d.responses.get(name) == nil {
-		body := mediaType{Schema: d.schema(reflect.TypeFor[problemDocument]()), Examples: examples}
+		body := mediaType{d.schema(reflect.TypeFor[problemDocument](), false), nil, examples}
 		d.responses.add(name, response{Description: strings.Join(lines, "\n"), Codes: codes,
 			Headers: headerRefs(headers), Content: ordered{{"application/problem+json", body}}})
 	}
@@ -299,8 +299,12 @@ func (d *specification) example(o *schema) any {
 }
 
 // body describes the bodies of an input, one schema for all media types.
-func (d *specification) body(in *input) *schema {
-	return d.component(exported(in.name)+"Request", func(o *schema, name string) {
+func (d *specification) body(in *input, nullable bool) *schema {
+	if in.name == "" {
+		panic("a type of input needs a name")
+	}
+	name := exported(in.name) + "Request"
+	return d.component(name, nullable, func(o *schema) {
 		o.AdditionalProperties = new(false)
 		for i := range in.fields {
 			f := &in.fields[i]
@@ -316,12 +320,16 @@ func (d *specification) body(in *input) *schema {
 	})
 }
 
-// component returns a reference to the schema of an object, which fill describes if it is new.
-func (d *specification) component(name string, fill func(o *schema, name string)) *schema {
+// component returns a reference to the schema of an object, which fill describes if it is new. One
+// that may be null has a schema of its own: of anyOf with null generators make nothing good.
+func (d *specification) component(name string, nullable bool, fill func(o *schema)) *schema {
+	o := &schema{Type: "object"}
+	if nullable {
+		name, o.Type = "Nullable"+name, []any{"object", "null"}
+	}
 	if d.schemas.get(name) == nil {
-		o := &schema{Type: "object"}
 		d.schemas.add(name, o)
-		fill(o, name)
+		fill(o)
 	}
 	return &schema{Ref: "#/components/schemas/" + name}
 }
@@ -349,6 +357,12 @@ func (d *specification) field(owner string, f *field) *schema {
 		o.Format, o.Minimum, o.Maximum = "double", low, high
 	case kindTime:
 		o.Type, o.Format = "string", kindTime
+		if f.low != "" {
+			o.Description = "Not before " + f.low + ". "
+		}
+		if f.high != "" {
+			o.Description += "Not after " + f.high + ". "
+		}
 	case kindObject:
 		o.AdditionalProperties = new(true)
 		if f.at("query") { // a parameter with content or contentMediaType breaks generators
@@ -369,12 +383,12 @@ func (d *specification) field(owner string, f *field) *schema {
 		o.Type, o.MinProperties, o.MaxProperties = "object", f.min, high
 		o.AdditionalProperties = d.field("", f.items)
 	case kindStruct:
-		return d.body(f.object)
+		o = d.body(f.object, f.nullable)
 	}
 	if f.def != "" && f.at("query") {
 		o.Default = o.literal(f.def)
 	} else if f.def != "" { // openapi-typescript makes a property with a default a required one
-		o.Description = "Defaults to " + f.def + "."
+		o.Description += "Defaults to " + f.def + "."
 	}
 	d.describe(o, owner, f.name, f.doc, f.example, f.nullable)
 	return o
@@ -390,7 +404,7 @@ func (d *specification) describe(o *schema, owner, name, doc, example string, nu
 	if example = cmp.Or(example, text[1]); example != "" {
 		o.Examples = []any{o.literal(example)}
 	}
-	if nullable {
+	if nullable && o.Ref == "" {
 		o.Type = []any{o.Type, "null"}
 	}
 }
@@ -418,29 +432,36 @@ var outputs = map[reflect.Type]schema{
 	reflect.TypeFor[any](): {Description: "A name (string) or an index (integer)."},
 }
 
-// schema describes an output type; a struct becomes a component.
-func (d *specification) schema(t reflect.Type) *schema {
+// schema describes an output type; a struct becomes a component. That another type is nullable the
+// property says.
+func (d *specification) schema(t reflect.Type, nullable bool) *schema {
 	o, known := outputs[t]
 	switch {
 	case known:
 		return &o
 	case t.Kind() == reflect.Pointer:
-		return d.schema(t.Elem()) // its property is nullable
+		return d.schema(t.Elem(), true)
 	case t.Kind() == reflect.Slice:
-		return &schema{Type: "array", Items: d.schema(t.Elem())}
-	case t.Kind() != reflect.Struct:
+		return &schema{Type: "array", Items: d.schema(t.Elem(), false)}
+	case t.Kind() == reflect.Map && t.Key() == reflect.TypeFor[string]():
+		return &schema{Type: "object", AdditionalProperties: d.schema(t.Elem(), false)}
+	case t.Kind() != reflect.Struct || t.Name() == "":
 		panic(t.String() + ": no schema for this type of output")
 	}
 	name := exported(strings.TrimSuffix(t.Name(), "Document"))
-	return d.component(name, func(o *schema, owner string) {
+	return d.component(name, nullable, func(o *schema) {
 		for f := range t.Fields() {
-			name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
-			p := d.schema(f.Type)
-			d.describe(p, owner, name, f.Tag.Get("doc"), f.Tag.Get("example"),
+			member, options, _ := strings.Cut(f.Tag.Get("json"), ",")
+			if member == "" || !slices.Contains([]string{"", "omitempty", "omitzero"}, options) {
+				panic(fmt.Sprintf("%s.%s: an output needs `json:\"name\"`, of options only "+
+					"omitempty or omitzero", t, f.Name))
+			}
+			p := d.schema(f.Type, false)
+			d.describe(p, name, member, f.Tag.Get("doc"), f.Tag.Get("example"),
 				f.Type.Kind() == reflect.Pointer)
-			o.Properties.add(name, p)
+			o.Properties.add(member, p)
 			if options == "" {
-				o.Required = append(o.Required, name)
+				o.Required = append(o.Required, member)
 			}
 		}
 	})

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"math/big"
 	"net/http"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -174,6 +175,8 @@ func (d *apiDocument) check(schema, value any, at string, closed bool) (faults [
 		switch {
 		case named[name] != nil:
 			faults = append(faults, d.check(named[name], v, at+"."+name, closed)...)
+		case d.resolve(extra) != nil:
+			faults = append(faults, d.check(extra, v, at+"."+name, closed)...)
 		case extra == false || closed && extra == nil:
 			faults = append(faults, at+" has the undeclared field "+name)
 		}
@@ -435,6 +438,59 @@ func (d *apiDocument) checkProperty(t *testing.T, at string, schema any) {
 	for _, v := range append(examples, s["default"]) {
 		if faults := d.check(s, v, "example", true); v != nil && faults != nil {
 			t.Errorf("%s: %v", at, faults)
+		}
+	}
+}
+
+// TestOutputTypes: objects may be null, and maps hold any names; what JSON would name otherwise
+// than the document, or leave out, stops the start.
+func TestOutputTypes(t *testing.T) {
+	t.Parallel()
+	type inner struct {
+		A *float64 `json:"a"`
+	}
+	type output struct {
+		Inner  inner             `json:"inner"`
+		Maybe  *inner            `json:"maybe"`
+		Labels map[string]string `json:"labels"`
+		Inners map[string]inner  `json:"inners,omitempty"`
+		Times  []time.Time       `json:"times,omitzero"`
+	}
+	describe := func(v any) (text string) {
+		defer func() {
+			if cause := recover(); cause != nil {
+				text = fmt.Sprint(cause)
+			}
+		}()
+		var d specification
+		d.schema(reflect.TypeOf(v), false)
+		all, err := jsonv2.Marshal(d.schemas)
+		return fmt.Sprint(string(all), err)
+	}
+	got := describe(output{})
+	for _, want := range []string{
+		`"inner":{"$ref":"#/components/schemas/Inner"}`,
+		`"maybe":{"$ref":"#/components/schemas/NullableInner"}`,
+		`"NullableInner":{"type":["object","null"],"properties":{"a":{"type":["number","null"]`,
+		`"labels":{"type":"object","additionalProperties":{"type":"string"}}`,
+		`"inners":{"type":"object","additionalProperties":{"$ref":"#/components/schemas/Inner"}}`,
+		`"required":["inner","maybe","labels"]`,
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %s in %s", want, got)
+		}
+	}
+	type unnamed struct{ A int }
+	type embedding struct{ inner }
+	type optioned struct {
+		A int `json:"a,string"`
+	}
+	type numbered struct {
+		A map[int]string `json:"a"`
+	}
+	for _, bad := range []any{unnamed{}, embedding{}, optioned{}, numbered{}, struct{}{}} {
+		if got := describe(bad); !strings.Contains(got, "output") {
+			t.Errorf("schema(%T) says %s", bad, got)
 		}
 	}
 }
