@@ -422,6 +422,17 @@ func (a *app) tryLogin(email, password string) answer {
 	return a.do("POST", "/api/v1/auth/login", "", form)
 }
 
+// create posts body to path and returns the id that Location names.
+func (a *app) create(token, path, body string) (id string) {
+	a.t.Helper()
+	ans := a.want(a.do("POST", "/api/v1"+path, token, body), 201, "")
+	id, ok := strings.CutPrefix(ans.header.Get("Location"), "/api/v1"+path+"/")
+	if !ok {
+		a.t.Errorf("%s: Location is %q", ans.call, ans.header.Get("Location"))
+	}
+	return id
+}
+
 func (a *app) refresh(token string) answer {
 	a.t.Helper()
 	return a.do("POST", "/api/v1/auth/refresh", "", map[string]string{"refresh_token": token})

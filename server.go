@@ -124,7 +124,10 @@ type no = []*problem // refusals; what all rows of a kind can answer is not list
 
 // routes is the table: all operations, and who may call them.
 func (s *server) routes() []route {
-	return slices.Concat(s.accountRoutes(), s.documentRoutes())
+	return slices.Concat(
+		s.accountRoutes(),
+		s.documentRoutes(),
+	)
 }
 
 func (s *server) accountRoutes() []route {

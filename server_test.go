@@ -76,18 +76,19 @@ func TestAccess(t *testing.T) {
 		c, _, _ := parseAccess(a.keys, m.AccessToken)
 		return fmt.Sprint(c.Session)
 	}
-	id := func(m member) string { return fmt.Sprint(m.ID) }
-	victim, theirs := a.signUp("victim"), a.signUp("carol")
-	document := a.createDocument(theirs.AccessToken, `{"content":"private","embedding":[1,0,0]}`)
+	theirs := a.signUp("carol")
+	ids := map[string]string{ // of somebody else, by what stands before {id}
+		"/auth/sessions/": session(theirs),
+		"/users/":         fmt.Sprint(a.signUp("victim").ID),
+		"/documents/": a.create(theirs.AccessToken, "/documents",
+			`{"content":"private","embedding":[1,0,0]}`),
+	}
 	covered := map[string]bool{}
 	for _, row := range accessRows() {
 		covered[row.method+" "+row.path] = true
-		target := id(victim)
-		if strings.HasPrefix(row.path, "/auth/sessions") {
-			target = session(theirs)
-		}
-		if strings.HasPrefix(row.path, "/documents") {
-			target = fmt.Sprint(document.ID)
+		before, _, hasID := strings.Cut(row.path, "{id}")
+		if hasID && ids[before] == "" {
+			t.Errorf("no id of somebody else for %s", row.path)
 		}
 		for who, want := range map[string]int{"": row.nobody, u.AccessToken: row.user,
 			other.AccessToken: row.otherUser, admin.AccessToken: row.admin} {
@@ -95,7 +96,7 @@ func TestAccess(t *testing.T) {
 			if row.body != "" {
 				body = row.body
 			}
-			path := "/api/v1" + strings.Replace(row.path, "{id}", target, 1)
+			path := "/api/v1" + strings.Replace(row.path, "{id}", ids[before], 1)
 			ans := a.do(row.method, path, who, body)
 			if ans.status != want {
 				t.Errorf("%s = %d, want %d: %s", ans.call, ans.status, want, ans.body)
