@@ -1803,17 +1803,18 @@ func TestChoices(t *testing.T) {
 	}
 }
 
-// TestChangingTheEmbeddings runs the SQL of the README for a change of the embeddings and of the
+// TestChangingTheEmbeddings runs the SQL of OPERATIONS.md for a change of the embeddings and of the
 // text search: the table becomes that of a new database with these settings.
 func TestChangingTheEmbeddings(t *testing.T) {
 	t.Parallel()
-	readme, err := os.ReadFile("README.md")
+	page, err := os.ReadFile("deploy/OPERATIONS.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	blocks := submatches("(?s)```sql\n(.*?)```", string(readme))
+	_, section, _ := strings.Cut(string(page), "## Changing the embeddings\n")
+	blocks := submatches("(?s)```sql\n(.*?)```", section)
 	if len(blocks) != 2 {
-		t.Fatalf("the README has %d blocks of SQL, want embeddings and words", len(blocks))
+		t.Fatalf("OPERATIONS.md has %d blocks of SQL, want embeddings and words", len(blocks))
 	}
 	a := newDocsApp(t, 3)
 	before := &config{EmbeddingDimensions: 3, EmbeddingsModel: "small", TextSearch: "simple"}

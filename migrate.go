@@ -27,7 +27,7 @@ import (
 var schemaSQL string
 
 const (
-	migrationLock = 0x6c61746368 // "latch" in ASCII: the key of the advisory lock
+	migrationLock = 0x6c61746368 // the key of the advisory lock: five letters in ASCII
 	lockPoll      = 50 * time.Millisecond
 	databaseWait  = 60 * time.Second // for a database that is still starting, as in compose
 	databasePoll  = 250 * time.Millisecond
@@ -290,8 +290,8 @@ func (st *store) checkChoices(ctx context.Context, cfg *config) error {
 	for _, c := range choices {
 		if now := current[c.Name]; now != "" && now != c.Value {
 			problems = append(problems, fmt.Errorf("%s is %s, but the documents table was "+
-				"made with %s: set it back to %s, or see \"Changing the embeddings\" in the "+
-				"README", c.Name, now, c.Value, c.Value))
+				"made with %s: set it back to %s, or see \"Changing the embeddings\" in "+
+				"deploy/OPERATIONS.md", c.Name, now, c.Value, c.Value))
 		}
 	}
 	return errors.Join(append(problems, err)...)
