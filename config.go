@@ -29,7 +29,7 @@ import (
 type config struct {
 	AppName, Host, APIPrefix, DatabaseURL, Algorithm, LogLevel, LogFormat, MetricsAddr string
 
-	EmbeddingsURL, EmbeddingsModel, EmbeddingsKey, EmbeddingsHeader, TextSearch string
+	EmbeddingsURL, EmbeddingsModel, EmbeddingsKey, EmbeddingsHeader, TextSearch, TokenIssuer string
 
 	Debug, Docs, DatabaseEcho, RegistrationOpen bool
 
@@ -76,6 +76,8 @@ func (c *config) settings() []setting {
 			"so many milliseconds, never arguments; 0: none"},
 		{"SECRET_KEY", &c.SecretKeys, "", "", "key of 32 bytes or more (openssl rand -hex 32); " +
 			"several with commas: the first signs, all verify; required with DATABASE_URL"},
+		{"TOKEN_ISSUER", &c.TokenIssuer, "latch", "",
+			"issuer and audience of access tokens; others are refused"},
 		{"ALGORITHM", &c.Algorithm, "HS256", "HS256", "how tokens are signed"},
 		{"ACCESS_TOKEN_EXPIRE_MINUTES", &c.AccessMinutes, "30", "1 1440",
 			"lifetime of an access token"},
@@ -277,6 +279,8 @@ func (c *config) check() (problems []error) {
 		refuse(why != "", "SECRET_KEY: key %d %s; make one with: openssl rand -hex 32", i+1, why)
 		refuse(slices.Contains(c.SecretKeys[:i], key), "SECRET_KEY: holds the same key twice")
 	}
+	refuse(!fits(c.TokenIssuer, `^[A-Za-z0-9._~:/?#@!$&()*+,;=%-]{1,200}$`), "TOKEN_ISSUER: must "+
+		"be a name or a URL of at most 200 characters, as https://api.example.com")
 	refuse(!fits(c.MetricsAddr, `^(([^:]*:|\[[0-9a-f:]+\]:)?[0-9]{1,5})?$`),
 		"METRICS_ADDR: must be a port or address:port, as 9090 or 10.0.0.5:9090")
 	refuse(!plainPath.MatchString(c.APIPrefix) || path.Clean(c.APIPrefix) != c.APIPrefix,

@@ -48,7 +48,7 @@ func TestDefaults(t *testing.T) {
 		EmbeddingsBatch: 32, EmbeddingsLoad: 20,
 		Host: "127.0.0.1", APIPrefix: "/api/v1", DatabaseMaxConns: 8, Algorithm: "HS256",
 		AccessMinutes: 30, RefreshDays: 7, RefreshGrace: 10, RegistrationOpen: true,
-		LogLevel: "info", LogFormat: "text", SlowStatement: 1000}
+		LogLevel: "info", LogFormat: "text", SlowStatement: 1000, TokenIssuer: "latch"}
 	if err != nil || !reflect.DeepEqual(*got, want) {
 		t.Errorf("loadConfig of nothing = %+v, %v, want %+v", got, err, want)
 	}
@@ -75,7 +75,7 @@ func TestSettings(t *testing.T) {
 		name, text string
 		want       any // nil: refused
 	}{
-		{"APP_NAME", "Acme", "Acme"},
+		{"APP_NAME", "Other", "Other"},
 		{"DEBUG", "TRUE", true},
 		{"DEBUG", "0", false},
 		{"DEBUG", "yes", true},
@@ -111,6 +111,10 @@ func TestSettings(t *testing.T) {
 		{"SHUTDOWN_DELAY", "300", int64(300)},
 		{"SLOW_STATEMENT_MS", "0", int64(0)},
 		{"SLOW_STATEMENT_MS", "1s", nil},
+		{"TOKEN_ISSUER", "https://api.example.com/", "https://api.example.com/"},
+		{"TOKEN_ISSUER", "two words", nil},
+		{"TOKEN_ISSUER", `"`, nil},
+		{"TOKEN_ISSUER", strings.Repeat("x", 201), nil},
 		{"ALGORITHM", "HS256", "HS256"},
 		{"ALGORITHM", "HS512", nil},
 		{"ALGORITHM", "RS256", nil},
@@ -383,11 +387,11 @@ func TestSettingFiles(t *testing.T) {
 		}
 	}
 	others := map[string]string{ // values that are no default, where the tags tell none
-		"APP_NAME": "Acme", "HOST": "::1", "API_V1_PREFIX": "/v2", "SECRET_KEY": oldTestKey,
+		"APP_NAME": "Other", "HOST": "::1", "API_V1_PREFIX": "/v2", "SECRET_KEY": oldTestKey,
 		"DATABASE_URL": "postgresql://u:p@other/x", "CORS_ORIGINS": "https://b.example.com",
 		"TRUSTED_PROXIES": "::1", "EMBEDDINGS_URL": "https://b.example.com",
 		"EMBEDDINGS_MODEL": "large", "EMBEDDINGS_API_KEY": "key", "TEXT_SEARCH_CONFIG": "english",
-		"METRICS_ADDR": "9090", "EMBEDDINGS_HEADER": "api-key",
+		"METRICS_ADDR": "9090", "EMBEDDINGS_HEADER": "api-key", "TOKEN_ISSUER": "other",
 	}
 	base := func() map[string]string {
 		return served("EMBEDDINGS_URL", "http://a.example.com", "EMBEDDINGS_MODEL", "small")
@@ -455,16 +459,20 @@ func TestSettingsNamed(t *testing.T) {
 		}
 	}
 	compose := []string{"POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB", "POSTGRES_PORT",
-		"REPLICATION_PASSWORD", "LATCH_IMAGE", "NAME_FILE", "LC_CTYPE"}
+		"REPLICATION_PASSWORD", "LATCH_IMAGE", "NAME_FILE", "COMPOSE_PROJECT_NAME", "LC_CTYPE"}
 	word := regexp.MustCompile(`\b[A-Z][A-Z0-9]*(_[A-Z0-9]+)+\b`)
-	for _, file := range []string{".env.example", "README.md", "deploy/OPERATIONS.md",
-		"docs/SECURITY.md", "BENCHMARKS.md", "deploy/README.md"} {
-		for _, name := range word.FindAllString(read(file), -1) {
+	check := func(file, text string) {
+		for _, name := range word.FindAllString(text, -1) {
 			if all[name].name == "" && !slices.Contains(compose, name) {
 				t.Errorf("%s names %s, which is no setting", file, name)
 			}
 		}
 	}
+	for _, file := range []string{".env.example", "deploy/OPERATIONS.md", "docs/SECURITY.md",
+		"docs/your-product.md", "BENCHMARKS.md", "deploy/README.md"} {
+		check(file, read(file))
+	}
+	check("README.md", readme(t))
 }
 
 // TestPrintSettings finds each setting in a line of its own, with all meanings in one column.
@@ -539,8 +547,8 @@ func TestDotEnv(t *testing.T) {
 		}
 	}
 	cfg, err := loadFrom(map[string]string{"PORT": "81"},
-		"PORT=82\nAPP_NAME='Acme' # ours\nOTHER_PROGRAMS=1\n")
-	if err != nil || cfg.Port != 81 || cfg.AppName != "Acme" {
+		"PORT=82\nAPP_NAME='Other' # ours\nOTHER_PROGRAMS=1\n")
+	if err != nil || cfg.Port != 81 || cfg.AppName != "Other" {
 		t.Errorf("the environment over .env gives %+v, %v", cfg, err)
 	}
 }

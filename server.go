@@ -85,7 +85,8 @@ func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
 		timeout: time.Second, detail: "Too many large answers are being sent; try again."}
 	s.emailChanges = limiter{total: 100_000, share: maxEmailChanges,
 		detail: "The e-mail address was changed too often; try again later."}
-	s.keys = newKeyring(cfg.SecretKeys, time.Duration(cfg.AccessMinutes)*time.Minute)
+	s.keys = newKeyring(cfg.SecretKeys, cfg.TokenIssuer,
+		time.Duration(cfg.AccessMinutes)*time.Minute)
 	s.table = s.routes()
 	for i := range s.table {
 		s.addRow(&s.table[i])

@@ -29,9 +29,6 @@ import (
 	json "encoding/json/v2"
 )
 
-// tokenIssuer is the issuer and the audience of access tokens.
-const tokenIssuer = "latch"
-
 // accessClaims are the payload of an access token.
 type accessClaims struct {
 	Issuer   string `json:"iss"`
@@ -74,6 +71,7 @@ type tokens struct {
 // keyring holds the signing keys: the first signs, all verify.
 type keyring struct {
 	keys      []key
+	issuer    string // and audience, of access tokens
 	accessTTL time.Duration
 }
 
@@ -88,14 +86,14 @@ type signer struct {
 
 var encoding = base64.RawURLEncoding.Strict()
 
-// newKeyring takes the secrets in the order of SECRET_KEY, and the lifetime of an access token.
-// Access tokens are signed with the secret's own bytes, so that other services that hold it can
+// newKeyring takes the secrets in the order of SECRET_KEY, the issuer and the lifetime of access
+// tokens. These are signed with the secret's own bytes, so that other services that hold it can
 // verify them with any JWT library; refresh tokens with a key derived from it, so that only Latch
 // can.
-func newKeyring(secrets []string, accessTTL time.Duration) *keyring {
-	k := &keyring{accessTTL: accessTTL}
+func newKeyring(secrets []string, issuer string, accessTTL time.Duration) *keyring {
+	k := &keyring{issuer: issuer, accessTTL: accessTTL}
 	for _, secret := range secrets {
-		const label = "latch refresh token"
+		const label = "latch refresh token" // never renamed: that would end all sessions
 		derived, err := hkdf.Key(sha256.New, []byte(secret), nil, label, sha256.Size)
 		if err != nil {
 			panic(err) // only for an output of over 8,160 bytes
@@ -117,7 +115,7 @@ func (k *keyring) issue(s session) tokens {
 	sub, iat := strconv.FormatInt(s.UserID, 10), s.RotatedAt.Unix()
 	ttl := int64(k.accessTTL.Seconds())
 	id := fmt.Sprintf("%d.%d", s.ID, s.Generation)
-	access := accessClaims{tokenIssuer, tokenIssuer, sub, s.ID, id, iat, iat + ttl}
+	access := accessClaims{k.issuer, k.issuer, sub, s.ID, id, iat, iat + ttl}
 	refresh := refreshClaims{sub, s.ID, s.Generation, iat, s.ExpiresAt.Unix()}
 	return tokens{k.keys[0].access.sign(access), k.keys[0].refresh.sign(refresh), "bearer", ttl}
 }
@@ -145,7 +143,7 @@ func (k *keyring) verifyAccess(token string) (ref sessionRef, ok bool) {
 	for _, key := range k.keys {
 		if key.access.open(token, &c) {
 			user, canonical := parseID(c.Subject)
-			ok = canonical && c.Session > 0 && c.Issuer == tokenIssuer && c.Audience == tokenIssuer
+			ok = canonical && c.Session > 0 && c.Issuer == k.issuer && c.Audience == k.issuer
 			return sessionRef{c.Session, user, c.Expires}, ok
 		}
 	}

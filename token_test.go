@@ -18,7 +18,7 @@ import (
 const oldTestKey = "an older test key of the suite: canary 9876543210"
 
 var (
-	testRing    = newKeyring([]string{testKey, oldTestKey}, 30*time.Minute)
+	testRing    = newKeyring([]string{testKey, oldTestKey}, "latch", 30*time.Minute)
 	testSession = session{ID: 7, UserID: 42, Generation: 3,
 		RotatedAt: time.Unix(1_700_000_000, 999), ExpiresAt: time.Unix(1_700_600_000, 1)}
 )
@@ -118,7 +118,8 @@ func TestRefreshToken(t *testing.T) {
 func TestIssueIsPure(t *testing.T) {
 	t.Parallel()
 	first := testRing.issue(testSession)
-	if again := newKeyring([]string{testKey}, 30*time.Minute).issue(testSession); again != first {
+	replica := newKeyring([]string{testKey}, "latch", 30*time.Minute)
+	if again := replica.issue(testSession); again != first {
 		t.Error("the same state gave other tokens on another replica")
 	}
 	next := testSession
@@ -146,8 +147,8 @@ func TestParseTokens(t *testing.T) {
 
 func TestKeyRotation(t *testing.T) {
 	t.Parallel()
-	before := newKeyring([]string{oldTestKey}, time.Hour)
-	after := newKeyring([]string{testKey}, time.Hour)
+	before := newKeyring([]string{oldTestKey}, "latch", time.Hour)
+	after := newKeyring([]string{testKey}, "latch", time.Hour)
 	pair := before.issue(testSession)
 	for name, row := range map[string]struct {
 		ring *keyring
@@ -165,11 +166,30 @@ func TestKeyRotation(t *testing.T) {
 	}
 }
 
+// TestTokenIssuer: the setting names issuer and audience. Refresh tokens, which no other service
+// reads, do not depend on it.
+func TestTokenIssuer(t *testing.T) {
+	t.Parallel()
+	const issuer = "https://api.example.com/<&>"
+	ring := newKeyring([]string{testKey}, issuer, time.Hour)
+	pair := ring.issue(testSession)
+	_, claims := verifyJWT(t, pair.AccessToken, testKey)
+	if claims["iss"] != issuer || claims["aud"] != issuer {
+		t.Errorf("claims = %v", claims)
+	}
+	if _, _, ok := parseAccess(ring, pair.AccessToken); !ok {
+		t.Error("its own access token is refused")
+	}
+	if _, _, ok := parseRefresh(testRing, pair.RefreshToken); !ok {
+		t.Error("another issuer refuses the refresh token")
+	}
+}
+
 // badTokens returns tokens that are nearly valid, by what is wrong with them.
 func badTokens() map[string]string {
 	key := testRing.keys[0]
 	pair := testRing.issue(testSession)
-	other := newKeyring([]string{"some other key of the test suite: 0123"}, time.Hour)
+	other := newKeyring([]string{"some other key of the test suite: 0123"}, "latch", time.Hour)
 	bad := map[string]string{"empty": "", "two dots": "..", "no header": "." + pair.AccessToken,
 		"other key": other.issue(testSession).AccessToken}
 	claims, _, _ := parseAccess(testRing, pair.AccessToken)
@@ -188,6 +208,8 @@ func badTokens() map[string]string {
 	for name, token := range changedTokens(pair.RefreshToken, key.refresh) {
 		bad["refresh: "+name] = token
 	}
+	named := newKeyring([]string{testKey}, "other", time.Hour)
+	bad["access: TOKEN_ISSUER=other"] = named.issue(testSession).AccessToken
 	otherIssuer := accessClaims{"other", "latch", "42", 7, "7.3", 1, 2}
 	otherAudience := accessClaims{"latch", "other", "42", 7, "7.3", 1, 2}
 	bad["access: other issuer"] = key.access.sign(otherIssuer)
@@ -279,7 +301,7 @@ func TestBadTokens(t *testing.T) {
 // spelling. The text is also tried as a payload that a holder of the key signed.
 func FuzzToken(f *testing.F) {
 	pair := testRing.issue(testSession)
-	old := newKeyring([]string{oldTestKey}, time.Hour).issue(testSession)
+	old := newKeyring([]string{oldTestKey}, "latch", time.Hour).issue(testSession)
 	valid := []string{pair.AccessToken, pair.RefreshToken, old.AccessToken, old.RefreshToken}
 	for _, token := range slices.Concat(valid, slices.Sorted(maps.Values(badTokens()))) {
 		f.Add(token)
