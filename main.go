@@ -66,6 +66,7 @@ const usage = `Latch %s: accounts, tokens and administration on PostgreSQL.
   latch index EMAIL      give a large owner of documents an HNSW index, for fast searches that may
                          miss some; the table that it prints says how many
   latch index -drop EMAIL | -list
+  latch psql             open the private database of development
   latch healthcheck      exit 0 when the server on this machine answers
   latch -h | -version
 
@@ -84,7 +85,7 @@ func run(ctx context.Context, args []string) int {
 	case fits(command, `^latch --?version$`):
 		fmt.Printf("latch %s (commit %s)\n", version, commit(debug.ReadBuildInfo()))
 		return 0
-	case !fits(command, `^latch( migrate( -check)?| admin [^ ]+| healthcheck)?$`) &&
+	case !fits(command, `^latch( migrate( -check)?| admin [^ ]+| psql| healthcheck)?$`) &&
 		!fits(command, `^latch index( -list|( -drop)? [^ ]+@[^ ]+)$`):
 		fmt.Fprintln(os.Stderr, "latch: unknown command or flag; see latch -h")
 		return 2
@@ -127,6 +128,12 @@ func withDatabase(ctx context.Context, cfg *config, args []string) (err error) {
 		if len(cfg.SecretKeys) == 0 {
 			cfg.SecretKeys = []string{dev.Secret}
 		}
+	}
+	if len(args) > 0 && args[0] == "psql" {
+		if dev == nil {
+			return errors.New("psql is for the private database; DATABASE_URL names another")
+		}
+		return dev.Psql()
 	}
 	check := len(args) == 2 && args[1] == "-check"
 	err = migrate(ctx, cfg.DatabaseURL, migrations(cfg), check, log)

@@ -618,7 +618,7 @@ func TestDevelopment(t *testing.T) {
 			t.Errorf("the first screen has no %q:\n%s", line, c.out.text())
 		}
 	}
-	u := "postgresql://latch@/postgres?host=" + url.QueryEscape(dir+"/.data/postgres")
+	u := "postgresql://postgres@/postgres?host=" + url.QueryEscape(dir+"/.data/postgres")
 	if got := one[string](t, u, `SHOW listen_addresses`); got != "" {
 		t.Errorf("the private PostgreSQL listens on %s", got)
 	}
@@ -631,6 +631,10 @@ func TestDevelopment(t *testing.T) {
 	exit, out, stderr := runLatch(t, dir, nil, goodPass+"\n", "admin", "root@example.com")
 	if exit != 0 || !strings.Contains(out, "is a new admin") {
 		t.Errorf("latch admin beside the server exits with %d: %s%s", exit, out, stderr)
+	}
+	exit, out, stderr = runLatch(t, dir, nil, "SELECT 'an ' || email FROM users;", "psql")
+	if exit != 0 || !strings.Contains(out, "an root@example.com") {
+		t.Errorf("latch psql exits with %d: %s%s", exit, out, stderr)
 	}
 	token := a.login("root@example.com", goodPass)
 	a.want(a.do("GET", "/api/v1/users", token.AccessToken, nil), 200, "")

@@ -28,7 +28,7 @@ const image = "pgvector/pgvector:0.8.6-pg17-bookworm" // as in compose.yaml
 
 // DB is a PostgreSQL that Start has started.
 type DB struct {
-	URL    string // of the database "postgres", for its superuser "latch"
+	URL    string // of the database "postgres", for its superuser
 	Where  string // the data directory or Docker volume, for messages
 	Dir    string // absolute
 	Secret string // a signing key that is kept in Dir
@@ -78,6 +78,16 @@ func (db *DB) StopCommand() *exec.Cmd {
 		return exec.Command("docker", "stop", db.container)
 	}
 	return db.command("pg_ctl", "stop", "-D", db.DataDir(), "-m", "fast")
+}
+
+// Psql runs psql in this terminal.
+func (db *DB) Psql() error {
+	cmd := exec.Command(filepath.Join(db.bin, "psql"), db.URL)
+	if db.container != "" {
+		cmd = exec.Command("docker", "exec", "-it", db.container, "psql", "-U", "postgres")
+	}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	return cmd.Run()
 }
 
 // DataDir returns the data directory of a local PostgreSQL, which holds its socket too.
@@ -139,7 +149,7 @@ func (db *DB) startLocal(settings []string) error {
 		return fmt.Errorf("the path %s is %d bytes too long for PostgreSQL's socket; "+
 			"use a checkout with a shorter path, or set DATABASE_URL", data, n)
 	}
-	db.Where, db.URL = data, "postgresql://latch@/postgres?host="+url.QueryEscape(data)
+	db.Where, db.URL = data, "postgresql://postgres@/postgres?host="+url.QueryEscape(data)
 	if err := db.createData(data); err != nil {
 		return err
 	}
@@ -167,7 +177,7 @@ func (db *DB) createData(data string) error {
 	locale := cmp.Or(map[string]string{"darwin": "en_US.UTF-8"}[runtime.GOOS], "C.UTF-8")
 	err := errors.Join(os.RemoveAll(tmp), os.Mkdir(tmp, 0o700), os.Chown(tmp, serverID(), -1))
 	if err == nil {
-		err = run(db.command("initdb", "-D", tmp, "-U", "latch", "-A", "trust", "-E", "UTF8",
+		err = run(db.command("initdb", "-D", tmp, "-U", "postgres", "-A", "trust", "-E", "UTF8",
 			"--locale="+locale))
 	}
 	if err == nil {
@@ -227,12 +237,12 @@ func (db *DB) startDocker() error {
 		return fmt.Errorf("the data in %s needs PostgreSQL %s with pgvector, which is not "+
 			"installed; install it, or move the data away", db.DataDir(), v)
 	}
-	name := fmt.Sprintf("latch-%.6x", sha256.Sum256([]byte(db.Dir+db.Secret)))
+	name := fmt.Sprintf("development-%.6x", sha256.Sum256([]byte(db.Dir+db.Secret)))
 	db.container, db.Where = name, "Docker volume "+name
 	if run(exec.Command("docker", "start", name)) != nil {
 		create := exec.Command("docker", "run", "--detach", "--name", name,
 			"--publish", "127.0.0.1::5432", "--volume", name+":/var/lib/postgresql/data",
-			"--env", "POSTGRES_USER=latch", "--env", "POSTGRES_PASSWORD", image)
+			"--env", "POSTGRES_PASSWORD", image)
 		create.Env = append(os.Environ(), "POSTGRES_PASSWORD="+db.Secret)
 		if err := run(create); err != nil {
 			return fmt.Errorf("no PostgreSQL (14 or later) with pgvector (0.7 or later) here, and "+
@@ -242,6 +252,6 @@ func (db *DB) startDocker() error {
 	}
 	out, err := exec.Command("docker", "port", name, "5432/tcp").Output()
 	address, _, _ := strings.Cut(string(out), "\n")
-	db.URL = "postgresql://latch:" + db.Secret + "@" + address + "/postgres"
+	db.URL = "postgresql://postgres:" + db.Secret + "@" + address + "/postgres"
 	return err
 }

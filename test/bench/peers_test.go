@@ -65,7 +65,7 @@ func newPeers(t *testing.T) *peers {
 	}
 	port := freePort(t)
 	b := &bench{T: t, db: startPostgres(t, "listen_addresses=127.0.0.1", "port="+port)}
-	b.url = "postgresql://latch@127.0.0.1:" + port + "/postgres?sslmode=disable"
+	b.url = "postgresql://postgres@127.0.0.1:" + port + "/postgres?sslmode=disable"
 	b.db.URL = b.url
 	b.binary = b.buildProgram()
 	return &peers{bench: b, dir: dir}

@@ -63,7 +63,7 @@ func TestKilledBackend(t *testing.T) {
 	killed := false
 	for _, pid := range s.db.processes()[1:] {
 		name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if bytes.HasPrefix(name, []byte("postgres: latch")) {
+		if bytes.HasPrefix(name, []byte("postgres: postgres ")) {
 			syscall.Kill(pid, syscall.SIGKILL)
 			killed = true
 			break

@@ -36,7 +36,7 @@ func (p *postgres) standby(name string) *postgres {
 	p.t.Helper()
 	data := filepath.Join(p.postgresDir(name), "postgres")
 	if err := p.run("pg_basebackup", "-D", data, "-h", "127.0.0.1", "-p", strconv.Itoa(p.port),
-		"-U", "latch", "-R", "-c", "fast"); err != nil {
+		"-U", "postgres", "-R", "-c", "fast"); err != nil {
 		p.t.Fatal(err)
 	}
 	return startPostgres(p.t, name)

@@ -110,7 +110,7 @@ func (p *postgres) url(database string) string { return databaseURL(p.address(),
 
 // databaseURL returns the URL of a database at one or more addresses, which commas separate.
 func databaseURL(addresses, database string) string {
-	return "postgresql://latch@" + addresses + "/" + database
+	return "postgresql://postgres@" + addresses + "/" + database
 }
 
 // createDatabase makes an empty database.

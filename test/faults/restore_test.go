@@ -15,7 +15,7 @@ func TestRestore(t *testing.T) {
 	before := startReplica(t, db.url("restore_before"))
 	cl := &client{address: before.address()}
 	cl.signUp(t, "kept@example.com")
-	server := []string{"-h", "127.0.0.1", "-p", strconv.Itoa(db.port), "-U", "latch"}
+	server := []string{"-h", "127.0.0.1", "-p", strconv.Itoa(db.port), "-U", "postgres"}
 	dump := db.command("pg_dump", append(server, "-Fc", "restore_before")...)
 	var backup, stderr bytes.Buffer
 	dump.Stdout, dump.Stderr = &backup, &stderr

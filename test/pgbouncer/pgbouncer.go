@@ -37,7 +37,7 @@ func Start(dir, host string, port int, settings ...string) (*Server, error) {
 	}
 	_, own, _ := net.SplitHostPort(address)
 	config := append([]string{
-		"[databases]", fmt.Sprintf("* = host=%s port=%d user=latch", host, port),
+		"[databases]", fmt.Sprintf("* = host=%s port=%d user=postgres", host, port),
 		"[pgbouncer]", "listen_addr = 127.0.0.1", "listen_port = " + own, "unix_socket_dir =",
 		"auth_type = any", "pool_mode = transaction", "max_client_conn = 1000",
 		"default_pool_size = 10", "server_idle_timeout = 5",
