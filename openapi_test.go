@@ -211,7 +211,8 @@ func checkWord(word string, rule, value any) (fault string) {
 		if isText && !regexp.MustCompile(rule.(string)).MatchString(text) {
 			return fmt.Sprintf("does not match %v", rule)
 		}
-	case "minLength", "maxLength", "minimum", "maximum", "minItems", "maxItems":
+	case "minLength", "maxLength", "minimum", "maximum", "minItems", "maxItems",
+		"minProperties", "maxProperties":
 		n, ok := measure(word, value)
 		least := strings.HasPrefix(word, "min")
 		if ok && (least && n.Cmp(number(rule)) < 0 || !least && n.Cmp(number(rule)) > 0) {
@@ -268,6 +269,8 @@ func measure(word string, value any) (n *big.Float, ok bool) {
 		return number(v), strings.HasSuffix(word, "imum")
 	case []any:
 		return big.NewFloat(float64(len(v))), strings.HasSuffix(word, "Items")
+	case map[string]any:
+		return big.NewFloat(float64(len(v))), strings.HasSuffix(word, "Properties")
 	}
 	return nil, false
 }

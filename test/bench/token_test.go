@@ -51,7 +51,8 @@ type signer struct {
 // same bytes to the same signatures.
 func newSigner(t *testing.T, login tokens) *signer {
 	t.Helper()
-	key, err := hkdf.Key(sha256.New, []byte(secret), nil, "latch refresh token", sha256.Size)
+	const label = "latch refresh token" // never renamed: see token.go
+	key, err := hkdf.Key(sha256.New, []byte(secret), nil, label, sha256.Size)
 	if err != nil {
 		t.Fatal(err)
 	}
