@@ -1,33 +1,53 @@
 # go.mod names the toolchain; a machine may be set to "local".
 export GOTOOLCHAIN = auto
 
-.PHONY: help run test lint build image fault soak bench bench-growth bench-peers clients
+.PHONY: help run dev psql reset-dev test rename form lint build image fault soak bench bench-growth bench-peers clients
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 FAULT = go test -tags fault -count=1 -timeout 60m -v
 BENCH = go test -tags bench -run '^TestBench$$' -timeout 60m -v ./test/bench -args
 
-# A tab counts 4 columns; of a character of several bytes, the first counts.
-OVER_100 = { gsub(/\t/, "    "); gsub(/[\200-\277]/, "") } \
+# A tab counts 4 columns; of a character of several bytes, the first counts. The project's name counts
+# as five letters, so that a rename makes no line too long.
+PROJECT = $(shell sed -n 's/^module //p' go.mod)
+OVER_100 = { gsub(/\t/, "    "); gsub(/[\200-\277]/, ""); $$0 = tolower($$0) } \
+	{ gsub(/$(PROJECT)/, "12345") } \
 	length > 100 { print FILENAME ":" FNR ": over 100 columns"; bad = 1 } END { exit bad }
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile | expand -t 22
 
+# As jobs of their own, these get Ctrl-C, and make does not.
 run: ## install what is missing, and serve on port 8000
 	@./setup.sh
 	go build -o latch .
-	@set -m 2>/dev/null; ./latch; exit $$? # a job of its own, so that Ctrl-C ends it, not make
+	@set -m 2>/dev/null; ./latch; exit $$?
+
+dev: ## the same, and again at every change of a source; the data stay
+	@./setup.sh
+	@set -m 2>/dev/null; internal/devdb/watch.sh latch; exit $$?
+
+psql: ## open the private database of "make run" and "make dev"
+	@./setup.sh
+	@set -m 2>/dev/null; go run . psql; exit $$?
+
+reset-dev: ## delete that database, after asking
+	@internal/devdb/reset.sh
 
 test: ## install what is missing, and run all tests on a PostgreSQL of their own
 	@./setup.sh test
 	go test -race -p 1 -count=1 ./... # test/faults measures times, of a binary that no cache knows
 
-# What go.mod may require, and no fourth. govulncheck needs its database; without a network it says so.
-lint: ## check form, common mistakes, known vulnerabilities and go.mod
+rename: ## give the project another name: make rename NAME=shop
+	@docs/rename.sh "$$NAME"
+
+form: ## check the form of the sources
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "gofmt -w is due for:" $$files; exit 1; }
 	@git ls-files -co --exclude-standard '*.go' '*.sh' .ci/run | LC_ALL=C xargs awk '$(OVER_100)'
+
+# What go.mod may require, and no fourth. govulncheck needs its database; without a network it says so.
+lint: form ## check form, common mistakes, known vulnerabilities and go.mod
 	go vet ./... && go vet -tags fault ./... && go vet -tags bench ./...
 	go run $(STATICCHECK) ./...
 	go run $(STATICCHECK) -tags fault ./...

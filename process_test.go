@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -687,6 +688,248 @@ func TestDevelopment(t *testing.T) {
 	c = start(t, dir, nil)
 	c.app().login("root@example.com", goodPass)
 	stop(c, dir)
+}
+
+// scriptDir returns an empty directory with a script of internal/devdb, and a .data/.
+func scriptDir(t *testing.T, script string) (dir string) {
+	t.Helper()
+	text, err := os.ReadFile(script)
+	dir = t.TempDir()
+	err = errors.Join(err, os.MkdirAll(filepath.Join(dir, "internal/devdb"), 0o755),
+		os.MkdirAll(filepath.Join(dir, ".data/postgres"), 0o755),
+		os.WriteFile(filepath.Join(dir, script), text, 0o755))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// TestReset deletes .data/ where the answer is yes, and no database runs.
+func TestReset(t *testing.T) {
+	t.Parallel()
+	const script = "internal/devdb/reset.sh"
+	dir := scriptDir(t, script)
+	for _, row := range []struct {
+		answer, running, says string
+		kept                  bool
+	}{
+		{"", "", "Kept.", true}, {"\n", "", "Kept.", true}, {"no\n", "", "Kept.", true},
+		{"y\n", strconv.Itoa(os.Getpid()), "The database is running", true},
+		{"y\n", "99999999", "Deleted.", false}, {"y\n", "", "nothing to delete", false},
+	} {
+		pid := filepath.Join(dir, ".data/postgres/postmaster.pid")
+		if os.Remove(pid); row.running != "" {
+			os.WriteFile(pid, []byte(row.running+"\n"), 0o600)
+		}
+		cmd := osexec.Command(filepath.Join(dir, script))
+		cmd.Stdin = strings.NewReader(row.answer)
+		out, _ := cmd.CombinedOutput()
+		_, err := os.Stat(filepath.Join(dir, ".data"))
+		if (err == nil) != row.kept || !strings.Contains(string(out), row.says) {
+			t.Errorf("reset with %q and process %q: %v, %s", row.answer, row.running, err, out)
+		}
+	}
+}
+
+// TestWatch changes a source, with a go that builds a shell script: the old program ends before the
+// new one starts, goes on where the new one does not build, and Ctrl-C ends all.
+func TestWatch(t *testing.T) {
+	t.Parallel()
+	const script = "internal/devdb/watch.sh"
+	dir := scriptDir(t, script)
+	write := func(name, text string) {
+		t.Helper()
+		time.Sleep(20 * time.Millisecond) // the times of files may count in steps of 4 or 10 ms
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("go", "#!/bin/sh\ngrep error main.go && exit 1; cp main.go $3")
+	program := func(name string) {
+		write("main.go", "#!/bin/sh\ntrap 'echo "+name+" ends; exit' INT TERM\n"+
+			"echo "+name+" starts\nwhile :; do sleep .1; done")
+	}
+	program("one")
+	cmd := osexec.Command(filepath.Join(dir, script), "program")
+	cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"))
+	c := startCommand(t, cmd)
+	t.Cleanup(func() { syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }) // the program too
+	says := func(want string) {
+		t.Helper()
+		eventually(t, want, func() bool { return strings.HasSuffix(c.out.text(), want+"\n") })
+	}
+	says("one starts")
+	write("main.go", "error")
+	says("A source has changed.\nerror")
+	program("two")
+	says("A source has changed.\none ends\ntwo starts")
+	c.signal(syscall.SIGINT)
+	if exit := c.exit(); exit != 0 || !strings.HasSuffix(c.out.text(), "two ends\n") {
+		t.Errorf("exit %d after Ctrl-C:\n%s%s", exit, c.out.text(), c.stderr.text())
+	}
+}
+
+// product is a copy of the sources, of which a product is made.
+type product struct {
+	t   *testing.T
+	dir string
+}
+
+// copySources copies what Git has or would add.
+func copySources(t *testing.T) *product {
+	p := &product{t, t.TempDir()}
+	list, err := osexec.Command("git", "ls-files", "-co", "--exclude-standard").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range strings.Lines(string(list)) {
+		name = strings.TrimSuffix(name, "\n")
+		text, err := os.ReadFile(name)
+		if err != nil {
+			continue // deleted, and not yet committed
+		}
+		info, _ := os.Stat(name)
+		to := filepath.Join(p.dir, name)
+		err = errors.Join(os.MkdirAll(filepath.Dir(to), 0o755), os.WriteFile(to, text, info.Mode()))
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.run(true, "git", "init", "-q")
+	return p
+}
+
+// run runs a command in the copy, and returns its output.
+func (p *product) run(ok bool, name string, args ...string) string {
+	p.t.Helper()
+	cmd := osexec.Command(name, args...)
+	cmd.Dir = p.dir
+	cmd.Env = append(os.Environ(), "GOTOOLCHAIN=auto")
+	out, err := cmd.CombinedOutput()
+	if ok != (err == nil) {
+		p.t.Fatalf("%s %q: %v\n%s", name, args, err, out)
+	}
+	return string(out)
+}
+
+// files returns the texts of the copy by name.
+func (p *product) files() map[string]string {
+	all := map[string]string{}
+	for name := range strings.Lines(p.run(true, "git", "ls-files", "-co", "--exclude-standard")) {
+		name = strings.TrimSuffix(name, "\n")
+		text, err := os.ReadFile(filepath.Join(p.dir, name))
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		all[name] = string(text)
+	}
+	return all
+}
+
+// apply does what the steps of a page say: New file `x`, At the end of `x`, In `x`, below `y`.
+func (p *product) apply(page string) {
+	p.t.Helper()
+	steps := regexp.MustCompile("(?ms)^(New file|At the end of|In) `([^`\n]+)`"+
+		"(?:, below `([^`\n]+)`)?:\n\n```\\w+\n(.*?)^```$").FindAllStringSubmatch(page, -1)
+	blocks := regexp.MustCompile("(?m)^```(go|sql|json)$").FindAllString(page, -1)
+	if len(steps) < 7 || len(steps) != len(blocks) {
+		p.t.Fatalf("of %d blocks of the page, %d say where they belong", len(blocks), len(steps))
+	}
+	for _, m := range steps {
+		file, block := filepath.Join(p.dir, m[2]), m[4]
+		old, err := os.ReadFile(file)
+		if (err != nil) != (m[1] == "New file") {
+			p.t.Fatalf("%s %s: %v", m[1], m[2], err)
+		}
+		text := string(old)
+		next := fmt.Sprint("-- migration ", strings.Count(text, "\n-- migration ")+1, ":")
+		block = strings.Replace(block, "-- migration N:", next, 1)
+		before, after := text, ""
+		if m[3] != "" {
+			if strings.Count(text, m[3]) != 1 {
+				p.t.Fatalf("%s has %d lines with %s", m[2], strings.Count(text, m[3]), m[3])
+			}
+			at := strings.Index(text, m[3])
+			at += strings.Index(text[at:], "\n") + 1
+			before, after = text[:at], text[at:]
+		}
+		if err := os.WriteFile(file, []byte(before+block+after), 0o644); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+}
+
+// TestRename gives a copy of the sources names that are refused, one of the greatest length, and
+// the old one again, which gives back each byte.
+func TestRename(t *testing.T) {
+	t.Parallel()
+	p := copySources(t)
+	original := p.files()
+	_, old, _ := strings.Cut(strings.SplitN(original["go.mod"], "\n", 2)[0], " ")
+	for name, why := range map[string]string{
+		"": "Say the name", "Shop": "lower-case", "my-shop": "lower-case", "2shop": "lower-case",
+		"ab": "lower-case", "shop\nx": "lower-case", "$(id)": "lower-case", "a/b": "lower-case",
+		"sh op": "lower-case", "' ; id": "lower-case", strings.Repeat("q", 21): "lower-case",
+		old + "s": "not contain", "document": "something else", // the sources have that
+		"ven" + "dor": "word of Go", "fall" + "through": "word of Go",
+	} {
+		out := p.run(false, "docs/rename.sh", name)
+		if !strings.Contains(out, why) || strings.Contains(out, "uid=") {
+			t.Errorf("rename to %q says %s", name, out)
+		}
+	}
+	if !maps.Equal(p.files(), original) {
+		t.Fatal("a refusal has changed the sources")
+	}
+	name := strings.Repeat("q", 20)
+	p.run(true, "make", "-s", "rename", "NAME="+name)
+	renamed := p.files()
+	for file, text := range renamed {
+		for line := range strings.Lines(strings.ToLower(text)) {
+			if strings.Contains(line, old) && !strings.Contains(line, "never renamed") &&
+				file != "passwords.txt" && file != "go.sum" {
+				t.Errorf("%s keeps the name: %s", file, line)
+			}
+		}
+	}
+	p.run(true, "make", "-s", "form")
+	p.run(true, "make", "-s", "rename", "NAME="+name)
+	if !maps.Equal(p.files(), renamed) {
+		t.Error("a second run changes something")
+	}
+	p.run(true, "make", "-s", "rename", "NAME="+old)
+	for file, text := range p.files() {
+		if text != original[file] {
+			t.Errorf("%s is another after a rename there and back", file)
+		}
+	}
+}
+
+// TestProduct renames a copy of the sources, gives it a README of its own, and adds the entity of
+// docs/entity.md as a reader would. What comes out is formatted and passes its tests.
+func TestProduct(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("docs/entity.md")
+	if _, has := os.Stat("projects.go"); err != nil || has == nil {
+		t.Skip("there is no docs/entity.md, or its entity is here already")
+	}
+	p := copySources(t)
+	p.run(true, "docs/rename.sh", strings.Repeat("q", 20))
+	err = os.WriteFile(filepath.Join(p.dir, "README.md"), []byte("# Our own\n"), 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.apply(string(page))
+	p.run(true, "make", "-s", "form")
+	p.run(true, "go", "vet", ".")
+	out := p.run(true, "go", "test", "-count=1", "-v", "-run", "^Test(Projects|Access|Document|"+
+		"FieldTexts|ClientRules|Readme|SettingsNamed|ChangingTheEmbeddings|Operations|Metrics|"+
+		"PasswordChoice|Defaults|AccessTokenForOthers|MigrateAtOnce)$", ".")
+	for _, test := range []string{"Projects", "Access", "Document", "Operations"} {
+		if !strings.Contains(out, "--- PASS: Test"+test+" ") {
+			t.Errorf("Test%s did not run:\n%s", test, out)
+		}
+	}
 }
 
 func TestDevelopmentPathTooLong(t *testing.T) {

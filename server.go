@@ -125,8 +125,7 @@ type no = []*problem // refusals; what all rows of a kind can answer is not list
 
 // routes is the table: all operations, and who may call them.
 func (s *server) routes() []route {
-	return slices.Concat(
-		s.accountRoutes(),
+	return slices.Concat(s.accountRoutes(),
 		s.documentRoutes(),
 	)
 }
@@ -209,14 +208,13 @@ func (s *server) documentRoutes() []route {
 	}
 }
 
-// httpServer returns s with the limits of a connection.
+// httpServer returns s with the limits of a connection; failed handshakes and resets are debug.
 func (s *server) httpServer() *http.Server {
 	return &http.Server{
 		Handler: s, ReadHeaderTimeout: headerTimeout, ReadTimeout: requestTimeout,
 		WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
 		DisableGeneralOptionsHandler: true,
-		// Handshakes and resets, which the client causes.
-		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 }
 
