@@ -66,6 +66,10 @@ func TestCompileInputPanics(t *testing.T) {
 		{"vector in a form", tagged[vector](`json:"a" form:"a"`), "a vector cannot stand"},
 		{"struct in a path", tagged[struct{ A nested }](`path:"a"`), "A"},
 
+		{"unnamed struct", tagged[struct {
+			B string `json:"b"`
+		}](`json:"a"`), "needs a name"},
+		{"example", tagged[[]string](`json:"a" example:"x"`), "its example is no JSON"},
 		{"int", tagged[int](`json:"a"`), "int is no input type"},
 		{"float32", tagged[float32](`json:"a"`), "float32 is no input type"},
 		{"slice of ints", tagged[[]int](`json:"a"`), "[]int is no input type"},

@@ -161,6 +161,10 @@ func (in *input) compileField(sf reflect.StructField, refuse func(bad bool, why 
 	refuse(known != len(sf.Tag)+1, "a key of its tag is unknown, repeated or not of key:\"value\"")
 	refuse(f.name == "", "it has no name in path, query, json or form")
 	refuse(strings.Contains(f.name, ","), f.name+": a name has no options; a pointer is optional")
+	refuse(f.object != nil && f.object.name == "", "the type of a struct in an input needs a name")
+	isText := f.kind == kindText || f.kind == kindTime
+	refuse(!isText && f.example != "" && !jsontext.Value(f.example).IsValid(),
+		"its example is no JSON: "+f.example)
 	flat := f.object == nil && f.kind != kindVector && (f.items == nil ||
 		f.kind == kindList && f.items.items == nil && slices.Equal(f.places, []string{"query"}))
 	refuse(!slices.Equal(f.places, []string{"json"}) && !flat ||

@@ -75,7 +75,8 @@ Settings, from the environment or .env, each also as NAME_FILE and in lower case
 `
 
 // run executes one command and returns the exit status.
-func run(ctx context.Context, args []string) int {
+func run(ctx context.Context, args []string) (code int) {
+	defer endBySentence(&code)
 	command := strings.Join(append([]string{"latch"}, args...), " ")
 	switch {
 	case fits(command, `^latch (-h|--?help|help)$`):
@@ -113,6 +114,19 @@ func run(ctx context.Context, args []string) int {
 		return 1
 	}
 	return 0
+}
+
+// endBySentence ends a start by the sentence about a row of the route table, a tag of an input or a
+// section of the schema that is wrong. Any other panic goes on.
+func endBySentence(code *int) {
+	switch cause := recover().(type) {
+	case nil:
+	case string:
+		fmt.Fprintln(os.Stderr, "latch:", cause)
+		*code = 1
+	default:
+		panic(cause)
+	}
 }
 
 // withDatabase runs a command that needs the database, which in development is started for it.

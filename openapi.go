@@ -300,9 +300,6 @@ func (d *specification) example(o *schema) any {
 
 // body describes the bodies of an input, one schema for all media types.
 func (d *specification) body(in *input, nullable bool) *schema {
-	if in.name == "" {
-		panic("a type of input needs a name")
-	}
 	name := exported(in.name) + "Request"
 	return d.component(name, nullable, func(o *schema) {
 		o.AdditionalProperties = new(false)
@@ -445,7 +442,7 @@ func (d *specification) schema(t reflect.Type, nullable bool) *schema {
 		return &schema{Type: "array", Items: d.schema(t.Elem(), false)}
 	case t.Kind() == reflect.Map && t.Key() == reflect.TypeFor[string]():
 		return &schema{Type: "object", AdditionalProperties: d.schema(t.Elem(), false)}
-	case t.Kind() != reflect.Struct || t.Name() == "":
+	case t.Kind() != reflect.Struct:
 		panic(t.String() + ": no schema for this type of output")
 	}
 	name := exported(strings.TrimSuffix(t.Name(), "Document"))
@@ -468,7 +465,12 @@ func (d *specification) schema(t reflect.Type, nullable bool) *schema {
 }
 
 // exported returns a Go name in its exported form: User for user.
-func exported(name string) string { return strings.ToUpper(name[:1]) + name[1:] }
+func exported(name string) string {
+	if name == "" {
+		panic("the type of a body has no name")
+	}
+	return strings.ToUpper(name[:1]) + name[1:]
+}
 
 var inlineCode = regexp.MustCompile(`(?s)<(script|style)>(.*?)</(?:script|style)>`)
 
@@ -496,9 +498,7 @@ func asset(media, policy string, content []byte) handlerFunc {
 		h.Set("Cache-Control", "no-cache")
 		h.Set("ETag", tag)
 		h.Set("Content-Type", media)
-		if policy != "" {
-			h.Set("Content-Security-Policy", policy)
-		}
+		h.Set("Content-Security-Policy", cmp.Or(policy, h.Get("Content-Security-Policy")))
 		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
 	}
 }

@@ -690,6 +690,24 @@ func TestDevelopment(t *testing.T) {
 	stop(c, dir)
 }
 
+// TestEndBySentence: a wrong row ends the start by its sentence; a bug goes on with its stack.
+func TestEndBySentence(t *testing.T) {
+	t.Parallel()
+	end := func(cause any) (code int) {
+		defer endBySentence(&code)
+		panic(cause)
+	}
+	if got := end("GET /x: a row needs access, name, status and summary"); got != 1 {
+		t.Errorf("a wrong row ends with %d, want 1", got)
+	}
+	defer func() {
+		if recover() == nil {
+			t.Error("a bug is no panic any more")
+		}
+	}()
+	end(errors.New("a bug"))
+}
+
 // scriptDir returns an empty directory with a script of internal/devdb, and a .data/.
 func scriptDir(t *testing.T, script string) (dir string) {
 	t.Helper()

@@ -115,7 +115,7 @@ func (s *server) addRow(rt *route) {
 		rest = strings.Replace(rest, "{"+name+"}", "", 1)
 	}
 	if strings.Contains(rest, "{") || strings.Count(rt.path, "{") != len(names) {
-		panic(rt.method + " " + rt.path + ": the path tags of its input are other {names}")
+		panic(rt.method + " " + rt.path + ": the path tags of its input are other than its {names}")
 	}
 	rt.endpoint.input.setVectors(s.cfg.EmbeddingDimensions)
 	s.route(rt.method, s.cfg.APIPrefix+rt.path, rt, s.serve)
