@@ -1673,7 +1673,8 @@ func TestIndexPlan(t *testing.T) {
 		{"exact", `%d, false, 10, '[1,2,3,4,5,6,7,8]'`, false, func() ([]match, error) {
 			return st.search(t.Context(), m.ID, in, "simple")
 		}},
-		{"hybrid", `%d, false, 10, '[1,2,3,4,5,6,7,8]', 'simple', 'text'`, false,
+		{"hybrid", `%d, false, 10, '[1,2,3,4,5,6,7,8]', 'simple', 'text',
+			'', 'text'`, false,
 			func() ([]match, error) {
 				in := in
 				in.Mode, in.Query = "hybrid", new("text")

@@ -60,10 +60,12 @@ type embedder struct {
 
 // providerAnswer is what a provider answers, as far as it is read.
 type providerAnswer struct {
-	Data []struct {
-		Index     nullable[int64] `json:"index"`
-		Embedding vector          `json:"embedding"`
-	} `json:"data"`
+	Data []providerVector `json:"data"`
+}
+
+type providerVector struct {
+	Index     nullable[int64] `json:"index"`
+	Embedding vector          `json:"embedding"`
 }
 
 // newEmbedder returns the provider of the settings, or nil where there is none.

@@ -93,7 +93,7 @@ func (rt *route) problems() []*problem {
 	case users:
 		all = append(all, errNotAuthenticated, errInvalidToken, errBusy, errUnavailable)
 	case clients:
-		all = append(all, errUnavailable)
+		all = append(all, errBusy, errUnavailable)
 	}
 	return append(all, rt.refusals...)
 }

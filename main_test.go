@@ -227,6 +227,9 @@ func newAppOn(t testing.TB, url string, params argonParams, configure ...func(*c
 	if err != nil {
 		t.Fatal(err)
 	}
+	for _, l := range []*limiter{&st.conns, &st.expensive} {
+		l.timeout = time.Minute // whatever else the machine does
+	}
 	st.ping(t.Context()) // it learns whether there is a PgBouncer
 	a := &app{t: t, url: url}
 	logger := newLogger(&config{LogLevel: "debug"}, &suiteLog)

@@ -120,7 +120,9 @@ func TestAlerts(t *testing.T) {
 		*text = string(content)
 	}
 	var metrics strings.Builder
-	newApp(t).server.writeMetrics(&metrics)
+	a := newApp(t)
+	a.server.stats.indexes.Store(&[]vectorIndex{{Owner: 7, EfSearch: 40, Recall: 1}})
+	a.server.writeMetrics(&metrics)
 	names := submatches(`\b((?:latch|process)_[a-z_]+)[{\[ ]`, rules)
 	if len(names) < 8 {
 		t.Errorf("the rules have the metrics %q", names)

@@ -423,7 +423,7 @@ func TestIndexCommand(t *testing.T) {
 		t.Errorf("after -drop, latch index -list prints %s", out)
 	}
 	a.sql(`CREATE ROLE stranger LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO stranger`)
-	a.url = strings.Replace(a.url, "latch@", "stranger@", 1)
+	a.url = strings.Replace(a.url, "postgres@", "stranger@", 1)
 	if out := index(1, m.Email); !strings.Contains(out, "must own the table documents") {
 		t.Errorf("as another role it prints %s", out)
 	}
