@@ -118,7 +118,8 @@ func migrate(
 		case sqlState(err, "55P03", "40P01"): // lock_timeout, or a deadlock with requests
 			log.Warn("migration_waits", "version", next.version, "error", describe(err).Error())
 			time.Sleep(tablePoll)
-		case next.version <= 3 && sqlState(err, "42501", "0A000", "42704"): // they need extensions
+		case next.version <= 3 && sqlState(err, "42501", "3F000", "0A000", "42704"):
+			// A right, the schema, an extension or its type is missing.
 			return fmt.Errorf("migration %d (%s): %w\n%s",
 				next.version, next.name, describe(err), requirements)
 		default:

@@ -389,19 +389,24 @@ func TestWaitingIsLogged(t *testing.T) {
 // says what Latch needs.
 func TestMigrateRights(t *testing.T) {
 	t.Parallel()
-	url := newDatabase(t, "")
 	guest := fmt.Sprintf("guest%d", dbCount.Add(1))
-	runScript(t, url, `CREATE ROLE `+guest+`; GRANT CREATE ON SCHEMA public TO `+guest)
-	for url, row := range map[string]struct{ sql, want string }{
-		newDatabase(t, "") + "&role=" + guest: {schemaSQL, "permission denied for schema public"},
-		url + "&role=" + guest: {schemaSQL,
+	runScript(t, newDatabase(t, ""), `CREATE ROLE `+guest)
+	for _, row := range []struct{ setup, sql, want string }{
+		{`REVOKE ALL ON SCHEMA public FROM public`, schemaSQL,
+			`no schema has been selected to create in`},
+		{`REVOKE CREATE ON SCHEMA public FROM public`, schemaSQL,
+			`permission denied for schema public`},
+		{`GRANT CREATE ON SCHEMA public TO public`, schemaSQL,
 			`permission denied to create extension "vector". Must [^\n]+ to create this extension`},
-		url: {"-- migration 1: x\nCREATE EXTENSION nowhere",
+		{`GRANT CREATE ON SCHEMA public TO public`, "-- migration 1: x\nCREATE EXTENSION nowhere",
 			`extension "nowhere" is not available. The extension must first be installed`},
 	} {
-		err := migrate(t.Context(), url, parseMigrations(row.sql), false, quiet)
+		url := newDatabase(t, "")
+		runScript(t, url, row.setup)
+		all := parseMigrations(row.sql)
+		err := migrate(t.Context(), url+"&role="+guest, all, false, quiet)
 		if err == nil || !fits(err.Error(), row.want) || !fits(err.Error(), `\n`+requirements+`$`) {
-			t.Errorf("migrate = %v, want %s, and what Latch needs", err, row.want)
+			t.Errorf("after %s: %v, want %s, and what Latch needs", row.setup, err, row.want)
 		}
 	}
 }
