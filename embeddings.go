@@ -36,6 +36,7 @@ const (
 	loadedTime      = 4 * time.Minute  // after an answer; Ollama unloads a model after five
 	maxCalls        = 8                // at once: a provider queues more, and memory is bounded
 	maxPart         = 64 << 10         // bytes of text in a call: some 16,000 tokens
+	maxRetries      = 4                // of a call for several texts
 	retryPause      = time.Second      // before a retry, unless Retry-After says another time
 	maxRetryPause   = 4 * time.Second  // a longer one is the client's to wait
 	bytesPerElement = 64               // of an answer: a number has 24 characters, and its indent
@@ -104,9 +105,6 @@ func newEmbedder(cfg *config) *embedder {
 	}
 	password, _ := e.url.User.Password()
 	e.secrets = []string{cfg.EmbeddingsKey, password, e.url.RawQuery}
-	for _, values := range e.url.Query() {
-		e.secrets = append(e.secrets, values...)
-	}
 	return e
 }
 
@@ -253,7 +251,8 @@ type failure struct {
 func (f *failure) Error() string   { return fmt.Sprintf("%v: %v", f.problem, f.cause) }
 func (f *failure) Unwrap() []error { return []error{f.problem, f.cause} }
 
-// ask makes a call, and a second one where that may succeed soon.
+// ask makes a call, and repeats it where that may succeed soon: once for one text, up to maxRetries
+// times for several, of which a provider with a limit of calls a second refuses some.
 func (e *embedder) ask(ctx context.Context, texts []string, dimensions int64) ([]vector, error) {
 	release, err := acquireSlot(ctx, &e.calls)
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -264,12 +263,15 @@ func (e *embedder) ask(ctx context.Context, texts []string, dimensions int64) ([
 	}
 	defer release()
 	vectors, failed := e.call(ctx, texts, dimensions)
-	if failed != nil && failed.pause > 0 && failed.pause <= maxRetryPause {
+	for range min(len(texts), maxRetries) {
+		if failed == nil || failed.pause == 0 || failed.pause > maxRetryPause {
+			break
+		}
 		select {
 		case <-time.After(failed.pause):
-			vectors, failed = e.call(ctx, texts, dimensions)
 		case <-ctx.Done():
 		}
+		vectors, failed = e.call(ctx, texts, dimensions)
 	}
 	if failed != nil {
 		failed.cause = fmt.Errorf("POST %s: %w", e.url.EscapedPath(), failed.cause)
@@ -369,7 +371,7 @@ func (e *embedder) message(body []byte) string {
 		text = m[1]
 	}
 	for _, secret := range e.secrets {
-		if len(secret) > 3 { // less is no secret, and stands in other words
+		if secret != "" {
 			text = strings.ReplaceAll(text, secret, "…")
 		}
 	}

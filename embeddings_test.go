@@ -461,6 +461,20 @@ func TestLongAnswers(t *testing.T) {
 	}
 }
 
+// TestRateLimit stores a batch although the provider refuses the first calls for a moment.
+func TestRateLimit(t *testing.T) {
+	t.Parallel()
+	p := newProvider(t)
+	e := newEmbedder(&config{EmbeddingsURL: p.URL, EmbeddingDimensions: 3, EmbeddingsBatch: 2,
+		EmbeddingsLoad: 60})
+	tooMany := status(429, "Retry-After", "0")
+	p.failWith(tooMany, tooMany, tooMany, tooMany)
+	_, err := e.embed(t.Context(), make([]string, 20), nil)
+	if err != nil || p.calls() != 14 {
+		t.Errorf("after four refusals: %v, %d calls", err, p.calls())
+	}
+}
+
 // TestTextRefused has the places of single texts that the model refuses.
 func TestTextRefused(t *testing.T) {
 	t.Parallel()
@@ -583,22 +597,25 @@ func TestLoadTimeout(t *testing.T) {
 	a := newApp(t, func(c *config) { c.EmbeddingsURL, c.EmbeddingsModel = p.URL, "small" })
 	m := a.signUp("ada")
 	a.embedder.loadTimeout = 50 * time.Millisecond
-	loading := func(w http.ResponseWriter, r *http.Request) {
-		select {
-		case <-r.Context().Done():
-		case <-time.After(300 * time.Millisecond):
-			io.WriteString(w, `{"data":[{"index":0,"embedding":[1,0,0]}]}`)
-		}
-	}
-	p.failWith(loading)
+	p.failWith(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	ans := a.want(a.do("POST", docsPath, m.AccessToken, `{"content":"aaaa"}`), 503,
 		"embeddings_unavailable")
 	if !strings.Contains(string(ans.body), "still loading its model") {
 		t.Errorf("a model that is loading: %s", ans.body)
 	}
 	a.embedder.answered.Store(time.Now().Add(-loadedTime / 2).Unix())
-	p.failWith(loading)
+	p.failWith(func(w http.ResponseWriter, _ *http.Request) {
+		time.Sleep(200 * time.Millisecond)
+		io.WriteString(w, `{"data":[{"index":0,"embedding":[1,0,0]}]}`)
+	})
 	a.createDocument(m.AccessToken, `{"content":"aaaa"}`)
+	p.failWith(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err := a.embedder.embed(ctx, []string{"a", "b"}, nil)
+	if err == nil || !strings.Contains(err.Error(), "Send fewer") {
+		t.Errorf("a provider that is too slow for a batch: %v", err)
+	}
 }
 
 // TestProviderCloses covers a provider that closes a connection as the next request comes.
@@ -637,7 +654,7 @@ func TestProviderMessage(t *testing.T) {
 		"not \xff UTF-8":                                            "not  UTF-8",
 		"":                                                          "",
 		`{"message":"Incorrect key: sk-canary"}`:                    "Incorrect key: …",
-		"no /v1?code=canary%2Fcode&api-version=1, canary/code or pass-canary": "no /v1?…, … or …",
+		"no /v1?code=canary%2Fcode&api-version=1 or pass-canary":    "no /v1?… or …",
 	} {
 		if got := e.message([]byte(body)); got != want {
 			t.Errorf("of %q the log has %q, want %q", body, got, want)

@@ -417,16 +417,14 @@ var (
 		"The embedding model refuses a text; errors says which. Nothing was stored.")
 	errInternal = newProblem(500, "internal_error",
 		"Internal error; the request_id identifies it in the log.")
-	errEmbeddingsFailed = newProblem(502, "embeddings_failed",
-		"The embedding provider refused the request or returned an invalid answer; "+
-			"nothing was stored.")
+	errEmbeddingsFailed = newProblem(502, "embeddings_failed", "The embedding provider refused "+
+		"the request or returned an invalid answer; nothing was stored.")
 	errUnavailable = newProblem(503, "database_unavailable",
 		"The database is not available; try again.", "Retry-After", "1")
 	errBusy = newProblem(503, "busy",
 		"Too many requests of this kind are in progress; try again.", "Retry-After", "2")
-	errEmbeddingsUnavailable = newProblem(503, "embeddings_unavailable",
-		"The embedding provider is not available, overloaded or still loading its model; "+
-			"nothing was stored. Try again.",
+	errEmbeddingsUnavailable = newProblem(503, "embeddings_unavailable", "The embedding provider "+
+		"is not available, overloaded or still loading its model; nothing was stored. Try again.",
 		"Retry-After", "5")
 	errShuttingDown = newProblem(503, "shutting_down",
 		"This server is shutting down.", "Retry-After", "1")
