@@ -35,7 +35,7 @@ const (
 	restTimeout     = 20 * time.Second // of a request, beyond one call that loads the model
 	loadedTime      = 4 * time.Minute  // after an answer; Ollama unloads a model after five
 	maxCalls        = 8                // at once: a provider queues more, and memory is bounded
-	maxPart         = 64 << 10         // bytes of text in a call: some 16,000 tokens
+	maxPart         = 64 << 10         // bytes of text in a call: 16,000 tokens, seconds on a CPU
 	maxRetries      = 4                // of a call for several texts
 	retryPause      = time.Second      // before a retry, unless Retry-After says another time
 	maxRetryPause   = 4 * time.Second  // a longer one is the client's to wait

@@ -377,9 +377,8 @@ const invalidToken = `Bearer error="invalid_token"`
 var (
 	errMalformedBody = newProblem(400, "malformed_body",
 		"The body is not one valid JSON value, or not a form.")
-	errNotAuthenticated = newProblem(401, "not_authenticated",
-		"Not authenticated: send a bearer token in the Authorization header.",
-		"WWW-Authenticate", "Bearer")
+	errNotAuthenticated = newProblem(401, "not_authenticated", "Not authenticated: send a bearer "+
+		"token in the Authorization header.", "WWW-Authenticate", "Bearer")
 	errInvalidToken = newProblem(401, "invalid_token",
 		"The access token is invalid, has expired, or its session has ended.",
 		"WWW-Authenticate", invalidToken)
@@ -388,9 +387,8 @@ var (
 	errInvalidRefresh = newProblem(401, "invalid_refresh_token",
 		"The refresh token is invalid, has expired, or its session has ended.",
 		"WWW-Authenticate", invalidToken)
-	errRefreshReused = newProblem(401, "refresh_reused",
-		"The refresh token was used before; its session has been ended. Log in again.",
-		"WWW-Authenticate", invalidToken)
+	errRefreshReused = newProblem(401, "refresh_reused", "The refresh token was used before; its "+
+		"session has been ended. Log in again.", "WWW-Authenticate", invalidToken)
 	errAdminRequired = newProblem(403, "admin_required",
 		"Not enough permissions: this operation is for admins.")
 	errAccountInactive    = newProblem(403, "account_inactive", "The account is deactivated.")
