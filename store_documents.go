@@ -195,7 +195,7 @@ func (sel selection) where(args *[]any) string {
 func (st *store) countDocuments(ctx context.Context, owner int64, sel selection) (int64, error) {
 	args := []any{owner}
 	where := sel.where(&args)
-	return queryOne(ctx, st.runLimited(true), pgx.RowTo[int64],
+	return queryOne(ctx, st.runLimited(sel.Filter != nil), pgx.RowTo[int64],
 		`SELECT count(*) FROM documents WHERE owner_id = $1`+where, uncached(sel.Filter, args)...)
 }
 
