@@ -51,7 +51,7 @@ type signer struct {
 // same bytes to the same signatures.
 func newSigner(t *testing.T, login tokens) *signer {
 	t.Helper()
-	const label = "latch refresh token" // never renamed: see token.go
+	const label = "latch refresh token" // never renamed: see credentials.go
 	key, err := hkdf.Key(sha256.New, []byte(secret), nil, label, sha256.Size)
 	if err != nil {
 		t.Fatal(err)
