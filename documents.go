@@ -91,8 +91,8 @@ func (s *server) createDocument(
 	if in.Documents != nil {
 		return s.createDocuments(ctx, c, createDocumentsInput{in.Documents, in.storeOptions})
 	}
-	loc := func(_ int, field string) []any { return []any{"body", field} }
-	docs, err := s.storeDocuments(ctx, c, []documentInput{in.documentInput}, in.storeOptions, loc)
+	list := []documentInput{in.documentInput}
+	docs, err := s.storeDocuments(ctx, c, list, in.storeOptions, bodyField)
 	if err != nil {
 		return nil, err
 	}
@@ -113,8 +113,8 @@ func (s *server) createDocuments(
 	return batch{docs}, err
 }
 
-// storeDocuments gives the documents that lack an embedding one of the provider, and stores
-// all. loc is the place of a field of document i in the request.
+// storeDocuments gives the documents that lack an embedding one of the provider, and stores all.
+// loc is the place of a field of document i in the request.
 func (s *server) storeDocuments(
 	ctx context.Context, c *caller, list []documentInput, opt storeOptions,
 	loc func(i int, field string) []any,
@@ -145,17 +145,14 @@ func (s *server) storeDocuments(
 	docs, err := s.store.createDocuments(ctx, c.ID, list, opt.Upsert, opt.Include != nil)
 	if errors.Is(err, errKeyTaken) {
 		stored, _ := s.store.storedKeys(ctx, c.ID, list)
-		var places [][]any
-		for _, i := range slices.Sorted(maps.Keys(stored)) {
-			places = append(places, loc(i, "key"))
-		}
-		err = keyTaken(places...)
+		err = keyTaken(stored, loc)
 	}
 	return docs, accountGone(err)
 }
 
-// checkKeys refuses a key that several documents of list have. Those of an upsert that lack an
-// embedding get the stored one, if it is of the same content.
+// checkKeys refuses a key that several documents of list have. Where some lack an embedding, it
+// saves calls to the provider: it refuses keys that are taken, or with upsert takes the stored
+// embeddings of the same contents.
 func (s *server) checkKeys(
 	ctx context.Context, c *caller, list []documentInput, opt storeOptions,
 	loc func(i int, field string) []any,
@@ -172,10 +169,13 @@ func (s *server) checkKeys(
 	if faults != nil {
 		return invalid(faults...)
 	}
-	if !opt.Upsert || !lacking {
+	if !lacking || len(seen) == 1 {
 		return nil
 	}
 	stored, err := s.store.storedKeys(ctx, c.ID, list)
+	if len(stored) > 0 && !opt.Upsert {
+		return keyTaken(stored, loc)
+	}
 	for i, embedding := range stored {
 		if list[i].Embedding == nil {
 			list[i].Embedding = embedding
@@ -184,14 +184,18 @@ func (s *server) checkKeys(
 	return err
 }
 
-// keyTaken returns errKeyTaken for keys at these places of the request.
-func keyTaken(places ...[]any) *problem {
+// keyTaken returns errKeyTaken at the keys that are stored.
+func keyTaken(stored map[int]vector, loc func(i int, field string) []any) *problem {
 	p := *errKeyTaken
-	for _, loc := range places {
-		p.errors = append(p.errors, fieldError{loc, "is the key of another document", p.code})
+	for _, i := range slices.Sorted(maps.Keys(stored)) {
+		bad := fieldError{loc(i, "key"), "is the key of another document", p.code}
+		p.errors = append(p.errors, bad)
 	}
 	return &p
 }
+
+// bodyField is the place of a field of the body.
+func bodyField(_ int, field string) []any { return []any{"body", field} }
 
 // embeddingRequired returns errEmbeddingRequired at a place of the request.
 func embeddingRequired(loc ...any) *problem {
@@ -295,7 +299,7 @@ func (s *server) updateDocument(
 	}
 	d, err := s.store.updateDocument(ctx, c.ID, in)
 	if errors.Is(err, errKeyTaken) {
-		err = keyTaken([]any{"body", "key"})
+		err = keyTaken(map[int]vector{0: nil}, bodyField)
 	}
 	return d, err
 }

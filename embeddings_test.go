@@ -165,6 +165,30 @@ func TestEmbeddings(t *testing.T) {
 	}
 }
 
+// TestEmbeddingsOfKeys checks that the provider is asked for nothing that is stored or refused.
+func TestEmbeddingsOfKeys(t *testing.T) {
+	t.Parallel()
+	p := newProvider(t)
+	a := newApp(t, func(c *config) { c.EmbeddingsURL, c.EmbeddingsModel = p.URL, "small" })
+	m := a.signUp("ada")
+	a.createDocument(m.AccessToken, `{"key":"k","content":"aaaa"}`)
+	a.createDocument(m.AccessToken, `{"key":"own","content":"b","embedding":[0,0,9]}`)
+	p.behave(nil)
+	a.want(a.do("POST", docsPath, m.AccessToken, `{"documents":[{"content":"new"},`+
+		`{"key":"k","content":"bbbb"}]}`), 409, "key_taken")
+	a.want(a.do("POST", docsPath+"?upsert=true", m.AccessToken, `{"documents":[`+
+		`{"key":"k","content":"aaaa"},{"key":"own","content":"b","metadata":{"n":1}}]}`), 201, "")
+	if p.calls() != 0 {
+		t.Errorf("the provider was asked %q", p.asked)
+	}
+	ans := a.want(a.do("POST", docsPath+"?upsert=true&include=embedding", m.AccessToken,
+		`{"documents":[{"key":"k","content":"cccc"},{"key":"own","content":"b"}]}`), 201, "")
+	docs := decode[batch](ans).Documents
+	if p.calls() != 1 || fmt.Sprint(docs[0].Embedding, docs[1].Embedding) != "[0 0.5 4] [0 0 9]" {
+		t.Errorf("the provider was asked %q; stored are %s", p.asked, ans.body)
+	}
+}
+
 // TestEmbeddingsFail makes the provider fail in each way. The response is a 502 or 503 with a code,
 // and nothing is stored.
 func TestEmbeddingsFail(t *testing.T) {
