@@ -40,7 +40,7 @@ test: ## install what is missing, and run all tests on a PostgreSQL of their own
 	go test -race -p 1 -count=1 ./... # test/faults measures times, of a binary that no cache knows
 
 rename: ## give the project another name: make rename NAME=shop
-	@docs/rename.sh "$$NAME"
+	@docs/rename.sh "$(if $(findstring command,$(origin NAME)),$$NAME)" # WSL sets a NAME too
 
 form: ## check the form of the sources
 	@files=$$(gofmt -l .); [ -z "$$files" ] || { echo "gofmt -w is due for:" $$files; exit 1; }

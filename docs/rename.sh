@@ -24,7 +24,7 @@ command -v gofmt >/dev/null || die 'gofmt is missing: install Go first.'
 git rev-parse --git-dir >/dev/null 2>&1 ||
 	die 'This is no Git checkout, which tells the sources from other files: run git init first.'
 
-search() { git grep -Ii --untracked "$@" -- . ':!passwords.txt' ':!go.sum'; }
+search() { git grep --no-color -Ii --untracked "$@" -- . ':!passwords.txt' ':!go.sum'; }
 used=$(search -n -e "$new" | grep -v -e 'never renamed' -e '^[^:]*\.md:' | head -n 1 | cut -c 1-99)
 [ -z "$used" ] || die "the sources use $new for something else; choose another name. $used"
 if (cd / && go list std) | cut -d / -f 1 | grep -qx "$new" ||
