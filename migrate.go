@@ -204,7 +204,8 @@ func nextMigration(ctx context.Context, q querier, all []migration) (*migration,
 				"only %d: run a newer latch", len(sums), len(all))
 		case sum != all[i].sum:
 			return nil, fmt.Errorf("migration %d (%s) was edited after it was applied: restore "+
-				"its text, and put the change into a new section", i+1, all[i].name)
+				"its text, and put the change into a new section; or, where it was never "+
+				"released, begin anew with make reset-dev", i+1, all[i].name)
 		}
 	}
 	if len(sums) == len(all) {

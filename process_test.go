@@ -781,6 +781,8 @@ func TestWatch(t *testing.T) {
 	says("A source has changed.\nerror")
 	program("two")
 	says("A source has changed.\none ends\ntwo starts")
+	os.RemoveAll(filepath.Join(dir, ".data")) // as make reset-dev does
+	says("A source has changed.\ntwo ends\ntwo starts")
 	c.signal(syscall.SIGINT)
 	if exit := c.exit(); exit != 0 || !strings.HasSuffix(c.out.text(), "two ends\n") {
 		t.Errorf("exit %d after Ctrl-C:\n%s%s", exit, c.out.text(), c.stderr.text())
@@ -827,6 +829,14 @@ func (p *product) run(ok bool, name string, args ...string) string {
 	if ok != (err == nil) {
 		p.t.Fatalf("%s %q: %v\n%s", name, args, err, out)
 	}
+	return string(out)
+}
+
+// form returns what the check of the form says, which may be of a product's own files.
+func (p *product) form() string {
+	cmd := osexec.Command("make", "-s", "form")
+	cmd.Dir = p.dir
+	out, _ := cmd.CombinedOutput()
 	return string(out)
 }
 
@@ -882,7 +892,7 @@ func (p *product) apply(page string) {
 func TestRename(t *testing.T) {
 	t.Parallel()
 	p := copySources(t)
-	original := p.files()
+	original, form := p.files(), p.form()
 	_, old, _ := strings.Cut(strings.SplitN(original["go.mod"], "\n", 2)[0], " ")
 	for name, why := range map[string]string{
 		"": "Say the name", "Shop": "lower-case", "my-shop": "lower-case", "2shop": "lower-case",
@@ -910,7 +920,9 @@ func TestRename(t *testing.T) {
 			}
 		}
 	}
-	p.run(true, "make", "-s", "form")
+	if got := p.form(); got != form {
+		t.Errorf("the check of the form says %s, and said %s", got, form)
+	}
 	p.run(true, "make", "-s", "rename", "NAME="+name)
 	if !maps.Equal(p.files(), renamed) {
 		t.Error("a second run changes something")
@@ -937,12 +949,17 @@ func TestProduct(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	form := p.form()
 	p.apply(string(page))
-	p.run(true, "make", "-s", "form")
-	p.run(true, "go", "vet", ".")
-	out := p.run(true, "go", "test", "-count=1", "-v", "-run", "^Test(Projects|Access|Document|"+
-		"FieldTexts|ClientRules|Readme|SettingsNamed|ChangingTheEmbeddings|Operations|Metrics|"+
-		"PasswordChoice|Defaults|AccessTokenForOthers|MigrateAtOnce)$", ".")
+	if got := p.form(); got != form {
+		t.Errorf("the check of the form says %s, and said %s", got, form)
+	}
+	p.run(true, "nice", "go", "vet", ".") // compiling must not slow down the other tests
+	p.run(true, "nice", "go", "test", "-c", "-o", "product.test", ".")
+	out := p.run(true, filepath.Join(p.dir, "product.test"), "-test.v", "-test.run",
+		"^Test(Projects|Access|Document|FieldTexts|ClientRules|Readme|SettingsNamed|Operations|"+
+			"ChangingTheEmbeddings|Metrics|PasswordChoice|Defaults|AccessTokenForOthers|"+
+			"MigrateAtOnce)$")
 	for _, test := range []string{"Projects", "Access", "Document", "Operations"} {
 		if !strings.Contains(out, "--- PASS: Test"+test+" ") {
 			t.Errorf("Test%s did not run:\n%s", test, out)

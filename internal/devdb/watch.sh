@@ -3,7 +3,6 @@
 # not build, the old program goes on. Ctrl-C ends it.
 set -eu
 cd "$(dirname "$0")/../.."
-mkdir -p .data
 built=.data/built pid=''
 
 stop() {
@@ -14,14 +13,15 @@ stop() {
 }
 trap 'stop; exit 0' INT TERM HUP
 
-# What is embedded counts as a source, and so does .env.
+# What is embedded counts as a source, and so does .env. "make reset-dev" removes .data/.
 changed() {
-	find . \( -name .git -o -name .data -o -name test -o -name docs \) -prune -o \
-		\( -name '*_test.go' -o -type d \) -o -newer $built -print | grep -q \
+	[ ! -e $built ] || find . \( -name .git -o -name .data -o -name test -o -name docs \) -prune \
+		-o \( -name '*_test.go' -o -type d \) -o -newer $built -print | grep -q \
 		-e '\.go$' -e '\.sql$' -e '\.html$' -e '\.json$' -e '\.txt$' -e '/go\.mod$' -e '/\.env$'
 }
 
 while :; do
+	mkdir -p .data
 	touch $built
 	if go build -o "$1" .; then
 		stop
