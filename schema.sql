@@ -160,8 +160,8 @@ CREATE FUNCTION search_text(text) RETURNS text LANGUAGE sql IMMUTABLE STRICT PAR
     RETURN regexp_replace(regexp_replace(CASE WHEN $1 IS NORMALIZED THEN $1 ELSE normalize($1) END,
         '[!#-,./:-@\[-`{-~]+', ',', 'g'), '([^\s,]{100})', '\1,', 'g');
 
--- This writes the table anew, and two indexes of it, which takes a minute for a million documents of 1 KB and
--- twice the room; requests that need documents are answered by 503 meanwhile.
+-- This writes the table and its indexes anew, which takes some ten minutes for a million documents of 1 KB,
+-- and room for both. Requests that need documents are answered by 503 meanwhile.
 ALTER TABLE documents DROP COLUMN words;
 ALTER TABLE documents ADD COLUMN words tsvector NOT NULL GENERATED ALWAYS AS
     (to_tsvector('{text_search}', search_text(replace(replace(content, '"', ','), '-', ',')))) STORED;
