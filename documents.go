@@ -408,8 +408,8 @@ func (in *searchInput) check() error {
 var binding = regexp.MustCompile(`-("[^"]*"?|\S+)|^\s*"[^"]*"\s*$`)
 
 // searchWords returns a query for websearch_to_tsquery, its parts that bind, and the words that are
-// not part of them. A minus before a word or a phrase excludes it; others, as in -5, and of which
-// PostgreSQL's parser stacks 32, only separate words.
+// not part of them. OR is an operator, but or a word: questions have it. A minus before a word or a
+// phrase excludes it; others, as in -5, and of which PostgreSQL's parser stacks 32, separate words.
 func searchWords(query string) (every, bound, others string) {
 	text, quoted := []rune(query), false
 	for i, r := range text {
@@ -420,7 +420,7 @@ func searchWords(query string) (every, bound, others string) {
 			text[i] = ','
 		}
 	}
-	every = string(text)
+	every = strings.ReplaceAll(string(text), " or ", " ,or ")
 	bound = strings.Join(binding.FindAllString(every, -1), " ")
 	return every, bound, binding.ReplaceAllString(every, " ")
 }

@@ -31,12 +31,15 @@ const docsPath = "/api/v1/documents"
 func newDocsApp(t testing.TB, dimensions int64, configure ...func(*config)) *app {
 	t.Helper()
 	dbURL := newDatabase(t, "")
-	cfg := &config{EmbeddingDimensions: dimensions, TextSearch: "simple"}
+	cfg := &config{TextSearch: "simple"}
+	configure = append(configure, func(c *config) { c.EmbeddingDimensions = dimensions })
+	for _, f := range configure {
+		f(cfg)
+	}
 	if err := migrate(t.Context(), dbURL, migrations(cfg), false, quiet); err != nil {
 		t.Fatal(err)
 	}
-	setDimensions := func(c *config) { c.EmbeddingDimensions = dimensions }
-	return newAppOn(t, dbURL, cheap, append([]func(*config){setDimensions}, configure...)...)
+	return newAppOn(t, dbURL, cheap, configure...)
 }
 
 func (a *app) createDocument(token, body string) document {
@@ -915,8 +918,9 @@ func TestSearch(t *testing.T) {
 		},
 		{`{"mode":"text","query":"red"}`, "red red wine|the red fox|a red car|"},
 		{`{"mode":"text","query":"red -fox"}`, "a red car|red red wine|"},
-		{`{"mode":"text","query":"\"red fox\" or car","limit":2}`, "the red fox|a red car|"},
+		{`{"mode":"text","query":"\"red fox\" OR car","limit":2}`, "the red fox|a red car|"},
 		{`{"mode":"text","query":"\"red fox\""}`, "the red fox|"},
+		{`{"mode":"text","query":"red or fox","limit":3}`, "the red fox|the same fox|a red car|"},
 		{`{"mode":"text","query":"the fox is red -same"}`, "the red fox|a red car|red red wine|"},
 		{`{"mode":"text","query":"the fox is red -same -\"red wine\""}`, "the red fox|a red car|"},
 		{
@@ -1395,9 +1399,9 @@ func TestSearchPlan(t *testing.T) {
 	m := a.signUp("ada")
 	a.sql(`INSERT INTO users (email, password_hash) ` +
 		`SELECT 'u' || i || '@example.com', '' FROM generate_series(1, 50) i`)
-	a.sql(`INSERT INTO documents (owner_id, content, metadata, embedding)
-		SELECT u.id, 'words ' || i, jsonb_build_object('k', i), ('[1,' || i || ',0]')::halfvec ` +
-		`FROM users u, generate_series(1, 400) i`)
+	one[int](t, a.url, `WITH d AS (INSERT INTO documents (owner_id, content, metadata, embedding)
+		SELECT u.id, 'words ' || i, jsonb_build_object('k', i), ('[1,' || i || ',0]')::halfvec
+		FROM users u, generate_series(1, 400) i RETURNING id) SELECT count(*) FROM d`)
 	// Open transactions of other databases may delay the visibility map.
 	eventually(t, "the visibility map", func() bool {
 		a.sql(`VACUUM ANALYZE documents`)

@@ -276,7 +276,7 @@ const matchingWords = `query AS MATERIALIZED (
 	    FROM query, unnest(others), LATERAL (
 	        SELECT count(*) AS n, array_agg(id) AS ids
 	        FROM (SELECT id %[5]s AND words @@ (quote_literal(lexeme)::tsquery && bound)
-	              LIMIT ` + fuseDepth + `0) AS d) AS have
+	              LIMIT 2000) AS d) AS have
 	    WHERE (SELECT count(*) FROM every) < $3),
 	matching AS MATERIALIZED (
 	    SELECT * FROM every
@@ -321,7 +321,7 @@ func (st *store) search(
 			              1.0::float8 AS vote FROM nearest
 			          UNION ALL
 			          SELECT id, row_number() OVER (ORDER BY score DESC, id),
-			              least(score, 1) ^ 4 FROM matching) p
+			              least(score, 1) ^ 6 FROM matching) p
 			    GROUP BY id ORDER BY score DESC, id LIMIT $3)`
 	}
 	return queryMatches(ctx, st.runLimited(in.Mode != "vector" || in.Filter != nil), sql,
