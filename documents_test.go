@@ -1495,7 +1495,7 @@ func (a *app) buildIndex(m member) {
 // searchExact reports whether a search of a member is exact.
 func (a *app) searchExact(by member) bool {
 	a.t.Helper()
-	body := map[string]any{"embedding": randomVector(a.cfg.EmbeddingDimensions)}
+	body := map[string]any{"embedding": randomVector(a.cfg.EmbeddingDimensions), "limit": 1}
 	ans := a.want(a.do("POST", docsPath+"/search", by.AccessToken, body), 200, "")
 	return decode[searchResult](ans).Exact
 }
@@ -1769,6 +1769,10 @@ func TestDimensions(t *testing.T) {
 			if len(got.Results) != 1 || *got.Results[0].Distance > 1e-3 {
 				t.Errorf("%d dimensions: %+v", n, got)
 			}
+		}
+		a.buildIndex(m)
+		if a.searchExact(m) {
+			t.Errorf("%d dimensions: a search does not use the index", n)
 		}
 		covered := one[bool](t, a.url,
 			`SELECT to_regclass('documents_nearest_idx') IS NOT NULL`)

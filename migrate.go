@@ -392,8 +392,9 @@ func (m measurement) within(p int) float64 {
 	return milliseconds(slices.Sorted(slices.Values(m.took))[(len(m.took)-1)*p/100])
 }
 
-// measureIndex searches for n random vectors of owner and for n mixtures of two of them, or for as
-// many as limit allows, exactly and by the index with each of efSearches, in this order.
+// measureIndex searches for n random vectors of owner, and for n mixtures of three parts of one and
+// one part of another, or for as many as limit allows: exactly, and then by the index with each of
+// efSearches.
 func (s *server) measureIndex(
 	ctx context.Context, owner int64, efSearches []int, n int64, limit time.Duration,
 ) ([]measurement, error) {
@@ -406,7 +407,7 @@ func (s *server) measureIndex(
 		in := searchInput{Mode: "vector", Limit: 10}
 		other := vectors[(i/2+i%2)%len(vectors)].Slice() // i is odd: the next one
 		for k, x := range vectors[i/2].Slice() {
-			in.Embedding = append(in.Embedding, 0.6*x+0.4*other[k])
+			in.Embedding = append(in.Embedding, 0.75*x+0.25*other[k])
 		}
 		farthest := 0.0 // of the true nearest
 		for k := range list {

@@ -429,6 +429,32 @@ func TestIndexCommand(t *testing.T) {
 	}
 }
 
+// TestIndexBehindPgBouncer: one that refuses a parameter of the start, as PgBouncer does, is told.
+func TestIndexBehindPgBouncer(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conn.Read(make([]byte, 4096))
+			fields := "SFATAL\x00C08P01\x00Munsupported startup parameter\x00\x00"
+			fmt.Fprintf(conn, "E\x00\x00\x00%c%s", len(fields)+4, fields)
+			conn.Close()
+		}
+	}()
+	err = buildIndex(t.Context(), "postgresql://u@"+l.Addr().String()+"/x?sslmode=disable", 1, 0)
+	if err == nil || !strings.HasSuffix(err.Error(), "not to PgBouncer") {
+		t.Errorf("buildIndex behind PgBouncer = %v", err)
+	}
+}
+
 // TestIndexInterrupted kills and cancels builds that wait for a transaction. After both, and where
 // there are two at once, the index is built.
 func TestIndexInterrupted(t *testing.T) {
