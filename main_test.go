@@ -463,6 +463,7 @@ func (a *app) sql(statement string, args ...any) {
 // function is called.
 func occupy(t testing.TB, l *limiter) (release func()) {
 	t.Helper()
+	l.timeout = min(l.timeout, acquireTimeout)
 	var releases []func()
 	for user := int64(-1); ; user-- {
 		if used, _ := l.state(); used == l.total {
