@@ -199,7 +199,7 @@ func TestLoginRehashes(t *testing.T) {
 		t.Errorf("hash before %.30s, after %.30s", before, after)
 	}
 	a.login(m.Email, goodPass)
-	if !old.alive(m.AccessToken) {
+	if !old.accepts(m.AccessToken) {
 		t.Error("a rehash ended a session")
 	}
 }
@@ -319,7 +319,7 @@ func TestLoginBusy(t *testing.T) {
 	m := a.signUp("ada")
 	defer occupy(t, &a.hasher.slots)()
 	a.want(a.tryLogin(m.Email, goodPass), 503, "busy")
-	if !a.alive(m.AccessToken) {
+	if !a.accepts(m.AccessToken) {
 		t.Error("a full hashing queue stops other requests")
 	}
 }
@@ -330,7 +330,7 @@ func TestRefresh(t *testing.T) {
 	m := a.signUp("ada")
 	first := decode[tokens](a.want(a.refresh(m.RefreshToken), 200, ""))
 	if first.RefreshToken == m.RefreshToken || first.AccessToken == m.AccessToken ||
-		!a.alive(first.AccessToken) {
+		!a.accepts(first.AccessToken) {
 		t.Error("refresh did not give new, valid tokens")
 	}
 	again := a.want(a.refresh(m.RefreshToken), 200, "")
@@ -350,7 +350,7 @@ func TestRefresh(t *testing.T) {
 	a.want(a.do("GET", "/api/v1/users/me", second.RefreshToken, nil), 401, "invalid_token")
 
 	a.want(a.refresh(m.RefreshToken), 401, "refresh_reused") // two generations back
-	if a.alive(second.AccessToken) || a.alive(m.AccessToken) {
+	if a.accepts(second.AccessToken) || a.accepts(m.AccessToken) {
 		t.Error("the access tokens outlive a reused refresh token")
 	}
 	a.want(a.refresh(second.RefreshToken), 401, "invalid_refresh_token")
@@ -363,7 +363,7 @@ func TestRefreshAfterGrace(t *testing.T) {
 	first := decode[tokens](a.want(a.refresh(m.RefreshToken), 200, ""))
 	a.sql(`UPDATE sessions SET rotated_at = rotated_at - interval '11 seconds'`)
 	a.want(a.refresh(m.RefreshToken), 401, "refresh_reused")
-	if a.alive(first.AccessToken) {
+	if a.accepts(first.AccessToken) {
 		t.Error("the session still accepts tokens")
 	}
 	if !strings.Contains(suiteLog.text(), `"msg":"refresh_reuse"`) {
@@ -381,7 +381,7 @@ func TestRefreshAhead(t *testing.T) {
 	ahead := decode[tokens](a.want(a.refresh(current.RefreshToken), 200, ""))
 	a.sql(`UPDATE sessions SET generation = 0`)
 	next := decode[tokens](a.want(a.refresh(ahead.RefreshToken), 200, ""))
-	if !a.alive(next.AccessToken) {
+	if !a.accepts(next.AccessToken) {
 		t.Error("the session did not survive")
 	}
 }
@@ -418,7 +418,7 @@ func TestRefreshAgainstLogout(t *testing.T) {
 				minted = decode[tokens](ans)
 			}
 		})
-		if minted.AccessToken != "" && a.alive(minted.AccessToken) ||
+		if minted.AccessToken != "" && a.accepts(minted.AccessToken) ||
 			a.refresh(m.RefreshToken).status == 200 {
 			t.Fatal("a refresh outlived the logout")
 		}
@@ -437,7 +437,7 @@ func TestSessionLimits(t *testing.T) {
 		t.Errorf("a session of nearly 30 days is valid for %v more (%v)", left, err)
 	}
 	a.sql(`UPDATE sessions SET expires_at = now()`)
-	if a.alive(refreshed.AccessToken) {
+	if a.accepts(refreshed.AccessToken) {
 		t.Error("an access token outlives its session")
 	}
 	a.want(a.refresh(refreshed.RefreshToken), 401, "invalid_refresh_token")
@@ -462,7 +462,7 @@ func TestSessionCap(t *testing.T) {
 		t.Errorf("%d sessions after 66 logins, want %d, the newest first and current",
 			len(list), maxSessions)
 	}
-	if a.alive(m.AccessToken) {
+	if a.accepts(m.AccessToken) {
 		t.Error("the oldest session was not removed")
 	}
 }
@@ -478,12 +478,12 @@ func TestExpiredAccessToken(t *testing.T) {
 	now := time.Now().Unix()
 	for expires, want := range map[int64]bool{now - 1: false, now + 30: true} {
 		claims.Expires = expires
-		if got := a.alive(a.keys.keys[0].access.sign(claims)); got != want {
-			t.Errorf("a token that expires %v: alive is %v", time.Until(time.Unix(expires, 0)), got)
+		if got := a.accepts(a.keys.keys[0].access.sign(claims)); got != want {
+			t.Errorf("a token that expires %v: accepted is %v", time.Until(time.Unix(expires, 0)), got)
 		}
 	}
 	claims.Subject = "1000000"
-	if a.alive(a.keys.keys[0].access.sign(claims)) {
+	if a.accepts(a.keys.keys[0].access.sign(claims)) {
 		t.Error("a session serves another user")
 	}
 }
@@ -535,11 +535,11 @@ func TestLogout(t *testing.T) {
 	a.want(a.do("POST", "/api/v1/auth/logout", one.AccessToken, nil), 401, "invalid_token")
 	a.want(a.refresh(one.RefreshToken), 401, "invalid_refresh_token")
 	a.want(a.do("POST", "/api/v1/auth/logout?scope=others", two.AccessToken, nil), 204, "")
-	if !a.alive(two.AccessToken) || a.alive(three.AccessToken) {
+	if !a.accepts(two.AccessToken) || a.accepts(three.AccessToken) {
 		t.Error("scope=others ended the wrong sessions")
 	}
 	a.want(a.do("POST", "/api/v1/auth/logout?scope=global", two.AccessToken, nil), 204, "")
-	if a.alive(two.AccessToken) || !a.alive(other.AccessToken) {
+	if a.accepts(two.AccessToken) || !a.accepts(other.AccessToken) {
 		t.Error("scope=global ended the wrong sessions")
 	}
 }

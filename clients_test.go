@@ -136,7 +136,7 @@ func TestRevoke(t *testing.T) {
 	if ans := a.want(revoke(byForm), 200, ""); len(ans.body) != 0 {
 		t.Errorf("the answer has a body: %s", ans.body)
 	}
-	if a.alive(m.AccessToken) {
+	if a.accepts(m.AccessToken) {
 		t.Error("the session still accepts tokens")
 	}
 	a.want(revoke(byForm), 200, "") // again: not an error
@@ -145,14 +145,14 @@ func TestRevoke(t *testing.T) {
 	claims.Expires = time.Now().Unix() - 60
 	expired := a.keys.keys[0].access.sign(claims)
 	a.want(revoke(map[string]string{"token": expired}), 200, "")
-	if a.alive(other.AccessToken) {
+	if a.accepts(other.AccessToken) {
 		t.Error("an expired access token does not end its session")
 	}
 	last := a.login(m.Email, goodPass)
 	for _, bad := range []string{"x", last.AccessToken + "x"} {
 		a.want(revoke(map[string]string{"token": bad}), 200, "")
 	}
-	if !a.alive(last.AccessToken) {
+	if !a.accepts(last.AccessToken) {
 		t.Error("an invalid token ended a session")
 	}
 	a.want(revoke(url.Values{}), 422, "invalid_request")
@@ -244,7 +244,7 @@ func TestLenientRequests(t *testing.T) {
 	a.want(a.do("POST", "/api/v1/auth/register", "", register), 201, "")
 	// axios.post(url, {}) to an operation that takes no body.
 	a.want(a.do("POST", "/api/v1/auth/logout", token, "{}"), 204, "")
-	if a.alive(token) {
+	if a.accepts(token) {
 		t.Error("the session still accepts tokens")
 	}
 }
@@ -261,7 +261,7 @@ func TestSessionCapByUse(t *testing.T) {
 			refreshed = decode[tokens](a.want(a.refresh(refreshed.RefreshToken), 200, ""))
 		}
 	}
-	if !a.alive(refreshed.AccessToken) {
+	if !a.accepts(refreshed.AccessToken) {
 		t.Error("the session that is in use was ended, not the one that was used least recently")
 	}
 }

@@ -253,9 +253,9 @@ func (s *server) receive(w *responseWriter, r *http.Request, limit int64) ([]byt
 			w.unread = false
 			conn.SetReadDeadline(time.Time{}) // it would end the context of a slow handler
 			return body.Bytes(), nil
-		case w.release == nil: // the first part of a long body
+		case w.freeBody == nil: // the first part of a long body
 			size := cmp.Or(max(r.ContentLength, 0), limit)
-			if w.release, err = s.bodies.acquire(r.Context(), w.caller.key(), size); err != nil {
+			if w.freeBody, err = s.bodies.acquire(r.Context(), w.caller.key(), size); err != nil {
 				return nil, err
 			}
 			body.Grow(int(size) - body.Len() + bytes.MinRead)

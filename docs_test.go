@@ -917,7 +917,7 @@ func (b *browser) testLines(a *app) {
 	b.waitFor("#auth", ada.Email)
 	token := regexp.MustCompile(`Bearer ([\w.-]{50,})`).
 		FindStringSubmatch(b.copyLine(rename, "POSIX"))
-	if token == nil || !a.alive(token[1]) {
+	if token == nil || !a.accepts(token[1]) {
 		b.t.Errorf("the line that is copied with the token has %q", token)
 	}
 	if shown := b.line(rename); !strings.Contains(shown, `"Authorization: Bearer $TOKEN"`) {

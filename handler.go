@@ -136,16 +136,16 @@ func (p page[List]) content() (items any, next int64) { return p.items, p.next }
 // responseWriter is the response to one request, with what the access log says of both.
 type responseWriter struct {
 	http.ResponseWriter
-	server  *server
-	route   *route
-	stats   *routeStats
-	caller  caller
-	start   time.Time
-	status  int
-	bytes   int
-	unread  bool   // the request has a body that was not read to its end
-	leave   func() // gives back the place among the requests in progress; nil: it has none
-	release func() // gives back the memory of a large body; nil: it has none
+	server     *server
+	route      *route
+	stats      *routeStats
+	caller     caller
+	start      time.Time
+	status     int
+	bytes      int
+	unread     bool   // the request has a body that was not read to its end
+	endRequest func() // gives back the place among the requests in progress; nil: it has none
+	freeBody   func() // gives back the memory of a large body; nil: it has none
 }
 
 // WriteHeader asks the client, while draining, not to send its next request on this connection.
@@ -205,7 +205,7 @@ func (s *server) authenticate(w *responseWriter, r *http.Request) error {
 	if !ok {
 		return errInvalidToken
 	}
-	w.leave, err = s.requests.acquire(r.Context(), clientKey{user: ref.user}, 1)
+	w.endRequest, err = s.requests.acquire(r.Context(), clientKey{user: ref.user}, 1)
 	if err != nil {
 		return err
 	}

@@ -441,8 +441,8 @@ func (a *app) refresh(token string) answer {
 	return a.do("POST", "/api/v1/auth/refresh", "", map[string]string{"refresh_token": token})
 }
 
-// alive reports whether an access token is still accepted.
-func (a *app) alive(token string) bool {
+// accepts reports whether an access token is still accepted.
+func (a *app) accepts(token string) bool {
 	a.t.Helper()
 	ans := a.do("GET", "/api/v1/users/me", token, nil)
 	if ans.status != 200 && ans.code() != "invalid_token" {

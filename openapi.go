@@ -38,9 +38,7 @@ var docsPage []byte
 var frameJSON []byte
 
 // ordered is a JSON object whose members keep their order.
-type ordered []entry
-
-type entry struct {
+type ordered []struct {
 	name  string
 	value any
 }
@@ -64,7 +62,7 @@ func (o ordered) get(name string) any {
 	return nil
 }
 
-func (o *ordered) add(name string, value any) { *o = append(*o, entry{name, value}) }
+func (o *ordered) add(name string, value any) { *o = append(*o, ordered{{name, value}}...) }
 
 // schema is a JSON Schema.
 type schema struct {
@@ -131,26 +129,6 @@ type specification struct {
 	Document                  jsontext.Value       `json:"document"`
 	Fields                    map[string][2]string `json:"fields"`
 	paths, schemas, responses ordered
-}
-
-// document serves the OpenAPI document. With a prefix it is written in parts: copies for clients
-// that do not read them would take memory without bounds.
-func (s *server) document() handlerFunc {
-	text := string(s.openAPI())
-	under := func(prefix string) *strings.Replacer {
-		return strings.NewReplacer("{server}", cmp.Or(prefix, "/"), "{root}", prefix)
-	}
-	plain := asset("application/json", "", []byte(under("").Replace(text)))
-	return func(w *responseWriter, r *http.Request) {
-		prefix := s.prefix(r)
-		if prefix == "" {
-			plain(w, r)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(http.StatusOK)
-		under(prefix).WriteString(w, text)
-	}
 }
 
 // openAPI returns the document of the route table as JSON, in which {server} and {root} stand for
@@ -222,8 +200,7 @@ func (d *specification) answers(rt *route) ordered {
 	if rt.status == http.StatusCreated {
 		headers = append(headers, "Location")
 	}
-	switch out := reflect.Zero(t).Interface().(type) {
-	case pager:
+	if out, ok := reflect.Zero(t).Interface().(pager); ok {
 		items, _ := out.content()
 		t, headers = reflect.TypeOf(items), append(headers, "Link")
 	}
@@ -354,17 +331,13 @@ func (d *specification) field(owner string, f *field) *schema {
 		o.Format, o.Minimum, o.Maximum = "double", low, high
 	case kindTime:
 		o.Type, o.Format = "string", kindTime
-		if f.low != "" {
-			o.Description = "Not before " + f.low + ". "
-		}
-		if f.high != "" {
-			o.Description += "Not after " + f.high + ". "
+		for _, bound := range [][2]string{{"Not before ", f.low}, {"Not after ", f.high}} {
+			if bound[1] != "" {
+				o.Description += bound[0] + bound[1] + ". "
+			}
 		}
 	case kindObject:
 		o.AdditionalProperties = new(true)
-		if f.at("query") { // a parameter with content or contentMediaType breaks generators
-			o = &schema{Type: "string"}
-		}
 	case kindVector: // without minItems: generators make a tuple where it equals maxItems
 		o.Type, o.MaxItems = "array", f.max
 		o.Items = &schema{Type: "number", Format: "float", Minimum: new(int64(-maxHalf)),
@@ -373,14 +346,14 @@ func (d *specification) field(owner string, f *field) *schema {
 			"Exactly %d numbers, with a norm between 1e-12 and 1e12.", f.max)
 	case kindList:
 		o.Type, o.MinItems, o.MaxItems, o.Items = "array", f.min, high, d.field("", f.items)
-		if f.at("query") {
-			o = &schema{Type: "string"}
-		}
 	case kindMap:
 		o.Type, o.MinProperties, o.MaxProperties = "object", f.min, high
 		o.AdditionalProperties = d.field("", f.items)
 	case kindStruct:
 		o = d.body(f.object, f.nullable)
+	}
+	if f.at("query") && (f.kind == kindObject || f.kind == kindList) {
+		o = &schema{Type: "string"} // with content or contentMediaType it breaks generators
 	}
 	if f.def != "" && f.at("query") {
 		o.Default = o.literal(f.def)
@@ -393,10 +366,7 @@ func (d *specification) field(owner string, f *field) *schema {
 
 // describe completes the schema of a property with its texts: those of its tags come first.
 func (d *specification) describe(o *schema, owner, name, doc, example string, nullable bool) {
-	text, ok := d.Fields[owner+"."+name]
-	if !ok {
-		text = d.Fields[name]
-	}
+	text := cmp.Or(d.Fields[owner+"."+name], d.Fields[name])
 	o.Description = strings.TrimSpace(cmp.Or(doc, text[0]) + " " + o.Description)
 	if example = cmp.Or(example, text[1]); example != "" {
 		o.Examples = []any{o.literal(example)}

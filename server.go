@@ -1,7 +1,6 @@
 package main
 
-// server.go is the HTTP server: the route table, and what every request passes on its way to a
-// row.
+// server.go is the HTTP server: the route table, and what every request passes before its row.
 //
 // Threats and answers. A client that sends slowly, or not at all: each phase has a time-out, and a
 // body a least rate (receive in decode.go). A client that chooses its own address or scheme:
@@ -10,6 +9,7 @@ package main
 // credentials.
 
 import (
+	"cmp"
 	"crypto/rand"
 	"log/slog"
 	"net/http"
@@ -119,6 +119,25 @@ func (s *server) addRow(rt *route) {
 	}
 	rt.endpoint.input.setVectors(s.cfg.EmbeddingDimensions)
 	s.route(rt.method, s.cfg.APIPrefix+rt.path, rt, s.serve)
+}
+
+// document serves the OpenAPI document. With a prefix it is written in parts: copies for clients
+// that do not read them would take memory without bounds.
+func (s *server) document() handlerFunc {
+	text := string(s.openAPI())
+	under := func(prefix string) *strings.Replacer {
+		return strings.NewReplacer("{server}", cmp.Or(prefix, "/"), "{root}", prefix)
+	}
+	plain := asset("application/json", "", []byte(under("").Replace(text)))
+	return func(w *responseWriter, r *http.Request) {
+		if prefix := s.prefix(r); prefix != "" {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusOK)
+			under(prefix).WriteString(w, text)
+			return
+		}
+		plain(w, r)
+	}
 }
 
 type no = []*problem // refusals; what all rows of a kind can answer is not listed: see problems
@@ -284,7 +303,7 @@ func (s *server) finish(w *responseWriter, r *http.Request) {
 			cause = nil
 		}
 	}
-	for _, release := range []func(){w.release, w.leave} {
+	for _, release := range []func(){w.freeBody, w.endRequest} {
 		if release != nil {
 			release()
 		}

@@ -43,7 +43,7 @@ func TestQueriesPerRequest(t *testing.T) {
 	m, admin := a.signUp("ada"), a.signUpAdmin("root")
 	st, log := echoingStore(t, a.url)
 	a.server.store = st
-	a.alive(m.AccessToken) // opens the connection
+	a.accepts(m.AccessToken) // opens the connection
 	const inTx = 2         // begin and commit
 	b := map[string]string{"email": "b@example.com", "password": goodPass}
 	login := map[string]string{"username": "b@example.com", "password": goodPass}
@@ -294,7 +294,7 @@ func TestLockedRow(t *testing.T) {
 	if took := time.Since(start); took > queryTimeout+time.Second {
 		t.Errorf("a locked row held a request for %v", took)
 	}
-	if !a.alive(m.AccessToken) {
+	if !a.accepts(m.AccessToken) {
 		t.Error("reading waits for the lock")
 	}
 	end()
@@ -577,7 +577,7 @@ func TestRevocation(t *testing.T) {
 	deleted := make(chan answer, 2)
 	go func() { deleted <- a.do("DELETE", path, root.AccessToken, nil) }()
 	go func() { deleted <- a.do("DELETE", "/api/v1/users/me", bob.AccessToken, `{`+current) }()
-	eventually(t, "the tokens to end", func() bool { return !a.alive(bob.AccessToken) })
+	eventually(t, "the tokens to end", func() bool { return !a.accepts(bob.AccessToken) })
 	soon()
 	a.login(root.Email, goodPass)
 	soon()
@@ -606,14 +606,14 @@ func TestRestore(t *testing.T) {
 	if ada.ID != bob.ID {
 		t.Errorf("Ada is account %d, and Bob %d: this test proves nothing", ada.ID, bob.ID)
 	}
-	if a.alive(ada.AccessToken) {
+	if a.accepts(ada.AccessToken) {
 		t.Error("the access token of another account's session is accepted")
 	}
 	a.want(a.refresh(ada.RefreshToken), 401, "invalid_refresh_token")
 	for _, token := range []string{ada.AccessToken, ada.RefreshToken} {
 		a.want(a.do("POST", "/api/v1/auth/revoke", "", map[string]string{"token": token}), 200, "")
 	}
-	if !a.alive(bob.AccessToken) {
+	if !a.accepts(bob.AccessToken) {
 		t.Error("a token of before the restore has ended a session of after it")
 	}
 }

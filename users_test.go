@@ -90,7 +90,7 @@ func TestChangePassword(t *testing.T) {
 	a.want(change("another canary passphrase", "wrong canary"), 403, "wrong_password")
 	a.want(change("password1", goodPass), 422, "invalid_request")
 	a.want(change("another canary passphrase", goodPass), 200, "")
-	if !a.alive(m.AccessToken) || a.alive(second.AccessToken) {
+	if !a.accepts(m.AccessToken) || a.accepts(second.AccessToken) {
 		t.Error("a new password must end the other sessions and keep this one")
 	}
 	a.want(a.tryLogin(m.Email, goodPass), 401, "invalid_credentials")
@@ -208,7 +208,7 @@ func TestAdminUsers(t *testing.T) {
 	}
 	a.want(put(`{"full_name":"By Admin","email":"New@example.com"}`), 200, "")
 	a.want(put(`{"email":"root@example.com"}`), 409, "email_taken")
-	if !a.alive(m.AccessToken) {
+	if !a.accepts(m.AccessToken) {
 		t.Error("an admin's change of name or e-mail ended a session")
 	}
 	a.want(put(`{"is_admin":true}`), 200, "")
@@ -216,13 +216,13 @@ func TestAdminUsers(t *testing.T) {
 	a.want(put(`{"is_admin":false}`), 200, "")
 	a.want(a.do("GET", "/api/v1/users", m.AccessToken, nil), 403, "admin_required")
 	a.want(put(`{"password":"another canary passphrase"}`), 200, "")
-	if a.alive(m.AccessToken) {
+	if a.accepts(m.AccessToken) {
 		t.Error("an admin's change of the password must end all sessions")
 	}
 	fresh := a.login("new@example.com", "another canary passphrase")
 	a.want(put(`{"is_active":false}`), 200, "")
 	a.want(put(`{"is_active":true}`), 200, "")
-	if a.alive(fresh.AccessToken) {
+	if a.accepts(fresh.AccessToken) {
 		t.Error("a session survived a deactivation")
 	}
 	self := fmt.Sprintf("/api/v1/users/%d", admin.ID)
