@@ -479,7 +479,8 @@ func TestExpiredAccessToken(t *testing.T) {
 	for expires, want := range map[int64]bool{now - 1: false, now + 30: true} {
 		claims.Expires = expires
 		if got := a.accepts(a.keys.keys[0].access.sign(claims)); got != want {
-			t.Errorf("a token that expires %v: accepted is %v", time.Until(time.Unix(expires, 0)), got)
+			t.Errorf("a token that expires %v: accepts = %v", time.Until(time.Unix(expires, 0)),
+				got)
 		}
 	}
 	claims.Subject = "1000000"
