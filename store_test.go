@@ -44,7 +44,7 @@ func TestQueriesPerRequest(t *testing.T) {
 	st, log := echoingStore(t, a.url)
 	a.server.store = st
 	a.accepts(m.AccessToken) // opens the connection
-	const inTx = 2         // begin and commit
+	const inTx = 2           // begin and commit
 	b := map[string]string{"email": "b@example.com", "password": goodPass}
 	login := map[string]string{"username": "b@example.com", "password": goodPass}
 	refresh := map[string]string{"refresh_token": m.RefreshToken}
