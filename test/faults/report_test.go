@@ -104,10 +104,8 @@ func (r *row) count(a answer) {
 }
 
 // isSlow says that the short selection is not to blame the service for a refusal: beside other work
-// it may take longer to open a connection to PostgreSQL than the service waits.
-func isSlow(a answer) bool {
-	return !full && a.status() == 503 && bytes.Contains(a.body, []byte("database_unavailable"))
-}
+// it may take longer to get a connection to PostgreSQL than the service waits.
+func isSlow(a answer) bool { return !full && a.status() == 503 }
 
 // isBusy says that the service refused a request because a limiter was full.
 func isBusy(a answer) bool {
@@ -146,7 +144,6 @@ type sample struct {
 	address    int    // of the addresses of a load
 	status     int    // 0: no answer
 	reused     bool   // the connection had carried a request before
-	slow       bool   // isSlow
 	note       string // what breaks the criteria of every row, "" for nothing
 }
 
@@ -184,12 +181,12 @@ func perSecond(samples []sample) (out []second) {
 	return out
 }
 
-// refused returns how many samples were refused, other than for a slow machine.
-func refused(samples []sample) (n int) {
-	for _, s := range samples {
-		if s.status != 200 && !s.slow {
-			n++
-		}
+// refused returns how many samples were refused. In the short selection the first half is the slow
+// machine's.
+func refused(samples []sample) int {
+	n := len(samples) - perStatus(samples)[200]
+	if !full {
+		n = max(0, n-len(samples)/2)
 	}
 	return n
 }

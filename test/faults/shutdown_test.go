@@ -38,7 +38,7 @@ func TestShutdown(t *testing.T) {
 			if read && o.end.After(signalled) {
 				underWay++
 			}
-		case o.status == 503 && !full: // the machine is too slow
+		case o.status == 503 && !full: // see isSlow
 		case o.status != 0:
 			r.fault("a POST was answered with %d", o.status)
 		case read:

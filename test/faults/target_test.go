@@ -12,10 +12,10 @@ import (
 )
 
 // The criteria of the rows of abuse: resident memory in MiB, and the p99 of another user. In the
-// short selection, which other rows disturb, the time only has to be of the right order.
+// short selection, which other rows disturb, there only has to be an answer.
 const memoryLimit = 256
 
-var otherLimit = pick(100*time.Millisecond, 2*time.Second)
+var otherLimit = pick(100*time.Millisecond, clientTimeout)
 
 // runawayMemory is the resident memory in MiB at which a row kills the service, to save the
 // machine.
