@@ -101,7 +101,11 @@ func TestRegisterAtOnce(t *testing.T) {
 			}
 		}
 		account := map[string]string{"email": string(email), "password": goodPass}
-		switch ans := a.do("POST", "/api/v1/auth/register", "", account); {
+		ans := a.do("POST", "/api/v1/auth/register", "", account)
+		for ans.code() == "busy" { // on a slow machine
+			ans = a.do("POST", "/api/v1/auth/register", "", account)
+		}
+		switch {
 		case ans.status == 201:
 			created.add()
 		case ans.code() == "email_taken":
