@@ -369,9 +369,11 @@ func (v violation) Error() string {
 	return fmt.Sprintf("SQLSTATE %s, constraint %q", v.code, v.constraint)
 }
 
-// onConstraint returns p where err is the violation of this constraint, else err.
+// onConstraint returns p where err is the violation of this constraint, else err. On a shard of Citus
+// the name ends with the shard's number.
 func onConstraint(err error, constraint string, p *problem) error {
-	if v, ok := errors.AsType[violation](err); ok && v.constraint == constraint {
+	v, ok := errors.AsType[violation](err)
+	if ok && strings.TrimRight(v.constraint, "_0123456789") == constraint {
 		return p
 	}
 	return err
