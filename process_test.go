@@ -939,6 +939,9 @@ func TestRename(t *testing.T) {
 	p.run(true, "make", "-s", "rename", "NAME="+name)
 	renamed := p.files()
 	for file, text := range renamed {
+		if strings.Contains(file, old) {
+			t.Errorf("%s keeps its name", file)
+		}
 		for line := range strings.Lines(strings.ToLower(text)) {
 			if strings.Contains(line, old) && !strings.Contains(line, "never renamed") &&
 				file != "passwords.txt" && file != "go.sum" {
@@ -954,8 +957,9 @@ func TestRename(t *testing.T) {
 		t.Error("a second run changes something")
 	}
 	p.run(true, "make", "-s", "rename", "NAME="+old)
-	for file, text := range p.files() {
-		if text != original[file] {
+	back := p.files()
+	for file, text := range original {
+		if text != back[file] {
 			t.Errorf("%s is another after a rename there and back", file)
 		}
 	}

@@ -1,9 +1,9 @@
 #!/bin/sh
 # Gives the project another name: "make rename NAME=shop". It replaces the old one, in lower, upper
-# and mixed case, in every text file that Git has or would add: the module and its imports, the
-# program, settings of Docker, the database role, metrics, the issuer of tokens, texts. A second run
-# with the same NAME changes nothing, and another NAME replaces the first, because a word that the
-# sources use for something else is refused. Lines that say "never renamed" stay as they are.
+# and mixed case, in every text file that Git has or would add, and in the names of these: module
+# and imports, the program, settings of Docker, the database role, metrics, the issuer of tokens,
+# texts. A second run with the same NAME changes nothing, and another NAME replaces the first: a
+# word that the sources use for something else is refused. Lines that say "never renamed" stay.
 set -eu
 export LC_ALL=C
 cd "$(dirname "$0")/.."
@@ -43,6 +43,11 @@ search -l -e "$old" | while IFS= read -r file; do
 		s/$(upper "$old")/$(upper "$new")/g
 	}" "$file" >"$tmp"
 	cat "$tmp" >"$file" # so that it keeps its mode
+done
+git ls-files -co --exclude-standard | grep "$old" | while IFS= read -r file; do
+	to=$(echo "$file" | sed "s/$old/$new/g")
+	mkdir -p "$(dirname "$to")"
+	[ ! -e "$file" ] || mv "$file" "$to"
 done
 gofmt -w . # the columns of comments have moved
 rm -f "./$old" # the program, which Git ignored under this name
