@@ -1022,6 +1022,106 @@ func TestOwnWords(t *testing.T) {
 	}
 }
 
+// readJudged returns a set of test/judged: 20 questions, for each of them 10 texts on its topic, of
+// which the first answers it, and the embeddings of all.
+func readJudged(t testing.TB, lang, model string) (questions, texts []string, vectors [][]int8) {
+	t.Helper()
+	data, err := os.ReadFile("test/judged/" + lang + ".txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		switch kind, text := line[0], strings.TrimSpace(line[1:]); kind {
+		case '?':
+			questions = append(questions, text)
+		case '*', '-':
+			texts = append(texts, text)
+		}
+	}
+	if data, err = os.ReadFile("test/judged/" + lang + "." + model); err != nil {
+		t.Fatal(err)
+	}
+	for row := range slices.Chunk(data, 384) {
+		var v []int8
+		for _, b := range row {
+			v = append(v, int8(b))
+		}
+		vectors = append(vectors, v)
+	}
+	if len(questions) != 20 || len(texts) != 200 || len(vectors) != 220 {
+		t.Fatalf("%s: %d, %d, %d", lang, len(questions), len(texts), len(vectors))
+	}
+	return questions, texts, vectors
+}
+
+// TestJudged asks the questions of test/judged in each mode: of the first 5 results, no fewer are
+// on the topic in hybrid than in vector, and with TEXT_SEARCH_CONFIG=simple no fewer of the first
+// answer the question. With -v -recall it prints the table of BENCHMARKS.md.
+func TestJudged(t *testing.T) {
+	t.Parallel()
+	type figures struct{ near, first int }
+	modes := []string{"vector", "text", "hybrid"}
+	ask := func(a *app, lang, model string) map[string]figures {
+		questions, texts, vectors := readJudged(t, lang, model)
+		m := a.signUp(model)
+		var batch []map[string]any
+		for i, text := range texts {
+			batch = append(batch, map[string]any{"content": text, "embedding": vectors[20+i]})
+		}
+		a.want(a.do("POST", docsPath, m.AccessToken, map[string]any{"documents": batch}), 201, "")
+		all := map[string]figures{}
+		for i, question := range questions {
+			for _, mode := range modes {
+				body := map[string]any{"mode": mode, "limit": 5}
+				if mode != "vector" {
+					body["query"] = question
+				}
+				if mode != "text" {
+					body["embedding"] = vectors[i]
+				}
+				ans := a.want(a.do("POST", docsPath+"/search", m.AccessToken, body), 200, "")
+				f := all[mode]
+				results := decode[searchResult](ans).Results
+				for rank, r := range results {
+					place := slices.Index(texts, r.Document.Content)
+					if place/10 == i {
+						f.near++
+					}
+					if rank == 0 && place == 10*i {
+						f.first++
+					}
+				}
+				all[mode] = f
+			}
+		}
+		return all
+	}
+	for _, configs := range [][]string{
+		{"en", "simple", "english"}, {"de", "simple", "german"}, {"ru", "simple", "russian"},
+	} {
+		lang := configs[0]
+		if !*fullRecall {
+			configs = configs[:2]
+		}
+		for _, textSearch := range configs[1:] {
+			a := newDocsApp(t, 384, func(c *config) { c.TextSearch = textSearch })
+			for _, model := range []string{"minilm", "e5"} {
+				got := ask(a, lang, model)
+				row := fmt.Sprintf("| %s | %s | %s |", lang, textSearch, model)
+				for _, mode := range modes {
+					row += fmt.Sprintf(" %.2f, %d |", float64(got[mode].near)/100, got[mode].first)
+				}
+				t.Log(row)
+				vector, hybrid := got["vector"], got["hybrid"]
+				if hybrid.near < vector.near ||
+					textSearch == "simple" && hybrid.first < vector.first {
+					t.Errorf("%s: hybrid is worse than vector", row)
+				}
+			}
+		}
+	}
+}
+
 // TestLongDocuments checks that a page of long documents ends early and links to the next one, and
 // that a search returns all results or an error.
 func TestLongDocuments(t *testing.T) {
@@ -1183,7 +1283,7 @@ func cosineDistance(a, b []float64) float64 {
 }
 
 var fullRecall = flag.Bool("recall", false,
-	"TestRecall with owners of up to 20,000 documents at 384 dimensions")
+	"TestRecall with owners of up to 20,000 documents at 384 dimensions; TestJudged in full")
 
 // TestRecall compares searches over HTTP with a computation in float64 over the stored vectors, for
 // owners of several sizes, with and without filters, on and off the topics of the documents, while
