@@ -14,6 +14,7 @@ openapi_generator=7.25.0
 openapi_python_client=0.29.1
 oapi_codegen=2.8.2
 ogen=1.24.0
+langchain_tests=1.1.9
 python_imports='mypy==2.4.1 pydantic==2.14.4 python-dateutil==2.9.0.post0
 	types-python-dateutil==2.9.0.20261116 typing-extensions==4.16.0 urllib3==2.8.0'
 go_imports='github.com/oapi-codegen/runtime@v1.9.0 github.com/oapi-codegen/nullable@v1.2.0
@@ -225,6 +226,16 @@ compile_maven() {
 drive_java() { java -cp "$made/$1/target/classes:$(cat "$made/$1/classpath")" Driver; }
 drive_kotlin() { java -cp "$made/$1/target/classes:$(cat "$made/$1/classpath")" DriverKt; }
 
+# LangChain's own tests of vector stores, on docs/langchain_latch.py.
+test_langchain() {
+	has python3 || { say 'langchain: not tried: no Python'; return; }
+	[ -x "$cache/langchain/bin/pip" ] || python3 -m venv "$cache/langchain"
+	"$cache/langchain/bin/pip" install -q --disable-pip-version-check \
+		"langchain-tests==$langchain_tests" &&
+		"$cache/langchain/bin/python" -m pytest -q -p no:cacheprovider -o asyncio_mode=auto \
+			"$here/langchain_test.py"
+}
+
 rm -rf "$made"
 mkdir -p "$made" "$logs"
 echo '| generator | version | generates | compiles | runs | login by |' >"$table"
@@ -247,6 +258,7 @@ row openapi-generator-python "$openapi_generator" generate_python compile_python
 row openapi-generator-go "$openapi_generator" generate_go compile_go drive_go
 row openapi-generator-java "$openapi_generator" generate_java compile_maven drive_java
 row openapi-generator-kotlin "$openapi_generator" generate_kotlin compile_maven drive_kotlin
+case $only in "  " | *" langchain "*) test_langchain >&2 || failed=1 ;; esac
 cat "$table"
 if [ "$only" = "  " ]; then
 	page=$root/docs/clients.md
