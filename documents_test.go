@@ -1192,6 +1192,7 @@ func TestSearchBombs(t *testing.T) {
 		strings.Repeat("a_", 4000), strings.Join(words[:64], " "),
 		`"` + strings.Join(words[:64], " ") + `"`,
 		"| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+		strings.Join(words, "/"),
 	}
 	for range 150 {
 		var query []string

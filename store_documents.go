@@ -260,8 +260,9 @@ const fuseDepth = "200"
 // matchingWords finds the documents that fit a query. Those with all words come first, their scores
 // above 1. Only where they are fewer than the limit $3, those follow that have some: their score is
 // the share of the words that they have, each weighing the more the fewer documents have it. Of the
-// documents with one word, 2,000 count, which bounds the cost. Its parameters are the configuration
-// of the words, the three results of searchWords, and the documents.
+// words, as which parts like a/b/c count, the 64 longest are looked up, and of the documents with
+// one the first 2,000: that bounds the cost. Its parameters are the configuration of the words, the
+// three results of searchWords, and the documents.
 const matchingWords = `query AS MATERIALIZED (
 	    SELECT websearch_to_tsquery(config, search_text(%[2]s)) AS every,
 	        websearch_to_tsquery(config, search_text(%[3]s)) AS bound,
@@ -273,7 +274,9 @@ const matchingWords = `query AS MATERIALIZED (
 	    ORDER BY score DESC, id LIMIT ` + fuseDepth + `),
 	terms AS MATERIALIZED (
 	    SELECT ids, 1 / sqrt(1 + n) AS weight
-	    FROM query, unnest(others), LATERAL (
+	    FROM query, LATERAL (
+	        SELECT lexeme FROM unnest(others) ORDER BY length(lexeme) DESC, lexeme LIMIT 64) AS w,
+	    LATERAL (
 	        SELECT count(*) AS n, array_agg(id) AS ids
 	        FROM (SELECT id %[5]s AND words @@ (quote_literal(lexeme)::tsquery && bound)
 	              LIMIT 2000) AS d) AS have
