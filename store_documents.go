@@ -356,14 +356,14 @@ func queryMatches(ctx context.Context, limited runner, sql string, args ...any) 
 
 // ---- HNSW indexes of large owners ----
 
-// maxScan bounds how many documents a search by an index compares with its filter. Fewer than that
-// in a thousand match where it finds too few, and then the exact search reads only these.
+// maxScan bounds how many documents a search by an index tests against its filter, in some 50 ms. A
+// filter that too few of them pass is rare, and cheap for the exact search, which reads only those.
 const maxScan = 5000
 
 // searchIndex returns the documents nearest to in.Embedding that owner's HNSW index finds: most of
-// the true ones, and fewer than in.Limit where a filter is rare. The planner takes the index if it
-// knows the owner, and finds it cheap if it knows the limit, so both are part of the text, which is
-// not kept prepared; the test of a filter must not invite other indexes.
+// the true ones, and fewer than in.Limit where a filter is rare. The planner takes the index only
+// if it knows the owner, and sees that it is cheap only if it knows the limit. So both are part of
+// the text, which is not kept prepared; and IS TRUE hides the filter from other indexes.
 func (st *store) searchIndex(
 	ctx context.Context, owner int64, in searchInput, efSearch int,
 ) ([]match, error) {
