@@ -422,8 +422,10 @@ func TestIndexCommand(t *testing.T) {
 	if out := index(0, "-list"); strings.Count(out, "\n") != 1 {
 		t.Errorf("after -drop, latch index -list prints %s", out)
 	}
-	a.sql(`CREATE ROLE stranger LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO stranger`)
-	a.url = strings.Replace(a.url, "postgres@", "stranger@", 1)
+	role := fmt.Sprintf("stranger%d", dbCount.Add(1)) // for -count=2
+	a.sql(`CREATE ROLE ` + role + ` LOGIN`)
+	a.sql(`GRANT ALL ON ALL TABLES IN SCHEMA public TO ` + role)
+	a.url = strings.Replace(a.url, "postgres@", role+"@", 1)
 	if out := index(1, m.Email); !strings.Contains(out, "must own the table documents") {
 		t.Errorf("as another role it prints %s", out)
 	}
