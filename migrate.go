@@ -302,7 +302,7 @@ func (st *store) checkChoices(ctx context.Context, cfg *config) error {
 // ---- HNSW indexes of large owners ----
 
 // buildIndex builds owner's index, unless there is a valid one, on a connection of its own without
-// time-outs. The graph should fit into memory, in bytes: without, a build takes ten times as long.
+// time-outs. The graph should fit into memory, in bytes: else a build takes several times as long.
 // PostgreSQL goes on with a build whose client was killed, and keeps its lock, so that another call
 // waits for it; the index of one that failed is dropped first. One process builds: several need
 // shared memory that containers seldom have, and pgvector before 0.8.2 has a fault there.
