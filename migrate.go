@@ -414,7 +414,7 @@ func (s *server) measureIndex(
 			var got []match
 			m, begin := &list[k], time.Now()
 			if m.efSearch == 0 {
-				got, err = s.store.search(ctx, owner, in, s.cfg.TextSearch)
+				got, err = s.store.nearest(ctx, owner, in.Embedding)
 			} else {
 				got, err = s.store.searchIndex(ctx, owner, in, m.efSearch)
 			}

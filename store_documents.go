@@ -438,6 +438,18 @@ func (st *store) dropIndex(ctx context.Context, owner int64) error {
 	return err
 }
 
+// nearest returns the distances of the 10 documents of owner that are exactly the nearest to v,
+// also where that takes longer than a search may.
+func (st *store) nearest(ctx context.Context, owner int64, v vector) ([]match, error) {
+	scan := func(row pgx.CollectableRow) (m match, err error) {
+		err = row.Scan(&m.Distance)
+		return m, err
+	}
+	return queryAll(ctx, st.runBulk, scan, `
+		SELECT cosine_distance(embedding, $2) AS distance FROM documents WHERE owner_id = $1
+		ORDER BY distance LIMIT 10`, owner, pgvector.NewHalfVector(v))
+}
+
 // sampleVectors returns the embeddings of n documents of owner, chosen at random by their ids.
 func (st *store) sampleVectors(
 	ctx context.Context, owner, n int64,
