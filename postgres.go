@@ -369,8 +369,8 @@ func (v violation) Error() string {
 	return fmt.Sprintf("SQLSTATE %s, constraint %q", v.code, v.constraint)
 }
 
-// onConstraint returns p where err is the violation of this constraint, else err. On a shard of Citus
-// the name ends with the shard's number.
+// onConstraint returns p where err is the violation of this constraint, else err. On a shard of
+// Citus the name ends with the shard's number.
 func onConstraint(err error, constraint string, p *problem) error {
 	v, ok := errors.AsType[violation](err)
 	if ok && strings.TrimRight(v.constraint, "_0123456789") == constraint {
