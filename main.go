@@ -156,6 +156,9 @@ func withDatabase(ctx context.Context, cfg *config, args []string) (err error) {
 	}
 	tracer := &statementLog{log, cfg.DatabaseEcho,
 		time.Duration(cfg.SlowStatement) * time.Millisecond}
+	if len(args) > 0 {
+		tracer.slow = 0 // a command has nobody who waits
+	}
 	st, err := openStore(ctx, cfg.DatabaseURL, cfg.DatabaseMaxConns, tracer)
 	if err != nil {
 		return err
