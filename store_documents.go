@@ -371,10 +371,13 @@ func (st *store) searchIndex(
 	args := []any{owner, in.Include != nil, vector}
 	where := fmt.Sprintf("owner_id = %d AND (true%s) IS TRUE", owner, filterBy(in.Filter, &args))
 	limited := st.runLimited(in.Filter != nil)
-	efSearch = min(efSearch*int(max(10, in.Limit))/10, 1000) // it was measured for 10 results
+	efSearch = efSearch * int(max(10, in.Limit)) / 10 // it was measured for 10 results
+	if in.Filter != nil {
+		efSearch *= 10 // strict order drops what is found late
+	}
 	run := func(ctx context.Context, f work) error {
 		return limited(ctx, inTx(f, "hnsw.iterative_scan = strict_order",
-			fmt.Sprintf("hnsw.ef_search = %d", efSearch),
+			fmt.Sprintf("hnsw.ef_search = %d", min(efSearch, 1000)),
 			fmt.Sprintf("hnsw.max_scan_tuples = %d", maxScan)))
 	}
 	return queryMatches(ctx, run, fmt.Sprintf(`
