@@ -69,7 +69,7 @@ func openStore(
 		return nil, err
 	}
 	st := &store{
-		conns: limiter{total: maxConns, share: max(1, maxConns-lookupBatches), queue: 256,
+		conns: limiter{total: maxConns, share: max(1, maxConns/2), queue: 256,
 			timeout: acquireTimeout, detail: "Too many requests wait for the database; try again."},
 		expensive: limiter{total: max(1, maxConns/2), share: max(1, maxConns/4), queue: 256,
 			timeout: acquireTimeout, detail: "Too many searches are in progress; try again."},
