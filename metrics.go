@@ -5,6 +5,7 @@ package main
 // for the world: it has no login. It also has the health checks.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,12 +15,13 @@ import (
 	"math"
 	"net"
 	"net/http"
-	"net/http/pprof"
 	"os"
 	"regexp"
 	"runtime"
 	"runtime/debug"
+	"runtime/pprof"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -267,15 +269,46 @@ func (s *server) serveMetrics() (*http.Server, error) {
 		s.writeMetrics(w)
 	})
 	if s.cfg.Debug {
-		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+		mux.HandleFunc("GET /debug/pprof/{name...}", serveProfile)
 	}
 	hs := &http.Server{Addr: listener.Addr().String(), Handler: mux, ReadTimeout: headerTimeout,
 		WriteTimeout: writeTimeout}
 	go hs.Serve(listener)
 	s.log.Info("metrics", "address", hs.Addr)
 	return hs, nil
+}
+
+// serveProfile writes a profile for go tool pprof: profile, of the processor for ?seconds=30, or a
+// state such as heap or goroutine, with ?debug=1 as text; without a name, the names of these. It
+// stands for net/http/pprof, which makes the program 0.6 MB larger.
+func serveProfile(w http.ResponseWriter, r *http.Request) {
+	number := func(name string) int { n, _ := strconv.Atoi(r.FormValue(name)); return n }
+	name := r.PathValue("name")
+	if profile := pprof.Lookup(name); profile != nil {
+		profile.WriteTo(w, number("debug"))
+		return
+	}
+	switch name {
+	case "":
+		fmt.Fprintln(w, "profile")
+		for _, profile := range pprof.Profiles() {
+			fmt.Fprintln(w, profile.Name())
+		}
+	case "profile":
+		duration := time.Duration(cmp.Or(number("seconds"), 30)) * time.Second
+		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(duration + writeTimeout))
+		if err := pprof.StartCPUProfile(w); err != nil {
+			http.Error(w, err.Error(), http.StatusConflict) // another one is being made
+			return
+		}
+		defer pprof.StopCPUProfile()
+		select {
+		case <-time.After(duration):
+		case <-r.Context().Done():
+		}
+	default:
+		http.NotFound(w, r)
+	}
 }
 
 // milliseconds returns d in ms, to the microsecond.
