@@ -176,11 +176,12 @@ func (w *responseWriter) discard(r *http.Request) {
 
 // serve answers a request of a row: nothing is read of the body before its sender is known.
 func (s *server) serve(w *responseWriter, r *http.Request) {
-	err := s.authenticate(w, r)
-	var out any
+	info := &requestInfo{id: w.caller.requestID, route: w.route.path}
+	ctx := withRequest(r.Context(), info)
+	out, err := any(nil), s.authenticate(ctx, w, r)
 	if err == nil {
-		info := requestInfo{w.caller.key(), w.caller.requestID, w.route.path}
-		out, err = w.route.endpoint.call(withRequest(r.Context(), info), w, r)
+		info.client = w.caller.key()
+		out, err = w.route.endpoint.call(ctx, w, r)
 	}
 	if err == nil {
 		err = s.reply(w, r, out)
@@ -192,7 +193,7 @@ func (s *server) serve(w *responseWriter, r *http.Request) {
 
 // authenticate is the one access check. It fills in the caller from the bearer token and refuses
 // whom the row does not admit.
-func (s *server) authenticate(w *responseWriter, r *http.Request) error {
+func (s *server) authenticate(ctx context.Context, w *responseWriter, r *http.Request) error {
 	c := &w.caller
 	if w.route.access <= clients {
 		return nil
@@ -205,11 +206,10 @@ func (s *server) authenticate(w *responseWriter, r *http.Request) error {
 	if !ok {
 		return errInvalidToken
 	}
-	w.endRequest, err = s.requests.acquire(r.Context(), clientKey{user: ref.user}, 1)
+	w.endRequest, err = s.requests.acquire(ctx, clientKey{user: ref.user}, 1)
 	if err != nil {
 		return err
 	}
-	ctx := withRequest(r.Context(), requestInfo{id: c.requestID, route: w.route.path})
 	if c.account, err = s.store.sessionUser(ctx, ref); err != nil {
 		return accountGone(err)
 	}

@@ -284,24 +284,26 @@ func (st *store) runIdempotent(ctx context.Context, f work) error {
 // requestInfo is what statements know of the request that they are for. The zero value is the
 // program itself, and the key of such a value in a context.
 type requestInfo struct {
-	client    clientKey // whose shares of the limiters count
+	client    clientKey // whose shares of the limiters count; until it is known, nobody's
 	id, route string    // for the log
 }
 
-func withRequest(ctx context.Context, r requestInfo) context.Context {
+func withRequest(ctx context.Context, r *requestInfo) context.Context {
 	return context.WithValue(ctx, requestInfo{}, r)
 }
 
 func requestOf(ctx context.Context) requestInfo {
-	r, _ := ctx.Value(requestInfo{}).(requestInfo)
-	return r
+	if r, ok := ctx.Value(requestInfo{}).(*requestInfo); ok {
+		return *r
+	}
+	return requestInfo{}
 }
 
 // withoutClient returns ctx for statements that count for no client.
 func withoutClient(ctx context.Context) context.Context {
 	r := requestOf(ctx)
 	r.client = clientKey{}
-	return withRequest(ctx, r)
+	return withRequest(ctx, &r)
 }
 
 func acquireSlot(ctx context.Context, l *limiter) (release func(), err error) {

@@ -289,7 +289,7 @@ func (b *batcher) serve(ctx context.Context, batch []*lookup) {
 			close(l.done)
 		}
 	}()
-	err = b.run(withoutClient(context.WithoutCancel(ctx)), batch)
+	err = b.run(context.WithoutCancel(ctx), batch) // which has no client yet
 }
 
 const sessionColumns = `s.id, s.user_id, s.generation, s.rotated_at, s.expires_at`
