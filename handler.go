@@ -43,17 +43,6 @@ type route struct {
 	summary      string     // a phrase; what follows a colon and a space is the description
 }
 
-// matches reports whether a path fits a template such as /users/{id}.
-func matches(template, path string) bool {
-	want, got := strings.Split(template, "/"), strings.Split(path, "/")
-	for i := range min(len(want), len(got)) {
-		if want[i] != got[i] && (got[i] == "" || !strings.HasPrefix(want[i], "{")) {
-			return false
-		}
-	}
-	return len(want) == len(got)
-}
-
 // endpoint is a handler with its types.
 type endpoint struct {
 	input  *input

@@ -61,8 +61,8 @@ type server struct {
 	log       *slog.Logger
 	mux       *http.ServeMux
 	table     []route
-	paths     []registered
-	unmatched http.Handler // for what no row matches
+	rows      map[string]rows // by path
+	unmatched http.Handler    // for a path that no row has
 	stats     serverStats
 	start     time.Time
 	draining  atomic.Bool
@@ -76,7 +76,7 @@ type server struct {
 // newServer builds the server and its routes. It panics where the route table contradicts itself.
 func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
 	s := &server{cfg: cfg, store: st, hasher: h, embedder: newEmbedder(cfg), log: log,
-		start: time.Now(), mux: http.NewServeMux()}
+		start: time.Now(), mux: http.NewServeMux(), rows: map[string]rows{}}
 	s.requests = limiter{total: maxRequests, share: maxRequests / 32, queue: maxRequests,
 		timeout: 2 * time.Second, detail: "Too many of your requests are in progress; try again."}
 	s.bodies = limiter{total: bodyMemory, share: bodyMemory / 2, queue: 64,
@@ -99,9 +99,10 @@ func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
 			http.Redirect(w, r, s.prefix(r)+"/docs", http.StatusFound)
 		})
 	}
-	s.unmatched = s.wrap(&route{}, &s.stats.other, s.noRoute)
+	s.unmatched = s.wrap(&route{}, &s.stats.other, func(w *responseWriter, _ *http.Request) {
+		s.fail(w, errNotFound)
+	})
 	s.mux.Handle("/", s.unmatched)
-	s.closeMethods()
 	return s
 }
 
@@ -254,13 +255,46 @@ func isClean(u *url.URL) bool {
 
 type handlerFunc func(*responseWriter, *http.Request)
 
-// registered is a path of the mux with one of its methods.
-type registered struct{ method, path string }
+// methods are those that a path may support, in the order in which Allow lists them.
+var methods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
 
-// route serves a method of a path by next.
+// rows are the rows of one path, by method.
+type rows map[string]http.HandlerFunc
+
+// route serves a method of a path by next. The mux chooses by the path alone, so that a literal one
+// hides those with a wildcard for all methods: PUT /documents/search is not for the document called
+// search.
 func (s *server) route(method, path string, rt *route, next handlerFunc) {
-	s.mux.Handle(method+" "+path, s.wrap(rt, s.stats.add(method, rt.path), next))
-	s.paths = append(s.paths, registered{method, strings.TrimSuffix(path, "{$}")})
+	rs := s.rows[path]
+	if rs == nil {
+		rs = rows{}
+		s.rows[path] = rs
+		s.mux.Handle(path, s.byMethod(rs))
+	}
+	if rs[method] != nil {
+		panic(method + " " + path + ": another row has this method and path")
+	}
+	rs[method] = s.wrap(rt, s.stats.add(method, rt.path), next)
+	if method == http.MethodGet {
+		rs[http.MethodHead] = rs[method]
+	}
+}
+
+// byMethod passes a request on to the row of its method, or answers 405.
+func (s *server) byMethod(rs rows) http.HandlerFunc {
+	unsupported := s.wrap(&route{}, &s.stats.other, func(w *responseWriter, _ *http.Request) {
+		lacks := func(method string) bool { return rs[method] == nil }
+		allowed := slices.DeleteFunc(slices.Clone(methods), lacks)
+		w.Header().Set("Allow", strings.Join(allowed, ", "))
+		s.fail(w, errMethodNotAllowed)
+	})
+	return func(w http.ResponseWriter, r *http.Request) {
+		serve := rs[r.Method]
+		if serve == nil {
+			serve = unsupported
+		}
+		serve(w, r)
+	}
 }
 
 // wrap puts next behind what every request passes, in this order: the client's address, the headers
@@ -316,9 +350,6 @@ func (s *server) finish(w *responseWriter, r *http.Request) {
 		w.discard(r)
 	}
 }
-
-// methods are those that a path may support, in the order in which Allow lists them.
-var methods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
 
 // requestID returns the client's X-Request-Id if it is short and printable, else a new one.
 func requestID(r *http.Request) string {
@@ -432,49 +463,3 @@ var (
 	printable   = regexp.MustCompile("^[!-~]+$")
 	headerNames = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~, -]+$") // RFC 9110, 5.6.2: tokens
 )
-
-// noRoute answers what no row matches: 405 where the path supports another method, else 404.
-func (s *server) noRoute(w *responseWriter, r *http.Request) {
-	allowed := s.allowed(r.URL.Path)
-	if allowed == nil || !isClean(r.URL) {
-		s.fail(w, errNotFound)
-		return
-	}
-	w.Header().Set("Allow", strings.Join(allowed, ", "))
-	s.fail(w, errMethodNotAllowed)
-}
-
-// allowed returns the methods that a path supports. A literal path hides those with a wildcard.
-func (s *server) allowed(path string) (allowed []string) {
-	same := func(p registered) bool { return p.path == path }
-	if !slices.ContainsFunc(s.paths, same) {
-		same = func(p registered) bool { return matches(p.path, path) }
-	}
-	for _, method := range methods {
-		supports := func(p registered) bool {
-			return same(p) && (p.method == method || p.method == "GET" && method == "HEAD")
-		}
-		if slices.ContainsFunc(s.paths, supports) {
-			allowed = append(allowed, method)
-		}
-	}
-	return allowed
-}
-
-// closeMethods keeps the methods that a literal path lacks from a row with a wildcard:
-// PUT /documents/search is not for the document called search.
-func (s *server) closeMethods() {
-	done := map[string]bool{}
-	for _, p := range s.paths {
-		if done[p.path] || p.path == "/" || strings.Contains(p.path, "{") {
-			continue
-		}
-		done[p.path] = true
-		allowed := s.allowed(p.path)
-		for _, method := range methods {
-			if !slices.Contains(allowed, method) {
-				s.mux.Handle(method+" "+p.path, s.unmatched)
-			}
-		}
-	}
-}

@@ -127,9 +127,14 @@ func TestPublicRoutes(t *testing.T) {
 
 func TestGateRefusesBadRows(t *testing.T) {
 	t.Parallel()
-	s := &server{cfg: &config{}, mux: http.NewServeMux()}
+	s := &server{cfg: &config{}, mux: http.NewServeMux(), rows: map[string]rows{}}
 	good := route{"GET", "/x", anyone, "x", handle(s.health), 200, nil, "x"}
 	for name, spoil := range map[string]func(*route){
+		"repeated": func(*route) {
+			other := good
+			other.path = "/repeated"
+			s.addRow(&other)
+		},
 		"no access":  func(r *route) { r.access = nobody },
 		"no status":  func(r *route) { r.status = 0 },
 		"no name":    func(r *route) { r.name = "" },
