@@ -189,4 +189,10 @@ func (w *walk) useDocuments() {
 	hybrid := `{"query":"words","mode":"hybrid","embedding":[1,1,1]}`
 	w.call(200, "POST", "/documents/search", hybrid)
 	w.call(204, "DELETE", "/documents/{id}", "")
+	keyed := `{"key":"k","content":"words","metadata":{"a":3},"embedding":[1,2,3]}`
+	w.call(201, "POST", "/documents?upsert=true", keyed)
+	w.call(201, "POST", "/documents?upsert=true", keyed)
+	w.call(200, "GET", `/documents?keys=k&filter={"a":{"$gt":2}}`, "")
+	w.call(200, "GET", `/documents/count?filter={"a":{"$gt":2}}`, "")
+	w.call(200, "DELETE", `/documents?filter={"a":{"$gt":2}}`, "")
 }
