@@ -487,7 +487,7 @@ func TestExpiredAccessToken(t *testing.T) {
 				got)
 		}
 	}
-	claims.Subject = "1000000"
+	claims.User = 1_000_000
 	if a.accepts(a.keys.keys[0].access.sign(claims)) {
 		t.Error("a session serves another user")
 	}

@@ -2,19 +2,18 @@ package main
 
 // credentials.go signs and verifies tokens, and below hashes and judges passwords.
 //
-// There are two kinds of token, both JWTs with HS256 (RFC 7515, 7519). Their code uses neither the
-// database nor HTTP, and no clock: times come from PostgreSQL, so that replicas whose clocks differ
-// agree, and whether a token has expired is asked of PostgreSQL with its session.
+// Both kinds of token are JWTs with HS256 (RFC 7515, 7519). Their code reads no clock: PostgreSQL
+// sets all times, and judges with the session whether a token has expired, so that replicas whose
+// clocks differ agree.
 //
-// Threats and answers. A token of another kind or algorithm: the header segment must equal, as
-// text, the one that is written here, so the sender has no "alg" to choose, and each kind has its
-// own key. A second spelling of a token (base64 has several): the MAC is compared in its encoded
-// form, it covers the payload segment, and the claims must encode again to the same bytes. A
-// payload that is read before it is trusted: it is not. A token whose session row is gone: session
-// ids are random, so after a restore or a fail-over no other row has its id.
+// Threats and answers. A token of another kind or algorithm: each kind has its own key, and the
+// header segment must equal, as text, the one that is written here, so the sender chooses no "alg".
+// A second spelling of a token (base64 has several): the MAC is compared in its encoded form, it
+// covers the payload segment, and the claims must encode again to the same text. A payload that is
+// read before it is trusted: it is not. A token whose session row is gone: session ids are random,
+// so after a restore or a fail-over no other row has its id.
 
 import (
-	"bytes"
 	"context"
 	"crypto/hkdf"
 	"crypto/hmac"
@@ -28,7 +27,6 @@ import (
 	"fmt"
 	"regexp"
 	"runtime"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -41,24 +39,24 @@ import (
 	"golang.org/x/crypto/bcrypt"
 )
 
-// accessClaims are the payload of an access token.
+// accessClaims are the payload of an access token. Times are seconds since 1970.
 type accessClaims struct {
 	Issuer   string `json:"iss"`
 	Audience string `json:"aud"`
-	Subject  string `json:"sub"` // the user's id
-	Session  int64  `json:"sid"` // the session's id
+	User     int64  `json:"sub,string"`
+	Session  int64  `json:"sid"`
 	ID       string `json:"jti"` // session and generation: one access token for each
-	IssuedAt int64  `json:"iat"` // seconds since 1970
-	Expires  int64  `json:"exp"` // seconds since 1970
+	IssuedAt int64  `json:"iat"`
+	Expires  int64  `json:"exp"`
 }
 
 // refreshClaims are the payload of a refresh token.
 type refreshClaims struct {
-	Subject    string `json:"sub"`
-	Session    int64  `json:"sid"`
-	Generation int64  `json:"gen"` // how often the session has been refreshed
-	IssuedAt   int64  `json:"iat"`
-	Expires    int64  `json:"exp"`
+	User       int64 `json:"sub,string"`
+	Session    int64 `json:"sid"`
+	Generation int64 `json:"gen"` // how often the session has been refreshed
+	IssuedAt   int64 `json:"iat"`
+	Expires    int64 `json:"exp"`
 }
 
 // sessionRef identifies the session that a token claims, and says when the token expires.
@@ -98,10 +96,9 @@ type signer struct {
 
 var encoding = base64.RawURLEncoding.Strict()
 
-// newKeyring takes the secrets in the order of SECRET_KEY, the issuer and the lifetime of access
-// tokens. These are signed with the secret's own bytes, so that other services that hold it can
-// verify them with any JWT library; refresh tokens with a key derived from it, so that only Latch
-// can.
+// newKeyring takes the secrets in the order of SECRET_KEY. Access tokens are signed with a secret's
+// own bytes, so that other services that hold it can verify them with any JWT library; refresh
+// tokens with a key derived from it, so that only Latch can.
 func newKeyring(secrets []string, issuer string, accessTTL time.Duration) *keyring {
 	k := &keyring{issuer: issuer, accessTTL: accessTTL}
 	for _, secret := range secrets {
@@ -124,11 +121,10 @@ func newSigner(typ string, key []byte) signer {
 // issue returns the tokens of a session's state. They are a pure function of it: the same
 // generation gives the same bytes on every replica, so a repeated refresh is harmless.
 func (k *keyring) issue(s session) tokens {
-	sub, iat := strconv.FormatInt(s.UserID, 10), s.RotatedAt.Unix()
-	ttl := int64(k.accessTTL.Seconds())
-	id := fmt.Sprintf("%d.%d", s.ID, s.Generation)
-	access := accessClaims{k.issuer, k.issuer, sub, s.ID, id, iat, iat + ttl}
-	refresh := refreshClaims{sub, s.ID, s.Generation, iat, s.ExpiresAt.Unix()}
+	iat, ttl := s.RotatedAt.Unix(), int64(k.accessTTL.Seconds())
+	jti := fmt.Sprintf("%d.%d", s.ID, s.Generation)
+	access := accessClaims{k.issuer, k.issuer, s.UserID, s.ID, jti, iat, iat + ttl}
+	refresh := refreshClaims{s.UserID, s.ID, s.Generation, iat, s.ExpiresAt.Unix()}
 	return tokens{k.keys[0].access.sign(access), k.keys[0].refresh.sign(refresh), "bearer", ttl}
 }
 
@@ -148,35 +144,29 @@ func (s signer) mac(text string) string {
 	return encoding.EncodeToString(h.Sum(nil))
 }
 
-// verifyAccess returns the session of an access token with a valid MAC. It does not judge its
-// expiry, nor whether the session still accepts it: store.sessionUser does. ok is false otherwise.
+// verifyAccess returns the session of an access token that a key signed, else false. Whether the
+// token has expired, and whether the session has ended, store.sessionUser judges.
 func (k *keyring) verifyAccess(token string) (ref sessionRef, ok bool) {
 	var c accessClaims
 	for _, key := range k.keys {
-		if key.access.open(token, &c) {
-			user, canonical := parseID(c.Subject)
-			ok = canonical && c.Session > 0 && c.Issuer == k.issuer && c.Audience == k.issuer
-			return sessionRef{c.Session, user, c.Expires}, ok
-		}
+		ok = ok || key.access.open(token, &c)
 	}
-	return sessionRef{}, false
+	ok = ok && c.User > 0 && c.Session > 0 && c.Issuer == k.issuer && c.Audience == k.issuer
+	return sessionRef{c.Session, c.User, c.Expires}, ok
 }
 
 // verifyRefresh is verifyAccess for a refresh token, which also has a generation.
 func (k *keyring) verifyRefresh(token string) (ref sessionRef, generation int64, ok bool) {
 	var c refreshClaims
 	for _, key := range k.keys {
-		if key.refresh.open(token, &c) {
-			user, canonical := parseID(c.Subject)
-			ok = canonical && c.Session > 0 && c.Generation >= 0
-			return sessionRef{c.Session, user, c.Expires}, c.Generation, ok
-		}
+		ok = ok || key.refresh.open(token, &c)
 	}
-	return sessionRef{}, 0, false
+	ok = ok && c.User > 0 && c.Session > 0 && c.Generation >= 0
+	return sessionRef{c.Session, c.User, c.Expires}, c.Generation, ok
 }
 
-// open reads the claims of a token that a holder of this key signed in the one spelling that sign
-// writes. It returns false for any other token.
+// open reads the claims of a token that this key signed, in the one spelling that sign writes. It
+// returns false for any other token.
 func (s signer) open(token string, claims any) bool {
 	rest, ok := strings.CutPrefix(token, s.header)
 	if !ok {
@@ -192,13 +182,7 @@ func (s signer) open(token string, claims any) bool {
 		return false
 	}
 	again, err := json.Marshal(claims)
-	return err == nil && bytes.Equal(again, payload) && encoding.EncodeToString(again) == segment
-}
-
-// parseID reads a positive id in its one spelling.
-func parseID(text string) (id int64, ok bool) {
-	id, err := strconv.ParseInt(text, 10, 64)
-	return id, err == nil && id > 0 && strconv.FormatInt(id, 10) == text
+	return err == nil && encoding.EncodeToString(again) == segment
 }
 
 // newSessionID returns a random id below 2^53, the integers that JavaScript keeps.

@@ -134,12 +134,12 @@ func TestParseTokens(t *testing.T) {
 	t.Parallel()
 	pair := testRing.issue(testSession)
 	a, id, ok := parseAccess(testRing, pair.AccessToken)
-	access := accessClaims{"latch", "latch", "42", 7, "7.3", 1_700_000_000, 1_700_001_800}
+	access := accessClaims{"latch", "latch", 42, 7, "7.3", 1_700_000_000, 1_700_001_800}
 	if !ok || id != 42 || a != access {
 		t.Errorf("parseAccess = %+v, %d, %v", a, id, ok)
 	}
 	r, id, ok := parseRefresh(testRing, pair.RefreshToken)
-	refresh := refreshClaims{"42", 7, 3, 1_700_000_000, 1_700_600_000}
+	refresh := refreshClaims{42, 7, 3, 1_700_000_000, 1_700_600_000}
 	if !ok || id != 42 || r != refresh {
 		t.Errorf("parseRefresh = %+v, %d, %v", r, id, ok)
 	}
@@ -210,8 +210,8 @@ func badTokens() map[string]string {
 	}
 	named := newKeyring([]string{testKey}, "other", time.Hour)
 	bad["access: TOKEN_ISSUER=other"] = named.issue(testSession).AccessToken
-	otherIssuer := accessClaims{"other", "latch", "42", 7, "7.3", 1, 2}
-	otherAudience := accessClaims{"latch", "other", "42", 7, "7.3", 1, 2}
+	otherIssuer := accessClaims{"other", "latch", 42, 7, "7.3", 1, 2}
+	otherAudience := accessClaims{"latch", "other", 42, 7, "7.3", 1, 2}
 	bad["access: other issuer"] = key.access.sign(otherIssuer)
 	bad["access: other audience"] = key.access.sign(otherAudience)
 	return bad
@@ -322,12 +322,12 @@ func FuzzToken(f *testing.F) {
 				return token != text || slices.ContainsFunc(testRing.keys, equal)
 			}
 			if isAccess && (!same(func(k key) string { return k.access.sign(a) }) ||
-				fmt.Sprint(aID) != a.Subject || aID < 1 || a.Issuer != "latch" ||
+				aID != a.User || aID < 1 || a.Issuer != "latch" ||
 				a.Audience != "latch" || a.Session < 1) {
 				t.Errorf("parseAccess(%q) = %+v, %d", token, a, aID)
 			}
 			if isRefresh && (!same(func(k key) string { return k.refresh.sign(r) }) ||
-				fmt.Sprint(rID) != r.Subject || rID < 1 || r.Session < 1 || r.Generation < 0) {
+				rID != r.User || rID < 1 || r.Session < 1 || r.Generation < 0) {
 				t.Errorf("parseRefresh(%q) = %+v, %d", token, r, rID)
 			}
 		}
