@@ -199,8 +199,8 @@ func newSessionID() int64 {
 // here logs, and no error holds a password or a hash.
 //
 // Threats and answers. A list of accounts by stopwatch: an unknown e-mail costs one hash like a
-// known one. A hash in the database that takes all memory or crashes the program: its cost is
-// bounded.
+// known one. A hash in the database that takes all memory or crashes the program: parsePHC bounds
+// its cost.
 
 // argonParams are the cost of a hash.
 type argonParams struct {
@@ -245,19 +245,22 @@ func newHasher(params argonParams) *hasher {
 	h := &hasher{params: params, slots: limiter{total: int64(slots), share: int64(max(1, slots-1)),
 		queue: hashQueue * slots, timeout: hashTimeout,
 		detail: "Too many passwords are being checked; try again."}}
-	h.dummy = h.compute(rand.Text())
+	h.dummy, _ = h.hash(context.Background(), clientKey{}, rand.Text()) // a slot is free
 	return h
 }
 
-// hash returns the PHC string of a client's password under a fresh salt. Errors are those of
-// limiter.acquire.
+// hash returns the PHC string of a client's password. Errors are those of limiter.acquire.
 func (h *hasher) hash(ctx context.Context, client clientKey, password string) (string, error) {
 	release, err := h.slots.acquire(ctx, client, 1)
 	if err != nil {
 		return "", err
 	}
 	defer h.collect(release, h.params.memory)
-	return h.compute(password), nil
+	salt := make([]byte, saltBytes)
+	rand.Read(salt) // never fails: crypto/rand ends the program instead
+	p := h.params
+	tag := argon2.IDKey([]byte(password), salt, p.time, p.memory, p.threads, tagBytes)
+	return formatPHC(p, salt, tag), nil
 }
 
 // verify reports whether password has the hash encoded: of Argon2id, or of bcrypt, as databases of
@@ -266,7 +269,7 @@ func (h *hasher) hash(ctx context.Context, client clientKey, password string) (s
 // Other errors are those of limiter.acquire.
 func (h *hasher) verify(
 	ctx context.Context, client clientKey, password, encoded string,
-) (same bool, err error) {
+) (bool, error) {
 	release, err := h.slots.acquire(ctx, client, 1)
 	if err != nil {
 		return false, err
@@ -281,11 +284,10 @@ func (h *hasher) verify(
 	}
 	defer h.collect(release, p.memory)
 	got := argon2.IDKey([]byte(password), salt, p.time, p.memory, p.threads, uint32(len(want)))
-	same = subtle.ConstantTimeCompare(got, want) == 1 && malformed == nil
 	if encoded == "" {
-		malformed = nil
+		return false, nil
 	}
-	return same, malformed
+	return malformed == nil && subtle.ConstantTimeCompare(got, want) == 1, malformed
 }
 
 // outdated reports whether encoded was made with less than today's cost.
@@ -296,18 +298,10 @@ func (h *hasher) outdated(encoded string) bool {
 			len(salt) < saltBytes || len(tag) < tagBytes)
 }
 
-func (h *hasher) compute(password string) string {
-	salt := make([]byte, saltBytes)
-	rand.Read(salt) // never fails: crypto/rand ends the program instead
-	p := h.params
-	tag := argon2.IDKey([]byte(password), salt, p.time, p.memory, p.threads, tagBytes)
-	return formatPHC(p, salt, tag)
-}
-
-// collect gives a slot back after a hash that took so many KiB. Once the finished hashes hold as
-// much as all slots need, their memory is collected first, which takes some 0.5 ms, so that the
-// next hashes get it again. Otherwise Go takes new memory for each second hash and returns the old
-// to the system, which costs 14 % of all logins in page faults, and 20 MiB.
+// collect gives a slot back after a hash of so many KiB. Once finished hashes hold as much as all
+// slots need, it first collects their memory for the next ones, in some 0.5 ms. Otherwise Go takes
+// new memory for each second hash and returns the old to the system, which costs 14 % of all logins
+// in page faults, and 20 MiB.
 func (h *hasher) collect(release func(), memory uint32) {
 	if h.dead.Add(int64(memory)) >= h.slots.total*int64(currentParams.memory) {
 		h.dead.Store(0)
@@ -323,26 +317,23 @@ func formatPHC(p argonParams, salt, tag []byte) string {
 		b64.EncodeToString(salt), b64.EncodeToString(tag))
 }
 
-// parsePHC reads what formatPHC writes, in that one spelling. The cost is bounded both ways,
-// because whoever can write to the database could otherwise make one login take all memory, or
-// crash the program: 8 KiB a thread (RFC 9106) to 128 MiB, 1 to 10 passes, 1 to 8 threads. Old
-// versions of argon2-cffi took 100 MiB and 8 threads.
+// parsePHC reads what formatPHC writes, in that one spelling. Whoever can write to the database
+// could otherwise make one login take all memory, or crash the program, so the cost is bounded both
+// ways: 8 KiB a thread (RFC 9106) to 128 MiB, 1 to 10 passes, 1 to 8 threads. Old versions of
+// argon2-cffi took 100 MiB and 8 threads.
 func parsePHC(encoded string) (p argonParams, salt, tag []byte, err error) {
 	part := strings.Split(encoded, "$")
 	if len(encoded) > 256 || len(part) != 6 {
 		return p, nil, nil, errMalformedHash
 	}
-	_, err = fmt.Sscanf(part[3], "m=%d,t=%d,p=%d", &p.memory, &p.time, &p.threads)
-	if err == nil {
-		salt, err = base64.RawStdEncoding.DecodeString(part[4])
-	}
-	if err == nil {
-		tag, err = base64.RawStdEncoding.DecodeString(part[5])
-	}
+	// What does not parse is not written again as it was, so formatPHC finds all errors.
+	fmt.Sscanf(part[3], "m=%d,t=%d,p=%d", &p.memory, &p.time, &p.threads)
+	salt, _ = base64.RawStdEncoding.DecodeString(part[4])
+	tag, _ = base64.RawStdEncoding.DecodeString(part[5])
 	bounded := p.threads >= 1 && p.threads <= 8 && p.time >= 1 && p.time <= 10 &&
 		p.memory >= 8*uint32(p.threads) && p.memory <= 128<<10 &&
 		len(salt) >= 8 && len(salt) <= 64 && len(tag) >= 16 && len(tag) <= 64
-	if err != nil || !bounded || formatPHC(p, salt, tag) != encoded {
+	if !bounded || formatPHC(p, salt, tag) != encoded {
 		return p, nil, nil, errMalformedHash
 	}
 	return p, salt, tag, nil
@@ -370,9 +361,9 @@ func checkPasswordLength(password string) (value, refusal string) {
 	return password, ""
 }
 
-// checkPasswordChoice returns why a password is too easy to guess for the account called email on
-// the service called product, or "" (NIST SP 800-63B, 3.1.1.2: common and expected values are
-// refused, and there are no rules of composition).
+// checkPasswordChoice returns why a password is too easy to guess for the account of email, which
+// is in lower case, on the service called product, or "" (NIST SP 800-63B, 3.1.1.2: common and
+// expected values are refused, and there are no rules of composition).
 func checkPasswordChoice(password, email, product string) (refusal string) {
 	local, _, _ := strings.Cut(email, "@")
 	lower := strings.ToLower(password)
@@ -383,7 +374,7 @@ func checkPasswordChoice(password, email, product string) (refusal string) {
 		return "must have 8 characters to 1024 bytes of UTF-8, without U+0000"
 	case commonPasswords[lower]:
 		return "is one of the most common passwords; choose another"
-	case lower == strings.ToLower(email) || lower == strings.ToLower(local):
+	case lower == email || lower == local:
 		return "must not be the e-mail address or its first part"
 	case isOnly(lower, strings.ToLower(product)) || isOnly(lower, "latch"):
 		return "must not be the name of this service"
