@@ -107,8 +107,8 @@ func (s *server) startSession(
 // against.
 func (s *server) checkPassword(
 	ctx context.Context, c *caller, email, password string,
-) (credentials, error) {
-	a, unknown := s.store.credentials(ctx, email)
+) (storedUser, error) {
+	a, unknown := s.store.userByEmail(ctx, email)
 	if unknown != nil && !errors.Is(unknown, errNotFound) {
 		return a, unknown
 	}
@@ -133,7 +133,7 @@ func (s *server) checkPassword(
 
 // rehash stores password under today's cost. Where that fails, the old hash stays until the next
 // login.
-func (s *server) rehash(ctx context.Context, c *caller, a credentials, password string) {
+func (s *server) rehash(ctx context.Context, c *caller, a storedUser, password string) {
 	hash, err := s.hasher.hash(ctx, c.key(), password)
 	if err == nil {
 		err = s.store.rehash(ctx, a.ID, a.PasswordHash, hash)

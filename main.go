@@ -368,7 +368,7 @@ func (s *server) changeIndex(ctx context.Context, address string, drop bool) err
 	if refusal != "" {
 		return errors.New("EMAIL " + refusal)
 	}
-	c, err := s.store.credentials(ctx, email)
+	c, err := s.store.userByEmail(ctx, email)
 	switch {
 	case errors.Is(err, errNotFound):
 		return errors.New("no account has this e-mail address")

@@ -36,17 +36,17 @@ func (st *store) createUser(ctx context.Context, n newUser) (user, error) {
 	return u, onConstraint(err, "users_email_key", errEmailTaken)
 }
 
-// credentials are an account and its password's hash, which never leaves the program.
-type credentials struct {
+// storedUser is a user with the hash of the password, which never leaves the program.
+type storedUser struct {
 	user
 	PasswordHash string
 }
 
-var scanCredentials = pgx.RowToStructByPos[credentials]
+var scanStoredUser = pgx.RowToStructByPos[storedUser]
 
-// credentials returns what a login is checked against, or errNotFound.
-func (st *store) credentials(ctx context.Context, email string) (credentials, error) {
-	return queryOne(ctx, st.runIdempotent, scanCredentials,
+// userByEmail returns what a login is checked against, or errNotFound.
+func (st *store) userByEmail(ctx context.Context, email string) (storedUser, error) {
+	return queryOne(ctx, st.runIdempotent, scanStoredUser,
 		`SELECT `+userColumns+`, password_hash FROM users u WHERE email = $1`, email)
 }
 
@@ -117,7 +117,7 @@ const adminLock = 0x61646d696e // "admin" in ASCII
 // other the second waits for adminLock, and then sees what the first has done; a count without the
 // lock lets both go. Neither lock is one that inserting a document waits for, or holds up.
 func lockUser(ctx context.Context, q querier, id int64, c userChange) (user, error) {
-	u, err := queryOne(ctx, on(q), scanCredentials,
+	u, err := queryOne(ctx, on(q), scanStoredUser,
 		`SELECT `+userColumns+`, password_hash FROM users u WHERE u.id = $1 FOR NO KEY UPDATE`, id)
 	demotes := c.IsActive != nil && !*c.IsActive || c.IsAdmin != nil && !*c.IsAdmin
 	switch {
