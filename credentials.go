@@ -250,8 +250,8 @@ func newHasher(params argonParams) *hasher {
 }
 
 // hash returns the PHC string of a client's password. Errors are those of limiter.acquire.
-func (h *hasher) hash(ctx context.Context, client clientKey, password string) (string, error) {
-	release, err := h.slots.acquire(ctx, client, 1)
+func (h *hasher) hash(ctx context.Context, c clientKey, password string) (string, error) {
+	release, err := h.slots.acquire(ctx, c, 1)
 	if err != nil {
 		return "", err
 	}
@@ -267,10 +267,8 @@ func (h *hasher) hash(ctx context.Context, client clientKey, password string) (s
 // other frameworks have it. An empty hash stands for an unknown account: it costs as much as a
 // known one and matches nothing, and so does a hash of another kind, which is errMalformedHash.
 // Other errors are those of limiter.acquire.
-func (h *hasher) verify(
-	ctx context.Context, client clientKey, password, encoded string,
-) (bool, error) {
-	release, err := h.slots.acquire(ctx, client, 1)
+func (h *hasher) verify(ctx context.Context, c clientKey, password, encoded string) (bool, error) {
+	release, err := h.slots.acquire(ctx, c, 1)
 	if err != nil {
 		return false, err
 	}
