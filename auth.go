@@ -2,13 +2,12 @@ package main
 
 // auth.go is registration, login, refresh, logout and sessions.
 //
-// Threats and answers. A list of accounts by stopwatch: login timing does not reveal whether an
-// account exists, because an unknown e-mail costs one hash like a known one, and the answer is the
-// same. (Registration does tell that an address is taken: the contract wants it.) A stolen refresh
-// token: whoever uses it second is found out, and the session ends. A stolen access token: every
-// request asks the database for the session, so a logout counts at once. A login that races with a
-// password change or a deactivation: the session is only made if the hash that was checked is still
-// the account's (store.createSession).
+// Threats and answers. A list of accounts by stopwatch: at a login, an unknown e-mail costs one
+// hash like a known one, and the answer is the same. (Registration does tell that an address is
+// taken: the contract wants it.) A stolen refresh token: its second use, by whomever, ends the
+// session. A stolen access token: every request asks the database for the session, so a logout
+// counts at once. A login that races with a password change or a deactivation:
+// store.createSession makes a session only if the hash that was checked is still the account's.
 
 import (
 	"context"
@@ -38,9 +37,7 @@ func (s *server) register(ctx context.Context, c *caller, in registerInput) (use
 	}
 	n := newUser{Email: in.Email, FullName: in.FullName.Value, IsActive: true}
 	u, err := s.addUser(ctx, c, n, in.Password)
-	if err == nil {
-		s.event(c, "registered", u.ID)
-	}
+	s.eventIf(err == nil, c, "registered", u.ID)
 	return u, err
 }
 
@@ -55,91 +52,83 @@ type loginInput struct {
 func (s *server) login(ctx context.Context, c *caller, in loginInput) (tokens, error) {
 	refreshes := in.GrantType != nil && *in.GrantType == "refresh_token"
 	var missing []fieldError
-	require := func(name string, given bool) {
-		if !given {
+	require := func(name string, value *string) {
+		if value == nil {
 			missing = append(missing, fieldError{[]any{"body", name}, "is required", "missing"})
 		}
 	}
-	require("username", in.Username != nil || refreshes)
-	require("password", in.Password != nil || refreshes)
-	require("refresh_token", in.RefreshToken != nil || !refreshes)
+	if refreshes {
+		require("refresh_token", in.RefreshToken)
+	} else {
+		require("username", in.Username)
+		require("password", in.Password)
+	}
 	switch {
 	case missing != nil:
 		return tokens{}, invalid(missing...)
 	case refreshes:
-		return s.rotate(ctx, c, *in.RefreshToken)
+		return s.refresh(ctx, c, refreshInput{RefreshToken: *in.RefreshToken})
 	case s.hasher.slots.full(): // then most logins are refused, which must not cost a query each
 		return tokens{}, s.hasher.slots.busy()
 	}
-	email, _ := parseEmail(strings.TrimSpace(*in.Username)) // "" is nobody's
-	return s.startSession(ctx, c, email, *in.Password)
-}
-
-// startSession logs in to the account called email.
-func (s *server) startSession(
-	ctx context.Context, c *caller, email, password string,
-) (tokens, error) {
-	for try := 1; ; try++ {
-		a, err := s.checkPassword(ctx, c, email, password)
-		if err != nil {
+	var u storedUser
+	for range 2 { // again if the password or its hash has changed since it was read
+		var err error
+		if u, err = s.checkPassword(ctx, c, in); err != nil {
 			return tokens{}, err
 		}
-		created, err := s.store.createSession(ctx, a.ID, a.PasswordHash, c, s.idleLimit())
-		if errors.Is(err, errNotFound) && try == 1 {
-			continue // the password or its hash has changed since it was read: check it again
+		created, err := s.store.createSession(ctx, u.ID, u.PasswordHash, c, s.idleLimit())
+		if err == nil {
+			s.rehash(ctx, c, u, *in.Password)
+			s.event(c, "login_ok", u.ID, "session_id", created.ID)
+			return s.keys.issue(created), nil
 		}
-		if errors.Is(err, errNotFound) {
-			s.event(c, "login_failed", a.ID, "reason", "changed_meanwhile")
-			return tokens{}, errInvalidCredentials
-		}
-		if err != nil {
+		if !errors.Is(err, errNotFound) {
 			return tokens{}, err
 		}
-		if s.hasher.outdated(a.PasswordHash) {
-			s.rehash(ctx, c, a, password)
-		}
-		s.event(c, "login_ok", a.ID, "session_id", created.ID)
-		return s.keys.issue(created), nil
 	}
+	s.event(c, "login_failed", u.ID, "reason", "changed_meanwhile")
+	return tokens{}, errInvalidCredentials
 }
 
 // checkPassword returns the account that may log in, with the hash that its password was checked
 // against.
-func (s *server) checkPassword(
-	ctx context.Context, c *caller, email, password string,
-) (storedUser, error) {
-	a, unknown := s.store.userByEmail(ctx, email)
+func (s *server) checkPassword(ctx context.Context, c *caller, in loginInput) (storedUser, error) {
+	email, _ := parseEmail(strings.TrimSpace(*in.Username)) // "" is nobody's
+	u, unknown := s.store.userByEmail(ctx, email)
 	if unknown != nil && !errors.Is(unknown, errNotFound) {
-		return a, unknown
+		return u, unknown
 	}
-	ok, err := s.hasher.verify(ctx, c.key(), password, a.PasswordHash)
-	reason := "wrong_password"
+	ok, err := s.hasher.verify(ctx, c.key(), *in.Password, u.PasswordHash)
+	reason, refusal := "wrong_password", errInvalidCredentials
 	switch {
 	case errors.Is(err, errMalformedHash):
-		s.log.Warn("malformed_hash", "user_id", a.ID)
+		s.log.Warn("malformed_hash", "user_id", u.ID)
 	case err != nil:
-		return a, err
-	case ok && a.IsActive:
-		return a, nil
+		return u, err
+	case ok && u.IsActive:
+		return u, nil
 	case ok:
-		s.event(c, "login_failed", a.ID, "reason", "account_inactive")
-		return a, errAccountInactive
+		reason, refusal = "account_inactive", errAccountInactive
 	case unknown != nil:
 		reason = "unknown_email"
 	}
-	s.event(c, "login_failed", a.ID, "reason", reason)
-	return a, errInvalidCredentials
+	s.event(c, "login_failed", u.ID, "reason", reason)
+	return u, refusal
 }
 
-// rehash stores password under today's cost. Where that fails, the old hash stays until the next
-// login.
-func (s *server) rehash(ctx context.Context, c *caller, a storedUser, password string) {
+// rehash stores password at today's cost if u has a hash of a lower one. Where that fails, the old
+// hash stays until the next login.
+func (s *server) rehash(ctx context.Context, c *caller, u storedUser, password string) {
+	if !s.hasher.outdated(u.PasswordHash) {
+		return
+	}
 	hash, err := s.hasher.hash(ctx, c.key(), password)
 	if err == nil {
-		err = s.store.rehash(ctx, a.ID, a.PasswordHash, hash)
+		err = s.store.rehash(ctx, u.ID, u.PasswordHash, hash)
 	}
 	if err != nil {
-		s.log.Warn("rehash_failed", "user_id", a.ID, "error", err.Error())
+		s.log.Warn("rehash_failed", "user_id", u.ID, "error", err.Error())
 	}
 }
 
@@ -151,27 +140,22 @@ type refreshInput struct {
 
 // refresh exchanges a refresh token for its successor and a new access token.
 func (s *server) refresh(ctx context.Context, c *caller, in refreshInput) (tokens, error) {
-	return s.rotate(ctx, c, in.RefreshToken)
-}
-
-func (s *server) rotate(ctx context.Context, c *caller, token string) (tokens, error) {
-	ref, generation, ok := s.keys.verifyRefresh(token)
+	ref, generation, ok := s.keys.verifyRefresh(in.RefreshToken)
 	if !ok {
 		return tokens{}, errInvalidRefresh
 	}
 	grace := time.Duration(s.cfg.RefreshGrace) * time.Second
 	rotated, err := s.store.rotateSession(ctx, ref, generation, s.idleLimit(), grace)
 	switch {
+	case err == nil:
+		return s.keys.issue(rotated), nil
 	case errors.Is(err, errNotFound):
-		return tokens{}, errInvalidRefresh
+		err = errInvalidRefresh
 	case errors.Is(err, errRefreshReused):
 		s.stats.refreshReuse.Add(1)
 		s.event(c, "refresh_reuse", ref.user, "session_id", ref.session)
-		return tokens{}, err
-	case err != nil:
-		return tokens{}, err
 	}
-	return s.keys.issue(rotated), nil
+	return tokens{}, err
 }
 
 func (s *server) idleLimit() time.Duration {
@@ -194,27 +178,22 @@ func (s *server) revoke(ctx context.Context, c *caller, in revokeInput) (none, e
 		return none{}, nil
 	}
 	err := s.store.endSession(ctx, ref.user, ref.session)
+	s.eventIf(err == nil, c, "logout", ref.user, "scope", "revoke", "session_id", ref.session)
 	if errors.Is(err, errNotFound) {
-		return none{}, nil
-	}
-	if err == nil {
-		s.event(c, "logout", ref.user, "scope", "revoke", "session_id", ref.session)
+		err = nil // it has ended before
 	}
 	return none{}, err
 }
 
 // bearerToken returns the token of the Authorization header, or why there is none.
 func bearerToken(r *http.Request) (string, error) {
-	values := r.Header.Values("Authorization")
-	if len(values) == 0 {
-		return "", errNotAuthenticated
-	}
-	scheme, token, _ := strings.Cut(values[0], " ")
+	value := r.Header.Get("Authorization")
+	scheme, token, _ := strings.Cut(value, " ")
 	token = strings.TrimLeft(token, " ")
 	if !strings.EqualFold(scheme, "Bearer") || token == "" {
 		return "", errNotAuthenticated
 	}
-	if len(values) > 1 || len(values[0]) > maxBearer {
+	if len(r.Header.Values("Authorization")) > 1 || len(value) > maxBearer {
 		return "", errInvalidToken
 	}
 	return token, nil
@@ -229,18 +208,15 @@ func (s *server) logout(ctx context.Context, c *caller, in logoutInput) (none, e
 	var err error
 	switch in.Scope {
 	case "local":
-		err = s.store.endSession(ctx, c.ID, c.session)
-		if errors.Is(err, errNotFound) {
-			err = nil // it ended while this request was under way, which is what was asked for
+		if err = s.store.endSession(ctx, c.ID, c.session); errors.Is(err, errNotFound) {
+			err = nil // it has ended while this request was under way
 		}
 	case "others":
 		err = s.store.endSessions(ctx, c.ID, c.session)
 	case "global":
 		err = s.store.endSessions(ctx, c.ID, 0)
 	}
-	if err == nil {
-		s.event(c, "logout", c.ID, "scope", in.Scope)
-	}
+	s.eventIf(err == nil, c, "logout", c.ID, "scope", in.Scope)
 	return none{}, err
 }
 
@@ -265,9 +241,7 @@ type idInput struct {
 
 func (s *server) endSession(ctx context.Context, c *caller, in idInput) (none, error) {
 	err := s.store.endSession(ctx, c.ID, in.ID)
-	if err == nil {
-		s.event(c, "logout", c.ID, "scope", "session", "session_id", in.ID)
-	}
+	s.eventIf(err == nil, c, "logout", c.ID, "scope", "session", "session_id", in.ID)
 	return none{}, err
 }
 
@@ -300,14 +274,21 @@ func (s *server) event(c *caller, name string, userID int64, more ...any) {
 	s.log.Log(context.Background(), levelAudit, name, append(attrs, more...)...)
 }
 
+// eventIf logs an event if it has happened.
+func (s *server) eventIf(happened bool, c *caller, name string, userID int64, more ...any) {
+	if happened {
+		s.event(c, name, userID, more...)
+	}
+}
+
 // cleanText cuts the text of a stranger, such as a User-Agent, and removes control characters, so
 // that it can be stored and shown.
 func cleanText(text string) string {
 	text = strings.ToValidUTF8(text[:min(len(text), maxText)], "")
 	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return -1
+		if unicode.IsPrint(r) {
+			return r
 		}
-		return r
+		return -1
 	}, text)
 }
