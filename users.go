@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -53,18 +54,15 @@ type userChange struct {
 
 // addUser checks and hashes the password and stores the account.
 func (s *server) addUser(ctx context.Context, c *caller, n newUser, password string) (user, error) {
-	hash, err := s.newPassword(ctx, c, password, n.Email)
-	if err != nil {
+	var err error
+	if n.PasswordHash, err = s.newHash(ctx, c, password, n.Email); err != nil {
 		return user{}, err
 	}
-	n.PasswordHash = hash
 	return s.store.createUser(ctx, n)
 }
 
-// newPassword returns the hash of a password that email's account may have, or why it may not.
-func (s *server) newPassword(
-	ctx context.Context, c *caller, password, email string,
-) (string, error) {
+// newHash returns the hash of a password that email's account may have, or why it may not.
+func (s *server) newHash(ctx context.Context, c *caller, password, email string) (string, error) {
 	if refusal := checkPasswordChoice(password, email, s.cfg.AppName); refusal != "" {
 		return "", invalidField("password", "value_error", refusal)
 	}
@@ -83,10 +81,9 @@ type sentBack struct {
 
 // check returns the 422 for members that do not equal what is stored, and for further faults.
 func (b sentBack) check(id int64, created, updated time.Time, faults ...fieldError) error {
-	faults = append(faults, readOnly("id", b.SentID, id)...)
-	faults = append(faults, readOnly("created_at", b.CreatedAt, created)...)
-	faults = append(faults, readOnly("updated_at", b.UpdatedAt, updated)...)
-	if faults == nil {
+	faults = slices.Concat(faults, readOnly("id", b.SentID, id),
+		readOnly("created_at", b.CreatedAt, created), readOnly("updated_at", b.UpdatedAt, updated))
+	if len(faults) == 0 {
 		return nil
 	}
 	return invalid(faults...)
@@ -120,15 +117,13 @@ func (s *server) updateMe(ctx context.Context, c *caller, in updateMeInput) (use
 		faults = append(faults, fieldError{[]any{"body", "current_password"},
 			"is required to change the password", "missing"})
 	}
-	if err := in.check(c.ID, c.CreatedAt, c.UpdatedAt, faults...); err != nil {
-		return user{}, err
-	}
 	change := userChange{Email: in.Email, FullName: in.FullName, KeepSession: c.session}
-	var err error
-	if in.CurrentPassword != nil {
-		if change.OldHash, err = s.confirmPassword(ctx, c, *in.CurrentPassword); err != nil {
-			return user{}, err
-		}
+	err := in.check(c.ID, c.CreatedAt, c.UpdatedAt, faults...)
+	if err == nil && in.CurrentPassword != nil {
+		change.OldHash, err = s.confirmPassword(ctx, c, *in.CurrentPassword)
+	}
+	if err != nil {
+		return user{}, err
 	}
 	if in.Email != nil && *in.Email != c.Email {
 		release, err := s.emailChanges.acquire(ctx, c.key(), 1)
@@ -158,15 +153,14 @@ func (s *server) confirmPassword(ctx context.Context, c *caller, password string
 		return "", accountGone(err)
 	}
 	ok, err := s.hasher.verify(ctx, c.key(), password, hash)
-	if errors.Is(err, errMalformedHash) {
+	switch {
+	case errors.Is(err, errMalformedHash):
 		s.log.Warn("malformed_hash", "user_id", c.ID)
-		err = nil
+	case err != nil || ok:
+		return hash, err
 	}
-	if err == nil && !ok {
-		s.event(c, "wrong_password", c.ID)
-		err = errWrongPassword
-	}
-	return hash, err
+	s.event(c, "wrong_password", c.ID)
+	return "", errWrongPassword
 }
 
 // change applies ch, and the new password if there is one, to the account target, and logs what
@@ -175,8 +169,7 @@ func (s *server) change(
 	ctx context.Context, c *caller, target user, ch userChange, password *string,
 ) (user, error) {
 	if password != nil {
-		email := *cmp.Or(ch.Email, &target.Email)
-		hash, err := s.newPassword(ctx, c, *password, email)
+		hash, err := s.newHash(ctx, c, *password, *cmp.Or(ch.Email, &target.Email))
 		if err != nil {
 			return user{}, err
 		}
@@ -186,26 +179,16 @@ func (s *server) change(
 		ch.IsActive == nil && ch.IsAdmin == nil {
 		return target, nil
 	}
-	before, after, err := s.store.updateUser(ctx, target.ID, ch)
+	was, u, err := s.store.updateUser(ctx, target.ID, ch)
 	if err != nil {
 		return user{}, err
 	}
-	if ch.PasswordHash != nil {
-		s.event(c, "password_changed", after.ID)
-	}
-	if before.Email != after.Email {
-		s.event(c, "email_changed", after.ID)
-	}
-	if before.IsAdmin != after.IsAdmin {
-		s.event(c, "role_changed", after.ID, "is_admin", after.IsAdmin)
-	}
-	switch {
-	case before.IsActive && !after.IsActive:
-		s.event(c, "deactivated", after.ID)
-	case !before.IsActive && after.IsActive:
-		s.event(c, "reactivated", after.ID)
-	}
-	return after, nil
+	s.eventIf(ch.PasswordHash != nil, c, "password_changed", u.ID)
+	s.eventIf(was.Email != u.Email, c, "email_changed", u.ID)
+	s.eventIf(was.IsAdmin != u.IsAdmin, c, "role_changed", u.ID, "is_admin", u.IsAdmin)
+	s.eventIf(was.IsActive && !u.IsActive, c, "deactivated", u.ID)
+	s.eventIf(!was.IsActive && u.IsActive, c, "reactivated", u.ID)
+	return u, nil
 }
 
 type deleteMeInput struct {
@@ -223,9 +206,7 @@ func (s *server) deleteMe(ctx context.Context, c *caller, in deleteMeInput) (non
 
 func (s *server) removeUser(ctx context.Context, c *caller, id int64, oldHash string) error {
 	err := s.store.deleteUser(ctx, id, oldHash)
-	if err == nil {
-		s.event(c, "deleted", id)
-	}
+	s.eventIf(err == nil, c, "deleted", id)
 	return err
 }
 
@@ -262,9 +243,7 @@ func (s *server) createUser(ctx context.Context, c *caller, in createUserInput) 
 	n := newUser{Email: in.Email, FullName: in.FullName.Value,
 		IsActive: in.IsActive == nil || *in.IsActive, IsAdmin: in.IsAdmin != nil && *in.IsAdmin}
 	u, err := s.addUser(ctx, c, n, in.Password)
-	if err == nil {
-		s.event(c, "user_created", u.ID, "is_admin", u.IsAdmin)
-	}
+	s.eventIf(err == nil, c, "user_created", u.ID, "is_admin", u.IsAdmin)
 	return u, err
 }
 
