@@ -8,7 +8,7 @@ SET LOCAL TimeZone = 'UTC'; -- of times without a zone: datetime.utcnow()
 SET LOCAL client_min_messages = warning;
 CREATE TEMP TABLE report (n serial, line text) ON COMMIT DROP;
 
--- can_check says whether Latch can check a password by this hash: bcryptForm and parsePHC in password.go.
+-- can_check says whether Latch can check a password by this hash: bcryptForm and parsePHC in credentials.go.
 CREATE OR REPLACE FUNCTION pg_temp.can_check(hash text) RETURNS boolean LANGUAGE sql AS $$
     SELECT length(hash) = 60 AND hash ~ '^\$2[aby]\$(0[4-9]|1[0-4])\$[./A-Za-z0-9]+$' OR coalesce((
         SELECT cost[1]::integer BETWEEN 8 * cost[2]::integer AND 131072
