@@ -144,8 +144,8 @@ func (s signer) mac(text string) string {
 	return encoding.EncodeToString(h.Sum(nil))
 }
 
-// verifyAccess returns the session of an access token that a key signed, else false. Whether the
-// token has expired, and whether the session has ended, store.sessionUser judges.
+// verifyAccess returns the session of an access token that one of the keys signed, else false.
+// store.sessionUser judges whether the token has expired or the session has ended.
 func (k *keyring) verifyAccess(token string) (ref sessionRef, ok bool) {
 	var c accessClaims
 	for _, key := range k.keys {
@@ -245,7 +245,7 @@ func newHasher(params argonParams) *hasher {
 	h := &hasher{params: params, slots: limiter{total: int64(slots), share: int64(max(1, slots-1)),
 		queue: hashQueue * slots, timeout: hashTimeout,
 		detail: "Too many passwords are being checked; try again."}}
-	h.dummy, _ = h.hash(context.Background(), clientKey{}, rand.Text()) // a slot is free
+	h.dummy, _ = h.hash(context.Background(), clientKey{}, rand.Text()) // all slots are free
 	return h
 }
 
@@ -324,7 +324,7 @@ func parsePHC(encoded string) (p argonParams, salt, tag []byte, err error) {
 	if len(encoded) > 256 || len(part) != 6 {
 		return p, nil, nil, errMalformedHash
 	}
-	// What does not parse is not written again as it was, so formatPHC finds all errors.
+	// A part that does not parse is not what formatPHC writes: its error needs no other check.
 	fmt.Sscanf(part[3], "m=%d,t=%d,p=%d", &p.memory, &p.time, &p.threads)
 	salt, _ = base64.RawStdEncoding.DecodeString(part[4])
 	tag, _ = base64.RawStdEncoding.DecodeString(part[5])
