@@ -50,25 +50,23 @@ type loginInput struct {
 
 // login checks a password and starts a session; as OAuth 2's one token URL, it also refreshes.
 func (s *server) login(ctx context.Context, c *caller, in loginInput) (tokens, error) {
-	refreshes := in.GrantType != nil && *in.GrantType == "refresh_token"
-	var missing []fieldError
-	require := func(name string, value *string) {
-		if value == nil {
-			missing = append(missing, fieldError{[]any{"body", name}, "is required", "missing"})
+	if in.GrantType != nil && *in.GrantType == "refresh_token" {
+		if in.RefreshToken == nil {
+			return tokens{}, invalidField("refresh_token", "missing", "is required")
 		}
-	}
-	if refreshes {
-		require("refresh_token", in.RefreshToken)
-	} else {
-		require("username", in.Username)
-		require("password", in.Password)
-	}
-	switch {
-	case missing != nil:
-		return tokens{}, invalid(missing...)
-	case refreshes:
 		return s.refresh(ctx, c, refreshInput{RefreshToken: *in.RefreshToken})
-	case s.hasher.slots.full(): // then most logins are refused, which must not cost a query each
+	}
+	var missing []fieldError
+	if in.Username == nil {
+		missing = append(missing, fieldError{[]any{"body", "username"}, "is required", "missing"})
+	}
+	if in.Password == nil {
+		missing = append(missing, fieldError{[]any{"body", "password"}, "is required", "missing"})
+	}
+	if missing != nil {
+		return tokens{}, invalid(missing...)
+	}
+	if s.hasher.slots.full() { // then most logins are refused, which must not cost a query each
 		return tokens{}, s.hasher.slots.busy()
 	}
 	var u storedUser
@@ -117,7 +115,7 @@ func (s *server) checkPassword(ctx context.Context, c *caller, in loginInput) (s
 	return u, refusal
 }
 
-// rehash stores password at today's cost if u has a hash of a lower one. Where that fails, the old
+// rehash stores password at today's cost if u's hash has a lower one. Where that fails, the old
 // hash stays until the next login.
 func (s *server) rehash(ctx context.Context, c *caller, u storedUser, password string) {
 	if !s.hasher.outdated(u.PasswordHash) {

@@ -198,10 +198,10 @@ type deleteMeInput struct {
 // deleteMe deletes the caller's account and all that belongs to it.
 func (s *server) deleteMe(ctx context.Context, c *caller, in deleteMeInput) (none, error) {
 	hash, err := s.confirmPassword(ctx, c, in.CurrentPassword)
-	if err != nil {
-		return none{}, err
+	if err == nil {
+		err = accountGone(s.removeUser(ctx, c, c.ID, hash))
 	}
-	return none{}, accountGone(s.removeUser(ctx, c, c.ID, hash))
+	return none{}, err
 }
 
 func (s *server) removeUser(ctx context.Context, c *caller, id int64, oldHash string) error {
