@@ -199,8 +199,8 @@ func newSessionID() int64 {
 // here logs, and no error holds a password or a hash.
 //
 // Threats and answers. A list of accounts by stopwatch: an unknown e-mail costs one hash like a
-// known one. A hash in the database that takes all memory or crashes the program: parsePHC bounds
-// its cost.
+// known one. A hash that somebody has written to the database, with which one login takes all
+// memory or crashes the program: parsePHC bounds its cost.
 
 // argonParams are the cost of a hash.
 type argonParams struct {
@@ -315,10 +315,9 @@ func formatPHC(p argonParams, salt, tag []byte) string {
 		b64.EncodeToString(salt), b64.EncodeToString(tag))
 }
 
-// parsePHC reads what formatPHC writes, in that one spelling. Whoever can write to the database
-// could otherwise make one login take all memory, or crash the program, so the cost is bounded both
-// ways: 8 KiB a thread (RFC 9106) to 128 MiB, 1 to 10 passes, 1 to 8 threads. Old versions of
-// argon2-cffi took 100 MiB and 8 threads.
+// parsePHC reads what formatPHC writes, in that one spelling. It bounds the cost both ways: 8 KiB a
+// thread (RFC 9106) to 128 MiB, 1 to 10 passes, 1 to 8 threads. Old versions of argon2-cffi took
+// 100 MiB and 8 threads.
 func parsePHC(encoded string) (p argonParams, salt, tag []byte, err error) {
 	part := strings.Split(encoded, "$")
 	if len(encoded) > 256 || len(part) != 6 {
