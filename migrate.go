@@ -27,7 +27,7 @@ import (
 var schemaSQL string
 
 const (
-	migrationLock = 0x6c61746368 // the key of the advisory lock: five letters in ASCII
+	migrationLock = int64(0x6c61746368) // the key of the advisory lock: five letters in ASCII
 	lockPoll      = 50 * time.Millisecond
 	databaseWait  = 60 * time.Second // for a database that is still starting, as in compose
 	databasePoll  = 250 * time.Millisecond
@@ -35,12 +35,11 @@ const (
 	tablePoll     = 2 * time.Second // for a table that others use: requests go on meanwhile
 )
 
-// timeouts lifts the time-outs that a role or the URL may set and a section may exceed, and sets
-// lock_timeout to $1: while a statement waits for a table, so do all requests that need it. Where
-// $2 is true this is for the transaction.
-const timeouts = `SELECT set_config(name, CASE name WHEN 'lock_timeout' THEN $1 ELSE '0' END, $2)
-	FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout', 'lock_timeout',
-	'idle_in_transaction_session_timeout')`
+// noTimeouts turns off the time-outs that a role or the URL may set and a section may exceed: for
+// the transaction where %t is true, else for the session.
+const noTimeouts = `SELECT set_config(name, '0', %t) FROM pg_settings WHERE name IN ('lock_timeout',
+	'statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout');
+`
 
 // migration is one section.
 type migration struct {
@@ -220,45 +219,40 @@ func (m *migration) apply(ctx context.Context, conn *pgx.Conn) error {
 	options := pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
 	return pgx.BeginTxFunc(ctx, conn, options, func(tx pgx.Tx) error {
 		err := requireRow(exec(ctx, on(tx),
-			`SELECT WHERE pg_try_advisory_xact_lock($1)`, int64(migrationLock)))
-		if err == nil {
-			_, err = tx.Exec(ctx, timeouts, "2s", true)
-		}
-		if err == nil {
-			_, err = tx.Exec(ctx, `
+			`SELECT WHERE pg_try_advisory_xact_lock($1)`, migrationLock))
+		if err == nil { // the timeout: while a statement waits for a table, so do requests
+			err = requireRow(exec(ctx, on(tx), fmt.Sprintf(noTimeouts, true)+`
+				SET LOCAL lock_timeout = '2s';
 				CREATE TABLE IF NOT EXISTS schema_migrations (
 				    version integer PRIMARY KEY, name text NOT NULL,
 				    checksum text NOT NULL, -- SHA-256 of the section, hexadecimal
-				    applied_at timestamptz NOT NULL DEFAULT now())`)
-		}
-		if err == nil {
-			err = requireRow(exec(ctx, on(tx), `
+				    applied_at timestamptz NOT NULL DEFAULT now());
 				INSERT INTO schema_migrations (version, name, checksum) VALUES ($1, $2, $3)
-				ON CONFLICT DO NOTHING`, m.version, m.name, m.sum))
+				ON CONFLICT DO NOTHING`, pgx.QueryExecModeSimpleProtocol, m.version, m.name, m.sum))
 		}
-		if err == nil {
-			err = m.run(ctx, conn)
+		switch {
+		case err != nil:
+			return err
+		case m.outsideTx:
+			return m.applyOutside(ctx, conn.Config())
 		}
+		_, err = tx.Exec(ctx, m.sql)
 		return err
 	})
 }
 
-// run executes the section on the connection that holds the lock, or where it must be outside a
-// transaction on a second one.
-func (m *migration) run(ctx context.Context, conn *pgx.Conn) error {
-	if !m.outsideTx {
-		return conn.PgConn().Exec(ctx, m.sql).Close()
-	}
-	second, err := pgx.ConnectConfig(ctx, conn.Config())
+// applyOutside executes the statements of m outside a transaction, on a connection beside the one
+// that holds the lock. They have no lock_timeout: CREATE INDEX CONCURRENTLY waits for all
+// transactions, but nobody waits for it.
+func (m *migration) applyOutside(ctx context.Context, conf *pgx.ConnConfig) error {
+	conn, err := pgx.ConnectConfig(ctx, conf)
 	if err != nil {
 		return err
 	}
-	defer second.Close(context.WithoutCancel(ctx))
-	// CREATE INDEX CONCURRENTLY waits for all transactions, but nobody waits for it.
-	_, err = second.Exec(ctx, timeouts, "0", false)
-	for statement := range strings.SplitSeq(m.sql, ";\n") {
+	defer conn.Close(context.WithoutCancel(ctx))
+	for statement := range strings.SplitSeq(fmt.Sprintf(noTimeouts, false)+m.sql, ";\n") {
 		if err == nil {
-			err = second.PgConn().Exec(ctx, statement).Close()
+			_, err = conn.Exec(ctx, statement)
 		}
 	}
 	return err
@@ -327,7 +321,7 @@ func buildIndex(ctx context.Context, url string, owner, memory int64) error {
 		conn.Close(context.WithoutCancel(ctx))
 		<-conn.PgConn().CleanupDone() // where ctx has ended, the build is cancelled
 	}()
-	_, err = conn.Exec(ctx, timeouts, "0", false)
+	_, err = conn.Exec(ctx, fmt.Sprintf(noTimeouts, false))
 	for locked := false; err == nil && !locked; time.Sleep(lockPoll) {
 		locked, err = queryOne(ctx, on(conn), pgx.RowTo[bool],
 			`SELECT pg_try_advisory_lock(hashtextextended($1, 0))`, name)
