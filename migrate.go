@@ -1,11 +1,10 @@
 package main
 
-// migrate.go applies the sections of schema.sql, and at its end builds and measures the HNSW
-// indexes of large owners. Any number of processes may start at once: each section is applied by
-// one of them, under an advisory lock that ends with its transaction, so that neither a killed
-// process nor PgBouncer's transaction mode leaves it behind. The lock is polled, each time in a new
-// transaction: one that waits would hold a snapshot, for whose end CREATE INDEX CONCURRENTLY waits
-// in turn.
+// migrate.go applies the sections of schema.sql, and builds and measures the HNSW indexes of large
+// owners. Any number of processes may start at once: one of them applies a section, under an
+// advisory lock that ends with its transaction, so that neither a killed process nor PgBouncer's
+// transaction mode leaves it behind. The others poll the lock: a statement that waits for it would
+// hold a snapshot, for whose end CREATE INDEX CONCURRENTLY waits.
 
 import (
 	"cmp"
@@ -16,7 +15,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -48,8 +46,8 @@ type migration struct {
 	outsideTx      bool
 }
 
-// parseMigrations splits a schema file, which is part of the program, into its sections. It panics
-// unless they are headed "-- migration 1: name", 2, 3 and so on.
+// parseMigrations splits a schema into its sections. It panics unless they are headed
+// "-- migration 1: name", 2, 3 and so on.
 func parseMigrations(schema string) (all []migration) {
 	schema = strings.ReplaceAll(schema, "\r\n", "\n") // as a checkout on Windows has
 	for i, section := range strings.Split("\n"+schema, "\n-- migration ")[1:] {
@@ -66,11 +64,11 @@ func parseMigrations(schema string) (all []migration) {
 	return all
 }
 
-// migrations are the program's own, with settings filled in. The checksums are of the text without.
+// migrations returns those of schema.sql, with settings filled in; their checksums are without.
 func migrations(cfg *config) []migration {
 	all := parseMigrations(schemaSQL)
 	values := strings.NewReplacer("{text_search}", cfg.TextSearch,
-		"{dimensions}", strconv.FormatInt(cfg.EmbeddingDimensions, 10))
+		"{dimensions}", fmt.Sprint(cfg.EmbeddingDimensions))
 	for i := range all {
 		all[i].sql = values.Replace(all[i].sql)
 	}
@@ -83,16 +81,11 @@ const requirements = "Latch needs PostgreSQL 14 or later with btree_gin and pg_t
 	"vector may need a superuser, once in this database; an older pgvector needs ALTER EXTENSION " +
 	"vector UPDATE"
 
-// errPending says that migrations have to be applied.
 var errPending = errors.New("migrations are pending")
 
-// migrate brings the database at url up to all. It waits for a database that is still starting, and
-// for tables that others use. With checkOnly it changes nothing and returns errPending where
-// something is to be done. An edited section and a database that is newer than this program are
-// errors.
-func migrate(
-	ctx context.Context, url string, all []migration, checkOnly bool, log *slog.Logger,
-) error {
+// migrate applies what the database at url lacks of all, or with check returns errPending instead.
+// It waits for a database that is still starting, and for tables that others use.
+func migrate(ctx context.Context, url string, all []migration, check bool, log *slog.Logger) error {
 	conn, err := connectWhenReady(ctx, url, log)
 	if err != nil {
 		return err
@@ -103,10 +96,10 @@ func migrate(
 	}
 	for {
 		next, err := nextMigration(ctx, conn, all)
-		switch {
-		case err != nil || next == nil:
+		if err != nil || next == nil {
 			return err
-		case checkOnly:
+		}
+		if check {
 			return fmt.Errorf("%w: from %d (%s) on", errPending, next.version, next.name)
 		}
 		switch err := next.apply(ctx, conn); {
@@ -115,21 +108,22 @@ func migrate(
 		case errors.Is(err, errNotFound): // another process has the lock, or was faster
 			time.Sleep(lockPoll)
 		case sqlState(err, "55P03", "40P01"): // lock_timeout, or a deadlock with requests
-			log.Warn("migration_waits", "version", next.version, "error", describe(err).Error())
+			log.Warn("migration_waits", "version", next.version, "error", describe(err))
 			time.Sleep(tablePoll)
-		case next.version <= 3 && sqlState(err, "42501", "3F000", "0A000", "42704"):
-			// A right, the schema, an extension or its type is missing.
-			return fmt.Errorf("migration %d (%s): %w\n%s",
-				next.version, next.name, describe(err), requirements)
 		default:
-			return fmt.Errorf("migration %d (%s): %w", next.version, next.name, describe(err))
+			hint := "" // where a right, the schema, an extension or its type is missing
+			if next.version <= 3 && sqlState(err, "42501", "3F000", "0A000", "42704") {
+				hint = "\n" + requirements
+			}
+			return fmt.Errorf("migration %d (%s): %w%s",
+				next.version, next.name, describe(err), hint)
 		}
 	}
 }
 
-// connectWhenReady connects outside the pool, whose connections need types that the first migration
-// makes. It waits for a database that is not there yet, also behind a pooler, but not for one that
-// refuses the password, the name or a setting.
+// connectWhenReady connects outside the pool, which needs types of the first migration. It waits
+// for a database that is not there yet, also behind a pooler, but not for one that refuses the
+// password, the name or a setting.
 func connectWhenReady(ctx context.Context, url string, log *slog.Logger) (*pgx.Conn, error) {
 	conf, err := parseURL(url)
 	if err != nil {
@@ -142,11 +136,11 @@ func connectWhenReady(ctx context.Context, url string, log *slog.Logger) (*pgx.C
 			return conn, nil
 		}
 		refused := sqlState(err, "22", "28", "3D", "42")
-		if ctx.Err() != nil || time.Since(start) > databaseWait || refused {
+		if refused || ctx.Err() != nil || time.Since(start) > databaseWait {
 			return nil, fmt.Errorf("cannot connect to the database: %w", describe(err))
 		}
 		if time.Since(logged) >= databaseLog {
-			log.Warn("waiting_for_database", "error", describe(err).Error())
+			log.Warn("waiting_for_database", "error", describe(err))
 			logged = time.Now()
 		}
 	}
@@ -172,13 +166,13 @@ func checkEncoding(ctx context.Context, q querier, log *slog.Logger) error {
 	return err
 }
 
-// nextMigration compares what was applied with all, and returns the first that is missing, or nil.
-// It takes no lock, so a start on a current database waits for nobody. A database with tables of
-// another program is refused.
+// nextMigration returns the first of all that was not applied, or nil. Edited sections, a database
+// that is newer than this program and tables of another program are errors. It takes no lock, so a
+// start on a current database does not wait.
 func nextMigration(ctx context.Context, q querier, all []migration) (*migration, error) {
 	tables, err := queryAll(ctx, on(q), pgx.RowTo[string], `
 		SELECT relname FROM pg_class c
-		WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())
+		WHERE relnamespace = quote_ident(current_schema())::regnamespace
 		  AND relkind IN ('r', 'p', 'v', 'm', 'f') AND (relname <> 'schema_migrations'
 		    OR EXISTS (SELECT FROM pg_attribute WHERE attrelid = c.oid AND attname = 'checksum'))
 		  AND NOT EXISTS (SELECT FROM pg_depend WHERE objid = c.oid AND deptype = 'e'
@@ -258,9 +252,9 @@ func (m *migration) applyOutside(ctx context.Context, conf *pgx.ConnConfig) erro
 	return err
 }
 
-// checkChoices compares the settings that were fixed when the documents table was made, or with the
-// first embedding, with the current ones: a different one is an error that says what to do. It is
-// the first to need the pool, and waits for a database that is slow or has just gone.
+// checkChoices returns an error where a setting is not what it was when the documents table was
+// made, or at the first start with an EMBEDDINGS_MODEL. It is the first to need the pool, and waits
+// for a database that is slow or has just gone.
 func (st *store) checkChoices(ctx context.Context, cfg *config) error {
 	start := time.Now()
 	run := func(ctx context.Context, f work) error {
@@ -277,7 +271,7 @@ func (st *store) checkChoices(ctx context.Context, cfg *config) error {
 		return err
 	}
 	current := map[string]string{"EMBEDDINGS_MODEL": cfg.EmbeddingsModel,
-		"EMBEDDING_DIMENSIONS": strconv.FormatInt(cfg.EmbeddingDimensions, 10),
+		"EMBEDDING_DIMENSIONS": fmt.Sprint(cfg.EmbeddingDimensions),
 		"TEXT_SEARCH_CONFIG":   cfg.TextSearch}
 	type choice struct{ Name, Value string }
 	choices, err := queryAll(ctx, run, pgx.RowToStructByPos[choice],
@@ -295,11 +289,11 @@ func (st *store) checkChoices(ctx context.Context, cfg *config) error {
 
 // ---- HNSW indexes of large owners ----
 
-// buildIndex builds owner's index, unless there is a valid one, on a connection of its own without
-// time-outs. The graph should fit into memory, in bytes: else a build takes several times as long.
-// PostgreSQL goes on with a build whose client was killed, and keeps its lock, so that another call
-// waits for it; the index of one that failed is dropped first. One process builds: several need
-// shared memory that containers seldom have, and pgvector before 0.8.2 has a fault there.
+// buildIndex builds owner's index, unless there is a valid one, on a connection without time-outs.
+// The graph should fit into memory, in bytes: else a build takes several times as long. PostgreSQL
+// goes on with a build whose client was killed, and keeps its lock, so that another call waits for
+// it; the index of one that failed is dropped first. One process builds: several need shared memory
+// that containers seldom have, and pgvector before 0.8.2 has a fault there.
 func buildIndex(ctx context.Context, url string, owner, memory int64) error {
 	conf, err := parseURL(url)
 	if err != nil {
@@ -311,10 +305,9 @@ func buildIndex(ctx context.Context, url string, owner, memory int64) error {
 		fmt.Sprintf("%dkB", max(memory>>10, 64<<10)))
 	conf.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
 	conn, err := pgx.ConnectConfig(ctx, conf.ConnConfig)
-	if err != nil {
-		if sqlState(err, pgbouncerCodes...) {
-			return errors.New("DATABASE_URL must lead to PostgreSQL itself, not to PgBouncer")
-		}
+	if sqlState(err, pgbouncerCodes...) {
+		return errors.New("DATABASE_URL must lead to PostgreSQL itself, not to PgBouncer")
+	} else if err != nil {
 		return describe(err)
 	}
 	defer func() {
@@ -331,13 +324,13 @@ func buildIndex(ctx context.Context, url string, owner, memory int64) error {
 		valid, err = queryOne(ctx, on(conn), pgx.RowTo[bool], `SELECT EXISTS (
 			SELECT FROM pg_index WHERE indexrelid = to_regclass($1) AND indisvalid)`, name)
 	}
-	for _, sql := range []string{"DROP INDEX CONCURRENTLY IF EXISTS " + name,
-		fmt.Sprintf(`CREATE INDEX CONCURRENTLY %s ON documents USING hnsw
+	if err == nil && !valid {
+		_, err = conn.Exec(ctx, "DROP INDEX CONCURRENTLY IF EXISTS "+name)
+	}
+	if err == nil && !valid {
+		_, err = conn.Exec(ctx, fmt.Sprintf(`CREATE INDEX CONCURRENTLY %s ON documents USING hnsw
 			(embedding halfvec_cosine_ops) WITH (ef_construction = 128) WHERE owner_id = %d`,
-			name, owner)} {
-		if err == nil && !valid {
-			_, err = conn.Exec(ctx, sql)
-		}
+			name, owner))
 	}
 	if sqlState(err, "42501") {
 		return errors.New("the role of DATABASE_URL must own the table documents")
@@ -345,8 +338,8 @@ func buildIndex(ctx context.Context, url string, owner, memory int64) error {
 	return describe(err)
 }
 
-// indexProgress returns the phase of the build of owner's index and how many documents are in it,
-// or errNotFound where there is none.
+// indexProgress returns the phase of the build of owner's index and how many documents it has, or
+// errNotFound where none is being built.
 func (st *store) indexProgress(ctx context.Context, owner int64) (string, error) {
 	return queryOne(ctx, st.run, pgx.RowTo[string], `
 		SELECT concat_ws(' ', phase, nullif(tuples_done, 0))
@@ -371,7 +364,7 @@ const (
 	checkLimit    = 20 * time.Second // and when there are no more
 )
 
-// measurement is how searches with one ef_search compare with exact ones.
+// measurement compares searches with one ef_search with exact ones.
 type measurement struct {
 	efSearch int        // 0: exact ones
 	recalls  [2]float64 // recall@10 for vectors that the owner has, and for mixtures of two
@@ -387,7 +380,7 @@ func (m measurement) within(p int) float64 {
 }
 
 // measureIndex searches for n random vectors of owner, and for n mixtures of three parts of one and
-// one part of another, or for as many as limit allows: exactly, and then by the index with each of
+// one part of the next, or for as many as limit allows: exactly, and by the index with each of
 // efSearches.
 func (s *server) measureIndex(
 	ctx context.Context, owner int64, efSearches []int, n int64, limit time.Duration,
@@ -398,8 +391,8 @@ func (s *server) measureIndex(
 		list = append(list, measurement{efSearch: ef})
 	}
 	for i, start := 0, time.Now(); i < 2*len(vectors) && (i < 2 || time.Since(start) < limit); i++ {
-		in := searchInput{Mode: "vector", Limit: 10}
-		other := vectors[(i/2+i%2)%len(vectors)].Slice() // i is odd: the next one
+		in, kind := searchInput{Mode: "vector", Limit: 10}, i%2
+		other := vectors[(i/2+kind)%len(vectors)].Slice() // kind 0: the same one
 		for k, x := range vectors[i/2].Slice() {
 			in.Embedding = append(in.Embedding, 0.75*x+0.25*other[k])
 		}
@@ -421,7 +414,7 @@ func (s *server) measureIndex(
 					farthest = *found.Distance
 				}
 				if *found.Distance <= farthest {
-					m.recalls[i%2]++
+					m.recalls[kind]++ // a count, until the end
 				}
 			}
 		}
@@ -440,7 +433,7 @@ func (s *server) checkIndexes(ctx context.Context) error {
 	list, err := s.store.listIndexes(ctx)
 	for i := range list {
 		switch x := &list[i]; {
-		case err != nil:
+		case err != nil: // the next sweep goes on
 		case x.Email == nil:
 			err = s.store.dropIndex(ctx, x.Owner)
 		case x.EfSearch > 0:
@@ -451,7 +444,7 @@ func (s *server) checkIndexes(ctx context.Context) error {
 	return err
 }
 
-// checkIndex measures an index again if its owner has grown by a tenth, unless another server does.
+// checkIndex measures an index whose owner has grown by a tenth, unless another server does.
 func (s *server) checkIndex(ctx context.Context, x *vectorIndex) error {
 	n, err := s.store.countDocuments(ctx, x.Owner, selection{})
 	if err != nil || 10*n < 11*x.Documents {
