@@ -1,8 +1,8 @@
 package main
 
-// metrics.go records every request, in the access log and in counts for whoever is on call. These
-// are served in Prometheus' text format 0.0.4 on a listener of its own, METRICS_ADDR, which is not
-// for the world: it has no login. It also has the health checks.
+// metrics.go records every request in the access log and in counts, and has the health checks. The
+// counts are served in Prometheus' text format 0.0.4 on a listener of their own, METRICS_ADDR:
+// without a login, so it is not for the world.
 
 import (
 	"cmp"
@@ -33,44 +33,26 @@ import (
 var buckets = [...]float64{
 	.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, math.Inf(1)}
 
-// routeStats are the counts of one row of the table.
+// routeStats counts the requests to a method of a route.
 type routeStats struct {
-	method, route string
-	statuses      [600]atomic.Int64
-	buckets       [len(buckets)]atomic.Int64
-	nanoseconds   atomic.Int64
+	labels      string // as Prometheus writes them
+	statuses    [600]atomic.Int64
+	buckets     [len(buckets)]atomic.Int64
+	nanoseconds atomic.Int64
 }
 
-// serverStats are the counts of a server. Requests that no row matches count in other.
+// serverStats counts what happens in a server.
 type serverStats struct {
 	routes       []*routeStats
-	other        routeStats
+	other        *routeStats // requests that no row matches
 	inFlight     atomic.Int64
 	refreshReuse atomic.Int64                  // refresh tokens that came again too late
 	indexes      atomic.Pointer[[]vectorIndex] // as of the last sweep
 }
 
-func (st *routeStats) observe(status int, took time.Duration) {
-	if status >= 100 && status < len(st.statuses) {
-		st.statuses[status].Add(1)
-	}
-	i, _ := slices.BinarySearch(buckets[:], took.Seconds())
-	st.buckets[i].Add(1)
-	st.nanoseconds.Add(int64(took))
-}
-
-func (st *routeStats) labels() string {
-	return fmt.Sprintf("method=%q,route=%q", st.method, st.route)
-}
-
-// all returns the counts of the rows, and those of requests that no row matches.
-func (st *serverStats) all() []*routeStats {
-	return slices.Concat(st.routes, []*routeStats{&st.other})
-}
-
-// add registers the counts of a method of a route.
+// add returns new counts for a method of a route. All are added before the first request.
 func (st *serverStats) add(method, route string) *routeStats {
-	rs := &routeStats{method: method, route: route}
+	rs := &routeStats{labels: fmt.Sprintf("method=%q,route=%q", method, route)}
 	st.routes = append(st.routes, rs)
 	return rs
 }
@@ -79,7 +61,12 @@ func (st *serverStats) add(method, route string) *routeStats {
 func (w *responseWriter) record(r *http.Request) {
 	s, took := w.server, time.Since(w.start)
 	s.stats.inFlight.Add(-1)
-	w.stats.observe(w.status, took)
+	if w.status >= 100 && w.status < len(w.stats.statuses) {
+		w.stats.statuses[w.status].Add(1)
+	}
+	i, _ := slices.BinarySearch(buckets[:], took.Seconds())
+	w.stats.buckets[i].Add(1)
+	w.stats.nanoseconds.Add(int64(took))
 	level, method := slog.LevelInfo, r.Method
 	if !slices.Contains(methods, method) && method != http.MethodOptions {
 		method = "other" // what a client invents
@@ -98,7 +85,7 @@ func (w *responseWriter) record(r *http.Request) {
 	s.log.LogAttrs(context.Background(), level, "request", attrs...)
 }
 
-// traceparent matches W3C Trace Context: version, trace id, parent id, flags, and what a later
+// traceparent matches version, trace id, parent id and flags of W3C Trace Context, and what a later
 // version may add.
 var traceparent = regexp.MustCompile(
 	`^([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?$`)
@@ -113,17 +100,17 @@ func traceID(headers []string) string {
 	return m[2]
 }
 
-// metric is a counter, whose name ends in _total, or a gauge. Its value is a number, or labelled.
+// metric is a counter, whose name ends in _total, or a gauge.
 type metric struct {
 	name, help string
-	value      any
+	value      any // a number, or labelled
 }
 
-type labelled map[string]any // values by labels
+type labelled map[string]any // numbers by labels
 
 func (s *server) writeMetrics(w io.Writer) {
 	const head = "# HELP %[1]s %[2]s\n# TYPE %[1]s %[3]s\n"
-	for _, m := range slices.Concat(s.serverMetrics(), s.databaseMetrics(), s.processMetrics()) {
+	for _, m := range slices.Concat(s.serverMetrics(), s.resourceMetrics()) {
 		kind := "gauge"
 		if strings.HasSuffix(m.name, "_total") {
 			kind = "counter"
@@ -139,29 +126,29 @@ func (s *server) writeMetrics(w io.Writer) {
 	}
 	const histogram = "latch_http_request_duration_seconds"
 	fmt.Fprintf(w, head, histogram, "Time to answer, by route.", "histogram")
-	for _, st := range s.stats.all() {
+	for _, st := range s.stats.routes {
 		total := int64(0)
 		for i, bound := range buckets {
 			total += st.buckets[i].Load()
-			fmt.Fprintf(w, histogram+"_bucket{%s,le=\"%v\"} %d\n", st.labels(), bound, total)
+			fmt.Fprintf(w, histogram+"_bucket{%s,le=\"%v\"} %d\n", st.labels, bound, total)
 		}
 		seconds := float64(st.nanoseconds.Load()) / 1e9
-		fmt.Fprintf(w, histogram+"_sum{%s} %g\n", st.labels(), seconds)
-		fmt.Fprintf(w, histogram+"_count{%s} %d\n", st.labels(), total)
+		fmt.Fprintf(w, histogram+"_sum{%s} %g\n", st.labels, seconds)
+		fmt.Fprintf(w, histogram+"_count{%s} %d\n", st.labels, total)
 	}
 }
 
 // serverMetrics has the 500s and 503s of every route from the start: rate() does not see the first
-// one of a series that begins with it.
+// of a series that begins with it.
 func (s *server) serverMetrics() []metric {
 	build := fmt.Sprintf("version=%q,commit=%q,go=%q", version, commit(debug.ReadBuildInfo()),
 		runtime.Version())
 	requests := labelled{}
-	for _, st := range s.stats.all() {
+	for _, st := range s.stats.routes {
 		for status := range st.statuses {
 			n := st.statuses[status].Load()
 			if n > 0 || status == http.StatusInternalServerError || status == errBusy.status {
-				requests[fmt.Sprintf("%s,status=\"%d\"", st.labels(), status)] = n
+				requests[fmt.Sprintf("%s,status=\"%d\"", st.labels, status)] = n
 			}
 		}
 	}
@@ -180,11 +167,9 @@ func (s *server) serverMetrics() []metric {
 	}
 	draining := map[bool]int{true: 1}[s.draining.Load()]
 	recalls := labelled{}
-	if indexes := s.stats.indexes.Load(); indexes != nil {
-		for _, x := range *indexes {
-			if x.EfSearch > 0 {
-				recalls[fmt.Sprintf("user_id=\"%d\"", x.Owner)] = x.Recall
-			}
+	for _, x := range *cmp.Or(s.stats.indexes.Load(), new([]vectorIndex)) {
+		if x.EfSearch > 0 {
+			recalls[fmt.Sprintf("user_id=\"%d\"", x.Owner)] = x.Recall
 		}
 	}
 	return []metric{
@@ -202,9 +187,15 @@ func (s *server) serverMetrics() []metric {
 	}
 }
 
-func (s *server) databaseMetrics() []metric {
+// resourceMetrics has those of the pool, and of the process by the names that Prometheus' client
+// libraries use. macOS has no /proc for four.
+func (s *server) resourceMetrics() []metric {
 	pool := s.store.pool.Stat()
-	return []metric{
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	var cpu syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &cpu)
+	all := []metric{
 		{"latch_db_connections", "Connections of the pool, by state.", labelled{
 			`state="acquired"`: pool.AcquiredConns(), `state="idle"`: pool.IdleConns(),
 			`state="opening"`: pool.ConstructingConns()}},
@@ -215,16 +206,6 @@ func (s *server) databaseMetrics() []metric {
 			pool.EmptyAcquireCount()},
 		{"latch_db_acquire_wait_seconds_total", "Time spent waiting for a connection.",
 			pool.EmptyAcquireWaitTime().Seconds()},
-	}
-}
-
-// processMetrics has the names that Prometheus' client libraries use. macOS has no /proc for four.
-func (s *server) processMetrics() []metric {
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	var cpu syscall.Rusage
-	syscall.Getrusage(syscall.RUSAGE_SELF, &cpu)
-	all := []metric{
 		{"go_info", "The Go release.", labelled{fmt.Sprintf("version=%q", runtime.Version()): 1}},
 		{"go_goroutines", "Goroutines.", runtime.NumGoroutine()},
 		{"go_memstats_sys_bytes", "Memory that the Go runtime holds.", m.Sys},
@@ -284,28 +265,26 @@ func (s *server) serveMetrics() (*http.Server, error) {
 func serveProfile(w http.ResponseWriter, r *http.Request) {
 	number := func(name string) int { n, _ := strconv.Atoi(r.FormValue(name)); return n }
 	name := r.PathValue("name")
-	if profile := pprof.Lookup(name); profile != nil {
+	profile := pprof.Lookup(name)
+	switch {
+	case profile != nil:
 		profile.WriteTo(w, number("debug"))
-		return
-	}
-	switch name {
-	case "":
+	case name == "":
 		fmt.Fprintln(w, "profile")
 		for _, profile := range pprof.Profiles() {
 			fmt.Fprintln(w, profile.Name())
 		}
-	case "profile":
+	case name == "profile":
 		duration := time.Duration(cmp.Or(number("seconds"), 30)) * time.Second
 		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(duration + writeTimeout))
-		if err := pprof.StartCPUProfile(w); err != nil {
-			http.Error(w, err.Error(), http.StatusConflict) // another one is being made
+		if err := pprof.StartCPUProfile(w); err != nil { // another one is being made
+			http.Error(w, err.Error(), http.StatusConflict)
 			return
 		}
 		defer pprof.StopCPUProfile()
-		select {
-		case <-time.After(duration):
-		case <-r.Context().Done():
-		}
+		ctx, cancel := context.WithTimeout(r.Context(), duration)
+		defer cancel()
+		<-ctx.Done()
 	default:
 		http.NotFound(w, r)
 	}
@@ -319,14 +298,13 @@ type health struct {
 	Database string `json:"database,omitempty" example:"connected"`
 }
 
-// health does not ask the database, so that an orchestrator does not restart every replica because
-// that is away.
+// health does not ask the database: an orchestrator would restart every replica when it is away.
 func (s *server) health(context.Context, *caller, none) (health, error) {
 	return health{Status: "healthy"}, nil
 }
 
-// healthDB tells a load balancer whether to send requests here: not without the database, and not
-// while the server is shutting down.
+// healthDB fails without the database and while the server is shutting down, so that load balancers
+// send no requests here.
 func (s *server) healthDB(ctx context.Context, _ *caller, _ none) (health, error) {
 	if s.draining.Load() {
 		return health{}, errShuttingDown

@@ -87,6 +87,7 @@ func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
 		detail: "The e-mail address was changed too often; try again later."}
 	s.keys = newKeyring(cfg.SecretKeys, cfg.TokenIssuer,
 		time.Duration(cfg.AccessMinutes)*time.Minute)
+	s.stats.other = s.stats.add("", "")
 	s.table = s.routes()
 	for i := range s.table {
 		s.addRow(&s.table[i])
@@ -99,7 +100,7 @@ func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
 			http.Redirect(w, r, s.prefix(r)+"/docs", http.StatusFound)
 		})
 	}
-	s.unmatched = s.wrap(&route{}, &s.stats.other, func(w *responseWriter, _ *http.Request) {
+	s.unmatched = s.wrap(&route{}, s.stats.other, func(w *responseWriter, _ *http.Request) {
 		s.fail(w, errNotFound)
 	})
 	s.mux.Handle("/", s.unmatched)
@@ -282,7 +283,7 @@ func (s *server) route(method, path string, rt *route, next handlerFunc) {
 
 // byMethod passes a request on to the row of its method, or answers 405.
 func (s *server) byMethod(rs rows) http.HandlerFunc {
-	unsupported := s.wrap(&route{}, &s.stats.other, func(w *responseWriter, _ *http.Request) {
+	unsupported := s.wrap(&route{}, s.stats.other, func(w *responseWriter, _ *http.Request) {
 		lacks := func(method string) bool { return rs[method] == nil }
 		allowed := slices.DeleteFunc(slices.Clone(methods), lacks)
 		w.Header().Set("Allow", strings.Join(allowed, ", "))
