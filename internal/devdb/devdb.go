@@ -8,7 +8,6 @@ package devdb
 
 import (
 	"bytes"
-	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
@@ -173,8 +172,10 @@ func (db *DB) createData(data string) error {
 	if db.version() != "" {
 		return nil
 	}
-	tmp := data + ".new"
-	locale := cmp.Or(map[string]string{"darwin": "en_US.UTF-8"}[runtime.GOOS], "C.UTF-8")
+	tmp, locale := data+".new", "C.UTF-8"
+	if runtime.GOOS == "darwin" {
+		locale = "en_US.UTF-8"
+	}
 	err := errors.Join(os.RemoveAll(tmp), os.Mkdir(tmp, 0o700), os.Chown(tmp, serverID(), -1))
 	if err == nil {
 		err = run(db.command("initdb", "-D", tmp, "-U", "postgres", "-A", "trust", "-E", "UTF8",
