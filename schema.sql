@@ -1,8 +1,8 @@
 -- The database, as one append-only list of migrations. A section that has been released is never
 -- edited (its checksum is kept in the database): a change is a new section at the end. Sections run in
 -- order, each in a transaction of its own. One headed "(no transaction)", as CREATE INDEX CONCURRENTLY
--- needs, runs statement by statement, split at each semicolon that ends a line; it may be started again
--- after a failure half-way, so it must be written to bear that (DROP INDEX CONCURRENTLY IF EXISTS first).
+-- needs, runs statement by statement, split at each semicolon that ends a line. After a failure it runs
+-- again from its start, so its statements must be repeatable (DROP INDEX CONCURRENTLY IF EXISTS first).
 
 -- migration 1: accounts
 
