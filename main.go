@@ -52,10 +52,8 @@ func main() {
 	if !signal.Ignored(syscall.SIGHUP) { // as it is under nohup
 		signals = append(signals, syscall.SIGHUP)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), signals...)
-	code := run(ctx, os.Args[1:])
-	stop()
-	os.Exit(code)
+	ctx, _ := signal.NotifyContext(context.Background(), signals...)
+	os.Exit(run(ctx, os.Args[1:]))
 }
 
 const usage = `Latch %s: accounts, tokens and administration on PostgreSQL.
@@ -104,20 +102,15 @@ func run(ctx context.Context, args []string) (code int) {
 		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}
-	if command == "latch healthcheck" {
-		err = healthcheck(cfg)
-	} else {
-		err = withDatabase(ctx, cfg, strings.Fields(command)[1:])
-	}
-	if err != nil {
+	if err := execute(ctx, cfg, strings.TrimPrefix(command, "latch ")); err != nil {
 		fmt.Fprintln(os.Stderr, "latch:", err)
 		return 1
 	}
 	return 0
 }
 
-// endBySentence ends a start by the sentence about a row of the route table, a tag of an input or a
-// section of the schema that is wrong. Any other panic goes on.
+// endBySentence recovers from a panic with a text, which says what is wrong with a row of the route
+// table, a tag of an input or a section of the schema, prints it and sets code. Others go on.
 func endBySentence(code *int) {
 	switch cause := recover().(type) {
 	case nil:
@@ -129,8 +122,12 @@ func endBySentence(code *int) {
 	}
 }
 
-// withDatabase runs a command that needs the database, which in development is started for it.
-func withDatabase(ctx context.Context, cfg *config, args []string) (err error) {
+// execute runs a command, of which "latch" is to serve. In development it starts the database.
+func execute(ctx context.Context, cfg *config, command string) (err error) {
+	command, argument, _ := strings.Cut(command, " ")
+	if command == "healthcheck" {
+		return healthcheck(cfg)
+	}
 	log := newLogger(cfg, os.Stdout)
 	var dev *devdb.DB
 	if cfg.DatabaseURL == "" {
@@ -143,23 +140,22 @@ func withDatabase(ctx context.Context, cfg *config, args []string) (err error) {
 			cfg.SecretKeys = []string{dev.Secret}
 		}
 	}
-	if len(args) > 0 && args[0] == "psql" {
+	if command == "psql" {
 		if dev == nil {
 			return errors.New("psql is for the private database; DATABASE_URL names another")
 		}
 		return dev.Psql()
 	}
-	check := len(args) == 2 && args[1] == "-check"
-	err = migrate(ctx, cfg.DatabaseURL, migrations(cfg), check, log)
-	if err != nil || len(args) > 0 && args[0] == "migrate" {
+	err = migrate(ctx, cfg.DatabaseURL, migrations(cfg), argument == "-check", log)
+	if err != nil || command == "migrate" {
 		return err
 	}
-	tracer := &statementLog{log, cfg.DatabaseEcho,
-		time.Duration(cfg.SlowStatement) * time.Millisecond}
-	if len(args) > 0 {
-		tracer.slow = 0 // a command has nobody who waits
+	slow := time.Duration(cfg.SlowStatement) * time.Millisecond
+	if command != "latch" {
+		slow = 0 // nobody waits for a statement
 	}
-	st, err := openStore(ctx, cfg.DatabaseURL, cfg.DatabaseMaxConns, tracer)
+	st, err := openStore(ctx, cfg.DatabaseURL, cfg.DatabaseMaxConns,
+		&statementLog{log, cfg.DatabaseEcho, slow})
 	if err != nil {
 		return err
 	}
@@ -168,19 +164,22 @@ func withDatabase(ctx context.Context, cfg *config, args []string) (err error) {
 		return err
 	}
 	s := newServer(cfg, st, newHasher(currentParams), log)
+	address, drop := strings.CutPrefix(argument, "-drop ")
+	email, refusal := parseEmail(strings.TrimSpace(address))
 	switch {
-	case len(args) == 0:
+	case command == "latch":
 		return s.listenAndServe(ctx, dev)
-	case args[0] == "admin":
-		return s.makeAdmin(ctx, args[1])
-	case args[1] == "-list":
+	case command == "index" && argument == "-list":
 		return s.printIndexes(ctx)
+	case refusal != "":
+		return errors.New("EMAIL " + refusal)
+	case command == "admin":
+		return s.makeAdmin(ctx, email)
 	}
-	return s.changeIndex(ctx, args[len(args)-1], args[1] == "-drop")
+	return s.changeIndex(ctx, email, drop)
 }
 
-// levelAudit is the level of what happens to accounts and sessions, which no LOG_LEVEL silences. It
-// is written as AUDIT.
+// levelAudit, written as AUDIT, is of what happens to accounts and sessions: always logged.
 const levelAudit = slog.LevelError + 4
 
 func newLogger(cfg *config, w io.Writer) *slog.Logger {
@@ -299,13 +298,9 @@ func (c *config) localURL(port int) string {
 	return "http://" + net.JoinHostPort(host, strconv.Itoa(port))
 }
 
-// makeAdmin makes address an active admin. Where there is no account it creates one, with the
-// password that is piped in, or with one that it prints.
-func (s *server) makeAdmin(ctx context.Context, address string) error {
-	email, refusal := parseEmail(strings.TrimSpace(address))
-	if refusal != "" {
-		return errors.New("EMAIL " + refusal)
-	}
+// makeAdmin makes the account of email an active admin. Where there is none it creates one, with
+// the password that is piped in, or with one that it prints.
+func (s *server) makeAdmin(ctx context.Context, email string) error {
 	before, err := s.store.promote(ctx, email)
 	if err == nil {
 		printPromotion(before)
@@ -360,14 +355,10 @@ const (
 	measureLimit     = 10 * time.Minute
 )
 
-// changeIndex drops the HNSW index of the owner with this address, or builds it, unless there is
-// one, and measures it. Searches then use it with the least ef_search whose recall is enough; where
-// none is, the index is dropped.
-func (s *server) changeIndex(ctx context.Context, address string, drop bool) error {
-	email, refusal := parseEmail(address)
-	if refusal != "" {
-		return errors.New("EMAIL " + refusal)
-	}
+// changeIndex drops the HNSW index of email's account, or builds it, unless there is one, and
+// measures it. Searches then use it with the least ef_search whose recall is enough; where none is,
+// the index is dropped.
+func (s *server) changeIndex(ctx context.Context, email string, drop bool) error {
 	c, err := s.store.userByEmail(ctx, email)
 	switch {
 	case errors.Is(err, errNotFound):
