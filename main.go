@@ -21,7 +21,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -185,18 +184,17 @@ const levelAudit = slog.LevelError + 4
 func newLogger(cfg *config, w io.Writer) *slog.Logger {
 	var level slog.Level
 	level.UnmarshalText([]byte(cfg.LogLevel)) // config has only the names that slog knows
+	nameAudit := func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.LevelKey && a.Value.Any() == levelAudit {
+			a.Value = slog.StringValue("AUDIT")
+		}
+		return a
+	}
 	options := &slog.HandlerOptions{Level: level, ReplaceAttr: nameAudit}
 	if cfg.LogFormat == "text" {
 		return slog.New(slog.NewTextHandler(w, options))
 	}
 	return slog.New(slog.NewJSONHandler(w, options))
-}
-
-func nameAudit(_ []string, a slog.Attr) slog.Attr {
-	if a.Key == slog.LevelKey && a.Value.Any() == levelAudit {
-		a.Value = slog.StringValue("AUDIT")
-	}
-	return a
 }
 
 const firstScreen = `
@@ -227,7 +225,7 @@ func (s *server) listenAndServe(ctx context.Context, dev *devdb.DB) error {
 		return err
 	}
 	if dev != nil {
-		port := listener.Addr().(*net.TCPAddr).Port
+		port := int64(listener.Addr().(*net.TCPAddr).Port)
 		root := s.cfg.localURL(port)
 		fmt.Printf(firstScreen, s.cfg.AppName, version, root, s.cfg.APIPrefix, dev.Where)
 		if s.cfg.Port == 0 && port != defaultPort {
@@ -235,11 +233,9 @@ func (s *server) listenAndServe(ctx context.Context, dev *devdb.DB) error {
 		}
 	}
 	if s.cfg.MetricsAddr != "" {
-		ms, err := s.serveMetrics()
-		if err != nil {
+		if _, err := s.serveMetrics(); err != nil {
 			return err
 		}
-		defer ms.Close()
 	}
 	debug.FreeOSMemory() // the first hash took 19 MiB, which would stay for minutes
 	s.log.Info("serving", "address", listener.Addr().String(), "version", version,
@@ -253,15 +249,15 @@ func (s *server) listenAndServe(ctx context.Context, dev *devdb.DB) error {
 		return err
 	case <-ctx.Done():
 	}
-	again, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	second, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	s.draining.Store(true)
 	s.log.Info("draining", "delay_s", s.cfg.ShutdownDelay)
 	select {
-	case <-again.Done():
+	case <-second.Done():
 	case <-time.After(time.Duration(s.cfg.ShutdownDelay) * time.Second):
 	}
-	limited, cancel := context.WithTimeout(again, drainTimeout)
+	limited, cancel := context.WithTimeout(second, drainTimeout)
 	defer cancel()
 	if err := hs.Shutdown(limited); err != nil {
 		hs.Close()
@@ -278,7 +274,7 @@ const defaultPort = 8000
 // taken, so that two checkouts run side by side.
 func listen(cfg *config, development bool) (net.Listener, error) {
 	for port := cmp.Or(cfg.Port, defaultPort); ; port++ {
-		l, err := net.Listen("tcp", net.JoinHostPort(cfg.Host, strconv.FormatInt(port, 10)))
+		l, err := net.Listen("tcp", net.JoinHostPort(cfg.Host, fmt.Sprint(port)))
 		if !errors.Is(err, syscall.EADDRINUSE) {
 			return l, err
 		}
@@ -290,12 +286,12 @@ func listen(cfg *config, development bool) (net.Listener, error) {
 }
 
 // localURL returns the root of the server's URLs on this machine.
-func (c *config) localURL(port int) string {
+func (c *config) localURL(port int64) string {
 	host := c.Host
-	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+	if net.ParseIP(host).IsUnspecified() {
 		host = "127.0.0.1"
 	}
-	return "http://" + net.JoinHostPort(host, strconv.Itoa(port))
+	return "http://" + net.JoinHostPort(host, fmt.Sprint(port))
 }
 
 // makeAdmin makes the account of email an active admin. Where there is none it creates one, with
@@ -375,16 +371,16 @@ func (s *server) changeIndex(ctx context.Context, email string, drop bool) error
 	if err == nil && n == 0 {
 		err = errors.New("the account has no documents")
 	}
-	if err == nil {
-		memory := n * (2*s.cfg.EmbeddingDimensions + graphBytes)
-		fmt.Printf("Building %s for %d documents, with up to %d MB of PostgreSQL's memory.\n",
-			indexName(c.ID), n, memory>>20)
-		done := make(chan struct{})
-		go s.printProgress(ctx, c.ID, done)
-		err = buildIndex(ctx, s.cfg.DatabaseURL, c.ID, memory)
-		close(done)
-	}
 	if err != nil {
+		return err
+	}
+	memory := n * (2*s.cfg.EmbeddingDimensions + graphBytes)
+	fmt.Printf("Building %s for %d documents, with up to %d MB of PostgreSQL's memory.\n",
+		indexName(c.ID), n, memory>>20)
+	building, done := context.WithCancel(ctx)
+	go s.printProgress(building, c.ID)
+	err = buildIndex(ctx, s.cfg.DatabaseURL, c.ID, memory)
+	if done(); err != nil {
 		return err
 	}
 	fmt.Printf("Measuring it, which takes up to %v.\n", measureLimit)
@@ -409,16 +405,13 @@ func (s *server) changeIndex(ctx context.Context, email string, drop bool) error
 		"no ef_search reaches %.2f: the index is dropped, and searches stay exact", enoughRecall))
 }
 
-// printProgress prints how far the build of an index is, until done is closed.
-func (s *server) printProgress(ctx context.Context, owner int64, done chan struct{}) {
-	for {
-		select {
-		case <-done:
-			return
-		case <-time.After(progressInterval):
-		}
+// printProgress prints how far the build of an index is, until ctx ends.
+func (s *server) printProgress(ctx context.Context, owner int64) {
+	for range time.Tick(progressInterval) {
 		if text, err := s.store.indexProgress(ctx, owner); err == nil {
 			fmt.Println(" ", text)
+		} else if ctx.Err() != nil {
+			return
 		}
 	}
 }
@@ -445,14 +438,10 @@ func (s *server) printIndexes(ctx context.Context) error {
 // healthcheck asks the server on this machine whether it answers.
 func healthcheck(cfg *config) error {
 	client := http.Client{Timeout: 3 * time.Second}
-	root := cfg.localURL(int(cmp.Or(cfg.Port, defaultPort)))
+	root := cfg.localURL(cmp.Or(cfg.Port, defaultPort))
 	answer, err := client.Get(root + cfg.APIPrefix + "/health")
-	if err != nil {
-		return err
+	if err == nil && answer.StatusCode != http.StatusOK {
+		err = fmt.Errorf("health is %s", answer.Status)
 	}
-	defer answer.Body.Close()
-	if answer.StatusCode != http.StatusOK {
-		return fmt.Errorf("health is %s", answer.Status)
-	}
-	return nil
+	return err
 }
