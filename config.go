@@ -27,17 +27,15 @@ import (
 )
 
 type config struct {
-	AppName, Host, APIPrefix, DatabaseURL, Algorithm, LogLevel, LogFormat, MetricsAddr string
+	AppName, Host, APIPrefix, DatabaseURL, TokenIssuer, Algorithm, TextSearch, MetricsAddr string
 
-	EmbeddingsURL, EmbeddingsModel, EmbeddingsKey, EmbeddingsHeader, TextSearch, TokenIssuer string
+	EmbeddingsURL, EmbeddingsModel, EmbeddingsKey, EmbeddingsHeader, LogLevel, LogFormat string
+
+	Port, DatabaseMaxConns, SlowStatement, AccessMinutes, RefreshDays, RefreshGrace int64
+
+	EmbeddingDimensions, EmbeddingsBatch, EmbeddingsLoad, ShutdownDelay int64
 
 	Debug, Docs, DatabaseEcho, RegistrationOpen bool
-
-	Port, DatabaseMaxConns, AccessMinutes, RefreshDays, RefreshGrace int64
-
-	EmbeddingDimensions, EmbeddingsBatch, EmbeddingsLoad int64
-
-	ShutdownDelay, SlowStatement int64
 
 	SecretKeys, CORSOrigins []string
 	TrustedProxies          []netip.Prefix
@@ -58,9 +56,8 @@ type setting struct {
 func (c *config) settings() []setting {
 	return []setting{
 		{"APP_NAME", &c.AppName, "Latch", "", "name of the service; refused as a password"},
-		{"DEBUG", &c.Debug, "false", "",
-			"log at debug level, serve /debug/pprof at METRICS_ADDR, and accept a SECRET_KEY " +
-				"marked development-only"},
+		{"DEBUG", &c.Debug, "false", "", "log at debug level, serve /debug/pprof at " +
+			"METRICS_ADDR, and accept a SECRET_KEY marked development-only"},
 		{"DOCS", &c.Docs, "true", "", "serve /docs and /openapi.json"},
 		{"HOST", &c.Host, "127.0.0.1", "", "address to listen on; the image sets 0.0.0.0"},
 		{"PORT", &c.Port, "", "1 65535",
@@ -72,8 +69,8 @@ func (c *config) settings() []setting {
 			"most connections to PostgreSQL; 4 to 8 serve a few cores best"},
 		{"DATABASE_ECHO", &c.DatabaseEcho, "false", "",
 			"log statements and durations, never arguments"},
-		{"SLOW_STATEMENT_MS", &c.SlowStatement, "1000", "0 60000", "log statements that take " +
-			"so many milliseconds, never arguments; 0: none"},
+		{"SLOW_STATEMENT_MS", &c.SlowStatement, "1000", "0 60000",
+			"log statements that take so many milliseconds, never arguments; 0: none"},
 		{"SECRET_KEY", &c.SecretKeys, "", "", "key of 32 bytes or more (openssl rand -hex 32); " +
 			"several with commas: the first signs, all verify; required with DATABASE_URL"},
 		{"TOKEN_ISSUER", &c.TokenIssuer, "latch", "",
@@ -88,14 +85,13 @@ func (c *config) settings() []setting {
 		{"REGISTRATION_OPEN", &c.RegistrationOpen, "true", "", "whether anyone may register"},
 		{"CORS_ORIGINS", &c.CORSOrigins, "", "", "origins whose pages may call the API, such as " +
 			"https://app.example.com; exact, with commas"},
-		{"TRUSTED_PROXIES", &c.TrustedProxies, "", "",
-			"addresses or networks whose X-Forwarded-For, -Proto and -Prefix, or Forwarded, are " +
-				"believed, with commas"},
+		{"TRUSTED_PROXIES", &c.TrustedProxies, "", "", "addresses or networks whose " +
+			"X-Forwarded-For, -Proto and -Prefix, or Forwarded, are believed, with commas"},
 		{"EMBEDDING_DIMENSIONS", &c.EmbeddingDimensions, "384", "1 4000",
 			"numbers in an embedding; fixed at the first migration"},
-		{"EMBEDDINGS_URL", &c.EmbeddingsURL, "", "", "provider that speaks OpenAI's " +
-			"/v1/embeddings, as https://api.openai.com/v1, also with a query; unset: clients " +
-			"bring their own"},
+		{"EMBEDDINGS_URL", &c.EmbeddingsURL, "", "",
+			"provider that speaks OpenAI's /v1/embeddings, as https://api.openai.com/v1, also " +
+				"with a query; unset: clients bring their own"},
 		{"EMBEDDINGS_MODEL", &c.EmbeddingsModel, "", "",
 			"the provider's model; fixed at the first start with one"},
 		{"EMBEDDINGS_API_KEY", &c.EmbeddingsKey, "", "",
