@@ -155,7 +155,7 @@ func loadConfig(environ []string, dotenv string) (*config, error) {
 	return cfg, errors.Join(append(problems, cfg.check()...)...)
 }
 
-// edits returns how many insertions, deletions and replacements make b of a, as far as limit.
+// edits returns how many insertions, deletions and replacements make b of a, exactly up to limit.
 func edits(a, b string, limit int) int {
 	for a != "" && b != "" && a[0] == b[0] {
 		a, b = a[1:], b[1:]
@@ -172,20 +172,19 @@ func edits(a, b string, limit int) int {
 func lookUp(name string, sources ...map[string]string) (text string, err error) {
 	for _, source := range sources {
 		for _, key := range slices.Sorted(maps.Keys(source)) {
-			isFile := strings.EqualFold(key, name+"_FILE")
-			switch value := source[key]; {
-			case value == "" || !isFile && !strings.EqualFold(key, name):
+			value, upper := source[key], strings.ToUpper(key)
+			if value == "" || strings.TrimSuffix(upper, "_FILE") != name {
 				continue
-			case text != "" && text != value:
+			}
+			if text != "" && text != value {
 				return "", fmt.Errorf("is given together with %s; unset one", key)
-			case isFile:
+			}
+			if text = value; upper != name {
 				content, err := os.ReadFile(value)
 				if err != nil {
 					return "", fmt.Errorf("the file that %s_FILE names cannot be read", name)
 				}
 				text = strings.TrimPrefix(string(content), "\ufeff") // a byte order mark
-			default:
-				text = value
 			}
 		}
 		if text != "" {
@@ -201,14 +200,12 @@ func (row setting) set(text string) (err error) {
 	case *string:
 		words := strings.Split(row.rule, ",")
 		i := slices.IndexFunc(words, func(w string) bool { return strings.EqualFold(w, text) })
-		switch {
-		case row.rule == "":
-			*to = text
-		case i >= 0:
-			*to = words[i]
-		default:
+		if i >= 0 {
+			text = words[i]
+		} else if row.rule != "" {
 			return fmt.Errorf("must be one of %s", strings.Join(words, ", "))
 		}
+		*to = text
 	case *bool:
 		*to = fits(text, `^(?i:1|t|true|y|yes|on)$`)
 		if !*to && !fits(text, `^(?i:0|f|false|n|no|off)$`) {
@@ -258,18 +255,14 @@ func (c *config) check() (problems []error) {
 	}
 	refuse(!isHost(c.Host), "HOST: must be an address or a name alone, such as 127.0.0.1, ::1 or "+
 		"localhost; the port goes into PORT")
-	level, format := "info", "json"
-	if c.Debug {
-		level = "debug"
-	}
-	if c.DatabaseURL == "" {
-		format = "text"
-	} else {
-		problems = append(problems, c.checkDatabaseURL()...)
+	level := map[bool]string{false: "info", true: "debug"}[c.Debug]
+	format := map[bool]string{false: "json", true: "text"}[c.DatabaseURL == ""]
+	c.LogLevel, c.LogFormat = cmp.Or(c.LogLevel, level), cmp.Or(c.LogFormat, format)
+	if c.DatabaseURL != "" {
+		problems = append(problems, c.checkDatabaseURL())
 		refuse(len(c.SecretKeys) == 0, "SECRET_KEY: is required with DATABASE_URL; make one with: "+
 			"openssl rand -hex 32")
 	}
-	c.LogLevel, c.LogFormat = cmp.Or(c.LogLevel, level), cmp.Or(c.LogFormat, format)
 	for i, key := range c.SecretKeys {
 		why := weakKey(key, c.Debug)
 		refuse(why != "", "SECRET_KEY: key %d %s; make one with: openssl rand -hex 32", i+1, why)
@@ -287,9 +280,9 @@ func (c *config) check() (problems []error) {
 				"and without a path; * is not one")
 	}
 	u, err := url.Parse(c.EmbeddingsURL)
-	refuse(c.EmbeddingsURL != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" ||
-		u.Hostname() == "" || strings.Contains(c.EmbeddingsURL, "#")), "EMBEDDINGS_URL: must be "+
-		"an http or https URL without a fragment, as https://api.openai.com/v1")
+	refuse(c.EmbeddingsURL != "" && (err != nil || u.Hostname() == "" ||
+		!fits(c.EmbeddingsURL, `^(?i:https?):[^#]*$`)), "EMBEDDINGS_URL: must be an http or "+
+		"https URL without a fragment, as https://api.openai.com/v1")
 	refuse((c.EmbeddingsURL == "") != (c.EmbeddingsModel == ""), "EMBEDDINGS_MODEL: goes together "+
 		"with EMBEDDINGS_URL; set both or none")
 	refuse(!fits(c.EmbeddingsKey, `^[!-~]*$`), "EMBEDDINGS_API_KEY: must be printable ASCII "+
@@ -311,10 +304,6 @@ func isHost(text string) bool {
 	return err == nil || fits(text, `^[A-Za-z0-9._-]+$`)
 }
 
-// SQLAlchemy names its driver in the scheme, and asyncpg has ssl for sslmode.
-var driverScheme = regexp.MustCompile(`^postgres(ql)?\+\w+://`)
-var asyncpgSSL = regexp.MustCompile(`([?&])ssl=(disable|allow|prefer|require|verify-)`)
-
 // foreignParameters are those of other drivers, with what to write instead. What else PostgreSQL
 // does not know it refuses itself, by name.
 var foreignParameters = [][2]string{
@@ -330,30 +319,33 @@ var foreignParameters = [][2]string{
 		"sslcompression tcp_user_timeout timeout", "leave it out"},
 }
 
-// checkDatabaseURL takes the URLs of SQLAlchemy too. An @ in a password must be encoded: pgx would
-// take the rest of the password for the host, and ask the resolver for it.
-func (c *config) checkDatabaseURL() (problems []error) {
-	c.DatabaseURL = driverScheme.ReplaceAllString(c.DatabaseURL, "postgresql://")
-	c.DatabaseURL = asyncpgSSL.ReplaceAllString(c.DatabaseURL, "${1}sslmode=$2")
+// checkDatabaseURL takes SQLAlchemy's URLs too: they have a driver in the scheme, and asyncpg's ssl
+// for sslmode. An @ in a password must be encoded: pgx would take the rest of the password for the
+// host, and ask the resolver for it.
+func (c *config) checkDatabaseURL() (problem error) {
+	driver := regexp.MustCompile(`^postgres(ql)?\+\w+://`)
+	ssl := regexp.MustCompile(`([?&])ssl=(disable|allow|prefer|require|verify-)`)
+	c.DatabaseURL = driver.ReplaceAllString(c.DatabaseURL, "postgresql://")
+	c.DatabaseURL = ssl.ReplaceAllString(c.DatabaseURL, "${1}sslmode=$2")
 	conf, err := pgx.ParseConfig(c.DatabaseURL) // its error would hold the URL
 	bad := func(f *pgconn.FallbackConfig) bool {
 		return !isHost(f.Host) && !strings.HasPrefix(f.Host, "/")
 	}
 	if err != nil || !fits(c.DatabaseURL, `^postgres(ql)?://([^/?#@]*@)?[^@]*$`) ||
 		slices.ContainsFunc(append(conf.Fallbacks, &pgconn.FallbackConfig{Host: conf.Host}), bad) {
-		return []error{errors.New("DATABASE_URL: must be a URL such as postgresql://user:password" +
+		return errors.New("DATABASE_URL: must be a URL such as postgresql://user:password" +
 			"@host:5432/name; signs in the password are percent-encoded (@ is %40), and files " +
-			"that it names must exist")}
+			"that it names must exist")
 	}
 	for _, row := range foreignParameters {
 		for name := range strings.FieldsSeq(row[0]) {
 			if _, has := conf.RuntimeParams[name]; has {
-				problems = append(problems, fmt.Errorf(
+				problem = errors.Join(problem, fmt.Errorf(
 					"DATABASE_URL: has %s, which is another driver's; %s", name, row[1]))
 			}
 		}
 	}
-	return problems
+	return problem
 }
 
 // publicKeys are what keys hold that stand in examples and documentation, for everybody to read.
@@ -372,8 +364,9 @@ func weakKey(key string, debug bool) string {
 	switch {
 	case len(key) < 32: // the size of the hash: RFC 7518, section 3.2
 		return "has fewer than 32 bytes"
-	case len(distinct) < 8 || strings.Contains((key + key)[1:2*len(key)-1], key):
-		return "repeats the same bytes" // a random hexadecimal key has nearly all 16 digits
+	case len(distinct) < 8, // a random hexadecimal key has nearly all 16 digits
+		strings.Contains((key + key)[1:2*len(key)-1], key): // one piece, repeated
+		return "repeats the same bytes"
 	case slices.ContainsFunc(publicKeys, isPublic):
 		return "is a placeholder"
 	case strings.Contains(lower, "development-only") && !debug:
@@ -395,6 +388,9 @@ var (
 // parseDotEnv reads lines NAME=value.
 func parseDotEnv(text string, env map[string]string) (values map[string]string, problems []error) {
 	values = map[string]string{}
+	refuse := func(i int, why string) {
+		problems = append(problems, fmt.Errorf(".env: line %d %s", i+1, why))
+	}
 	expand := func(token string) string {
 		if escaped, ok := strings.CutPrefix(token, `\`); ok {
 			return strings.ReplaceAll(escaped, "n", "\n")
@@ -410,17 +406,15 @@ func parseDotEnv(text string, env map[string]string) (values map[string]string, 
 		if line == "" || line[0] == '#' {
 			continue
 		}
-		why, m := "", dotEnvLine.FindStringSubmatch(line)
+		m := dotEnvLine.FindStringSubmatch(line)
 		if m == nil || strings.Contains(line, "\x00") {
-			why = "is not NAME=value, or has an open quote or text behind one"
+			refuse(i, "is not NAME=value, or has an open quote or text behind one")
 		} else if _, twice := values[m[1]]; twice {
-			why = "sets a name that was set before"
+			refuse(i, "sets a name that was set before")
 		} else {
 			values[m[1]] = m[2] + dotEnvEscape.ReplaceAllStringFunc(m[3], expand) +
 				dotEnvVariable.ReplaceAllStringFunc(strings.TrimSpace(m[4]), expand)
-			continue
 		}
-		problems = append(problems, fmt.Errorf(".env: line %d %s", i+1, why))
 	}
 	return values, problems
 }
