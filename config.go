@@ -222,10 +222,10 @@ func (row setting) set(text string) (err error) {
 		*to = items(text)
 	case *[]netip.Prefix:
 		for _, item := range items(text) {
-			if a, err := netip.ParseAddr(item); err == nil {
-				item = fmt.Sprintf("%s/%d", a.WithZone(""), a.BitLen())
-			}
 			network, err := netip.ParsePrefix(item)
+			if a, addrErr := netip.ParseAddr(item); addrErr == nil {
+				network, err = a.Prefix(a.BitLen()) // drops a zone
+			}
 			if err != nil {
 				return errors.New("must be addresses or networks such as 10.0.0.0/8, with commas")
 			}
