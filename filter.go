@@ -97,7 +97,7 @@ func (c *filterCompiler) object(path []string, object jsontext.Value) string {
 		case hasOperators(value):
 			sql = c.object(at, value)
 		default:
-			sql = "metadata @> " + c.arg(holding(at, value, false)[0], "jsonb")
+			sql = "metadata @> " + c.arg(nest(at, value, false)[0], "jsonb")
 		}
 		all = append(all, sql)
 	}
@@ -139,37 +139,38 @@ func (c *filterCompiler) operator(path []string, name string, operand jsontext.V
 	switch name {
 	case "$exists":
 		c.refuse(kind != 't' && kind != 'f', "must have true or false for $exists")
-		return not + c.exists(paths, "", nil)
+		return not + c.exists("", nil, paths...)
 	case "$in", "$nin":
 		c.refuse(kind != '[', "must have an array for "+name)
 		json.Unmarshal(operand, &values)
 	}
-	documents, either := []string{}, []string{}
+	var either []string
 	for _, v := range values {
 		c.refuse(v.Kind() == '{' || v.Kind() == '[' || v.Kind() == 'n' && sign != "==",
 			"must have texts, numbers and booleans to compare with; null for $eq, $ne, $in, $nin")
 		if v.Kind() == 'n' {
-			either = append(either, "NOT "+c.exists(paths, "", nil))
+			either = append(either, "NOT "+c.exists("", nil, paths...))
 		}
-		for _, path := range paths {
-			if len(path) <= 2 {
-				documents = append(documents, holding(path, v, true)...)
+	}
+	objects := []string{} // that contain one of values where the index finds it
+	for _, path := range paths {
+		if sign == "==" && len(path) <= 2 {
+			for _, v := range values {
+				objects = append(objects, nest(path, v, true)...)
 			}
+		} else {
+			test := ` ? (@.type() != "array" && @ ` + sign + ` $x[*])`
+			either = append(either, c.exists(test, values, path))
 		}
 	}
 	if sign == "==" {
-		either = append(either, "metadata @> ANY ("+c.arg(documents, "jsonb[]")+")")
-		paths = slices.DeleteFunc(paths, func(path []string) bool { return len(path) <= 2 })
-	}
-	if len(paths) > 0 {
-		test := ` ? (@.type() != "array" && @ ` + sign + ` $x[*])`
-		either = append(either, c.exists(paths, test, values))
+		either = append(either, "metadata @> ANY ("+c.arg(objects, "jsonb[]")+")")
 	}
 	return not + "(" + strings.Join(either, " OR ") + ")"
 }
 
 // exists returns the condition that a value at one of paths passes a jsonpath test with $x.
-func (c *filterCompiler) exists(paths [][]string, test string, x []jsontext.Value) string {
+func (c *filterCompiler) exists(test string, x []jsontext.Value, paths ...[]string) string {
 	var either []string
 	for _, path := range paths {
 		jsonpath := "lax $"
@@ -182,19 +183,19 @@ func (c *filterCompiler) exists(paths [][]string, test string, x []jsontext.Valu
 	return "(" + strings.Join(either, " OR ") + ")"
 }
 
-// holding returns the smallest object with value at path and, with arrays, those that hold it in
-// arrays on the way and at the end.
-func holding(path []string, value jsontext.Value, arrays bool) []string {
+// nest returns the object that has value at path, and with arrays also those in which it or an
+// object on the way is in an array.
+func nest(path []string, value jsontext.Value, arrays bool) []string {
 	objects := []string{string(value)}
 	for _, name := range slices.Backward(path) {
+		var outer []string
 		for _, v := range objects {
+			outer = append(outer, "{"+quote(name)+":"+v+"}")
 			if arrays {
-				objects = append(objects, "["+v+"]")
+				outer = append(outer, "{"+quote(name)+":["+v+"]}")
 			}
 		}
-		for i, v := range objects {
-			objects[i] = "{" + quote(name) + ":" + v + "}"
-		}
+		objects = outer
 	}
 	return objects
 }
