@@ -39,7 +39,6 @@ type reader struct {
 	faults []fieldError
 	text   string // the JSON that dec reads
 	dec    *jsontext.Decoder
-	open   bool   // whether unknown members are ignored: an answer of a provider
 	err    error  // the first error of dec
 	syntax string // what is wrong with the body as a whole; then nothing else counts
 }
@@ -80,7 +79,7 @@ func (o *object) find(place, name string) *field {
 		o.seen[i] = true
 		return f
 	}
-	if place != "form" && !o.open && len(o.faults) < maxFaults {
+	if place != "form" && len(o.faults) < maxFaults {
 		known := strings.Join(o.in.names(place), ", ")
 		o.add(fault{"extra_forbidden", "holds an unknown field; known are: " + known})
 	}

@@ -35,11 +35,10 @@ func (d document) location() string { return fmt.Sprintf("/documents/%d", d.ID) 
 // six, others at most what they have in UTF-8, quotes and backslashes twice that.
 func (d document) size() int {
 	n := 256 + 6*len(value(d.Key)) + len(d.Content) + len(d.Metadata) + 16*len(d.Embedding)
-	for i := range len(d.Content) {
-		switch c := d.Content[i]; {
-		case c < ' ':
+	for _, c := range []byte(d.Content) {
+		if c < ' ' {
 			n += 5
-		case c == '"' || c == '\\':
+		} else if c == '"' || c == '\\' {
 			n++
 		}
 	}
@@ -92,12 +91,15 @@ func (s *server) createDocument(
 		return s.createDocuments(ctx, c, createDocumentsInput{in.Documents, in.storeOptions})
 	}
 	list := []documentInput{in.documentInput}
-	docs, err := s.storeDocuments(ctx, c, list, in.storeOptions, bodyField)
+	docs, err := s.storeDocuments(ctx, c, list, in.storeOptions, inBody)
 	if err != nil {
 		return nil, err
 	}
-	return docs[0], nil
+	return &docs[0], nil
 }
+
+// inBody is the place of a document that is the body.
+func inBody(int) []any { return []any{"body"} }
 
 type createDocumentsInput struct {
 	Documents []documentInput `json:"documents" min:"1" max:"500"`
@@ -108,100 +110,90 @@ type createDocumentsInput struct {
 func (s *server) createDocuments(
 	ctx context.Context, c *caller, in createDocumentsInput,
 ) (batch, error) {
-	loc := func(i int, field string) []any { return []any{"body", "documents", i, field} }
-	docs, err := s.storeDocuments(ctx, c, in.Documents, in.storeOptions, loc)
+	place := func(i int) []any { return []any{"body", "documents", i} }
+	docs, err := s.storeDocuments(ctx, c, in.Documents, in.storeOptions, place)
 	return batch{docs}, err
 }
 
 // storeDocuments gives the documents that lack an embedding one of the provider, and stores all.
-// loc is the place of a field of document i in the request.
+// place is where document i is in the request.
 func (s *server) storeDocuments(
-	ctx context.Context, c *caller, list []documentInput, opt storeOptions,
-	loc func(i int, field string) []any,
+	ctx context.Context, c *caller, list []documentInput, opt storeOptions, place func(i int) []any,
 ) (documents, error) {
-	if err := s.checkKeys(ctx, c, list, opt, loc); err != nil {
+	stored, err := s.checkKeys(ctx, c, list, opt, place)
+	if err != nil {
 		return nil, err
 	}
-	var texts []string
-	var missing []int // where they stand in list
+	var texts []textToEmbed
 	for i := range list {
-		if list[i].Embedding == nil {
-			if s.embedder == nil {
-				return nil, embeddingRequired(loc(i, "embedding")...)
-			}
-			texts, missing = append(texts, list[i].Content), append(missing, i)
+		in := &list[i]
+		if in.Embedding == nil {
+			in.Embedding = stored[i]
+		}
+		if in.Embedding == nil {
+			texts = append(texts, textToEmbed{in.Content, place(i), "content", &in.Embedding})
 		}
 	}
-	if texts != nil {
-		content := func(i int) []any { return loc(missing[i], "content") }
-		vectors, err := s.embedder.embed(ctx, texts, content)
-		if err != nil {
-			return nil, err
-		}
-		for i, v := range vectors {
-			list[missing[i]].Embedding = v
-		}
+	if err := s.embedder.embed(ctx, texts...); err != nil {
+		return nil, err
 	}
 	docs, err := s.store.createDocuments(ctx, c.ID, list, opt.Upsert, opt.Include != nil)
 	if errors.Is(err, errKeyTaken) {
 		stored, _ := s.store.storedKeys(ctx, c.ID, list)
-		err = keyTaken(stored, loc)
+		err = keyTaken(stored, place)
 	}
 	return docs, accountGone(err)
 }
 
 // checkKeys refuses a key that several documents of list have. Where some lack an embedding, it
-// saves calls to the provider: it refuses keys that are taken, or with upsert takes the stored
+// saves calls to the provider: it refuses keys that are taken, or with upsert returns the stored
 // embeddings of the same contents.
 func (s *server) checkKeys(
-	ctx context.Context, c *caller, list []documentInput, opt storeOptions,
-	loc func(i int, field string) []any,
-) error {
+	ctx context.Context, c *caller, list []documentInput, opt storeOptions, place func(i int) []any,
+) (stored map[int]vector, err error) {
 	var faults []fieldError
 	seen, lacking := map[string]bool{"": true}, false
 	for i, in := range list {
 		key := value(in.Key.Value)
 		if key != "" && seen[key] {
-			faults = append(faults, fieldError{loc(i, "key"), repeated.msg, repeated.kind})
+			loc := append(place(i), "key")
+			faults = append(faults, fieldError{loc, repeated.msg, repeated.kind})
 		}
 		seen[key], lacking = true, lacking || in.Embedding == nil
 	}
 	if faults != nil {
-		return invalid(faults...)
+		return nil, invalid(faults...)
 	}
-	if !lacking || len(seen) == 1 {
-		return nil
+	if lacking && len(seen) > 1 {
+		stored, err = s.store.storedKeys(ctx, c.ID, list)
 	}
-	stored, err := s.store.storedKeys(ctx, c.ID, list)
 	if len(stored) > 0 && !opt.Upsert {
-		return keyTaken(stored, loc)
+		err = keyTaken(stored, place)
 	}
-	for i, embedding := range stored {
-		if list[i].Embedding == nil {
-			list[i].Embedding = embedding
-		}
-	}
-	return err
+	return stored, err
 }
 
 // keyTaken returns errKeyTaken at the keys that are stored.
-func keyTaken(stored map[int]vector, loc func(i int, field string) []any) *problem {
-	p := *errKeyTaken
+func keyTaken(stored map[int]vector, place func(i int) []any) error {
+	var taken []fieldError
 	for _, i := range slices.Sorted(maps.Keys(stored)) {
-		bad := fieldError{loc(i, "key"), "is the key of another document", p.code}
-		p.errors = append(p.errors, bad)
+		loc := append(place(i), "key")
+		taken = append(taken, fieldError{loc, "is the key of another document", errKeyTaken.code})
 	}
-	return &p
+	return errKeyTaken.withErrors(taken...)
 }
 
-// bodyField is the place of a field of the body.
-func bodyField(_ int, field string) []any { return []any{"body", field} }
+// embeddingRequired returns errEmbeddingRequired for the object at place.
+func embeddingRequired(place []any) error {
+	loc := append(place, "embedding")
+	return errEmbeddingRequired.withErrors(fieldError{loc, "is required here", "missing"})
+}
 
-// embeddingRequired returns errEmbeddingRequired at a place of the request.
-func embeddingRequired(loc ...any) *problem {
-	p := *errEmbeddingRequired
-	p.errors = []fieldError{{loc, "is required here", "missing"}}
-	return &p
+// withErrors returns p with the faults of fields.
+func (p *problem) withErrors(errors ...fieldError) *problem {
+	q := *p
+	q.errors = errors
+	return &q
 }
 
 // selection is the documents of which all holds that is given.
@@ -293,28 +285,21 @@ func (s *server) updateDocument(
 		return stored, nil
 	}
 	if in.Content != nil && in.Embedding == nil {
-		if in.Embedding, err = s.embedOne(ctx, "content", *in.Content); err != nil {
+		if in.Embedding, err = s.embedField(ctx, "content", *in.Content); err != nil {
 			return document{}, err
 		}
 	}
 	d, err := s.store.updateDocument(ctx, c.ID, in)
 	if errors.Is(err, errKeyTaken) {
-		err = keyTaken(map[int]vector{0: nil}, bodyField)
+		err = keyTaken(map[int]vector{0: nil}, inBody)
 	}
 	return d, err
 }
 
-// embedOne returns the provider's embedding of the text of a field.
-func (s *server) embedOne(ctx context.Context, field, text string) (vector, error) {
-	if s.embedder == nil {
-		return nil, embeddingRequired("body", "embedding")
-	}
-	loc := func(int) []any { return []any{"body", field} }
-	vectors, err := s.embedder.embed(ctx, []string{text}, loc)
-	if err != nil {
-		return nil, err
-	}
-	return vectors[0], nil
+// embedField returns the provider's embedding of the text of a field of the body.
+func (s *server) embedField(ctx context.Context, field, text string) (v vector, err error) {
+	err = s.embedder.embed(ctx, textToEmbed{text, inBody(0), field, &v})
+	return v, err
 }
 
 func (s *server) deleteDocument(ctx context.Context, c *caller, in idInput) (none, error) {
@@ -360,11 +345,7 @@ func (r searchResult) size() (n int) {
 func (s *server) search(ctx context.Context, c *caller, in searchInput) (searchResult, error) {
 	err := in.check()
 	if err == nil && in.Mode != "text" && in.Embedding == nil {
-		if in.Query == nil {
-			err = embeddingRequired("body", "embedding")
-		} else {
-			in.Embedding, err = s.embedOne(ctx, "query", *in.Query)
-		}
+		in.Embedding, err = s.embedField(ctx, "query", *in.Query)
 	}
 	if err != nil {
 		return searchResult{}, err
@@ -387,19 +368,20 @@ func (s *server) search(ctx context.Context, c *caller, in searchInput) (searchR
 
 // check returns the 422 for fields that do not go together.
 func (in *searchInput) check() error {
+	refuse := func(field, msg string) error { return invalidField(field, "value_error", msg) }
 	switch {
 	case in.Query == nil && in.Mode != "vector":
-		return invalidField("query", "value_error", "is required in this mode")
+		return refuse("query", "is required in this mode")
+	case in.Query == nil && in.Embedding == nil:
+		return embeddingRequired(inBody(0))
 	case in.Embedding != nil && in.Mode == "text":
-		return invalidField("embedding", "value_error", "has no use in mode text")
+		return refuse("embedding", "has no use in mode text")
 	case in.Embedding != nil && in.Mode == "vector" && in.Query != nil:
-		return invalidField("embedding", "value_error",
-			"cannot be combined with a query in mode vector")
+		return refuse("embedding", "cannot be combined with a query in mode vector")
 	case in.MinScore != nil && in.Mode != "vector":
-		return invalidField("min_score", "value_error", "has no meaning in this mode")
+		return refuse("min_score", "has no meaning in this mode")
 	case in.Mode != "vector" && len(strings.Fields(*in.Query)) > maxWords:
-		return invalidField("query", "value_error",
-			fmt.Sprintf("must have at most %d words in this mode", maxWords))
+		return refuse("query", fmt.Sprintf("must have at most %d words in this mode", maxWords))
 	}
 	return nil
 }

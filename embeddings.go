@@ -18,7 +18,6 @@ import (
 	"math"
 	"net/http"
 	"net/url"
-	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -27,6 +26,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"encoding/json/jsontext"
 	json "encoding/json/v2"
 )
 
@@ -49,24 +49,13 @@ type embedder struct {
 	secrets     []string // what no log may show
 	model       string
 	dimensions  int64
-	size        int64         // texts in a call at most
+	maxTexts    int64         // in a call
 	loadTimeout time.Duration // of a call that may have to load the model
 	client      *http.Client
 	calls       limiter
 	batches     limiter      // requests of several calls
-	answer      *input       // how answers are read
 	field       atomic.Int64 // "dimensions" of a call; 0 where the provider refuses the field
 	answered    atomic.Int64 // when it last answered well, in seconds since 1970
-}
-
-// providerAnswer is what a provider answers, as far as it is read.
-type providerAnswer struct {
-	Data []providerVector `json:"data"`
-}
-
-type providerVector struct {
-	Index     nullable[int64] `json:"index"`
-	Embedding vector          `json:"embedding"`
 }
 
 // newEmbedder returns the provider of the settings, or nil where there is none.
@@ -75,14 +64,12 @@ func newEmbedder(cfg *config) *embedder {
 		return nil
 	}
 	e := &embedder{url: embeddingsURL(cfg.EmbeddingsURL), model: cfg.EmbeddingsModel,
-		dimensions: cfg.EmbeddingDimensions, size: cfg.EmbeddingsBatch,
+		dimensions: cfg.EmbeddingDimensions, maxTexts: cfg.EmbeddingsBatch,
 		loadTimeout: time.Duration(cfg.EmbeddingsLoad) * time.Second}
 	e.calls = limiter{total: maxCalls, share: maxCalls / 2, queue: 256, timeout: restTimeout,
 		detail: "Too many texts are being embedded; try again."}
 	e.batches = limiter{total: maxCalls, share: 1, queue: 256, timeout: restTimeout,
 		detail: "Too many batches are being embedded; try again."}
-	e.answer = compileInput(reflect.TypeFor[providerAnswer]())
-	e.answer.setVectors(e.dimensions)
 	e.field.Store(e.dimensions)
 	e.client = &http.Client{
 		Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, MaxIdleConnsPerHost: maxCalls,
@@ -125,48 +112,59 @@ func embeddingsURL(setting string) *url.URL {
 
 // ---- requests ----
 
-// embedJob is one request for the embeddings of texts.
-type embedJob struct {
-	*embedder
-	texts   []string
-	vectors []vector
-	size    atomic.Int64      // texts in a call at most; fewer after a refusal
-	check   func() error      // checkProvider, once
-	loc     func(i int) []any // the place of text i in what the client sent
+// textToEmbed is a text of a request that needs an embedding.
+type textToEmbed struct {
+	text   string
+	place  []any   // of the object with the text, in the request
+	field  string  // of the object
+	vector *vector // where its embedding goes
 }
 
-// embed returns a vector for each text, all or none; many texts go in parts. It returns
-// errEmbeddingsUnavailable when the provider is away, overloaded or too slow, errEmbeddingsFailed
-// when it refuses any text or its answer is invalid, errTextRefused with the place that loc returns
-// when it refuses one text only, errBusy for the client's own share, the context's error when the
-// client has gone.
-func (e *embedder) embed(
-	ctx context.Context, texts []string, loc func(i int) []any,
-) ([]vector, error) {
+// embedJob is what the calls for one request share.
+type embedJob struct {
+	*embedder
+	size  atomic.Int64 // texts in a call at most; fewer after a refusal
+	check func() error // checkProvider, once
+}
+
+// embed sets the vectors of texts; many texts go in parts. It returns errEmbeddingRequired when
+// there is no provider, errEmbeddingsUnavailable when it is away, overloaded or too slow,
+// errEmbeddingsFailed when it refuses any text or its answer is invalid, errTextRefused when it
+// refuses one text only, errBusy for the client's own share, the context's error when the client
+// has gone. After an error only some vectors are set.
+func (e *embedder) embed(ctx context.Context, texts ...textToEmbed) error {
+	switch {
+	case len(texts) == 0:
+		return nil
+	case e == nil:
+		return embeddingRequired(texts[0].place)
+	}
 	ctx, cancel := context.WithTimeout(ctx, e.loadTimeout+restTimeout)
 	defer cancel()
-	j := &embedJob{embedder: e, texts: texts, vectors: make([]vector, len(texts)), loc: loc}
-	j.size.Store(e.size)
+	j := &embedJob{embedder: e}
+	j.size.Store(e.maxTexts)
 	j.check = sync.OnceValue(func() error { return e.checkProvider(ctx) })
-	bounds := []int{0} // of the parts
-	for at := 0; at < len(texts); bounds = append(bounds, at) {
-		at += partLength(texts[at:], e.size)
+	parts := make(chan []textToEmbed, len(texts))
+	for rest := texts; len(rest) > 0; {
+		n := partLength(rest, e.maxTexts)
+		parts <- rest[:n]
+		rest = rest[n:]
 	}
-	if len(bounds) == 2 {
-		return j.vectors, j.embedPart(ctx, 0, len(texts))
+	close(parts)
+	if len(parts) == 1 {
+		return j.embedPart(ctx, texts)
 	}
 	release, err := acquireSlot(ctx, &e.batches)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer release()
 	var group sync.WaitGroup
-	var next atomic.Int64
 	failed := make(chan error, maxCalls)
 	for range maxCalls/2 - 1 { // a client's share but one, which is for its queries
 		group.Go(func() {
-			for i := next.Add(1); i < int64(len(bounds)); i = next.Add(1) {
-				if err := j.embedPart(ctx, bounds[i-1], bounds[i]); err != nil {
+			for part := range parts {
+				if err := j.embedPart(ctx, part); err != nil {
 					failed <- err
 					cancel()
 					return
@@ -176,29 +174,29 @@ func (e *embedder) embed(
 	}
 	group.Wait()
 	close(failed)
-	return j.vectors, <-failed // the first, or nil
+	return <-failed // the first, or nil
 }
 
 // partLength returns how many of the texts go into one call: at most n, and at most maxPart bytes
 // unless the first alone has more.
-func partLength(texts []string, n int64) int {
+func partLength(texts []textToEmbed, n int64) int {
 	bytes := 0
-	for i, text := range texts {
-		if bytes += len(text); i > 0 && (int64(i) >= n || bytes > maxPart) {
+	for i, t := range texts {
+		if bytes += len(t.text); i > 0 && (int64(i) >= n || bytes > maxPart) {
 			return i
 		}
 	}
 	return len(texts)
 }
 
-// embedPart fills in the vectors of texts[from:to]. After a refusal for which the provider is not
-// at fault it asks for half as many texts at a time. A text that is refused alone, twice, is an
-// error: so 32 texts take at most 13 calls.
-func (j *embedJob) embedPart(ctx context.Context, from, to int) error {
-	size, refused := j.size.Load(), -1
-	for from < to {
-		n := partLength(j.texts[from:to], size)
-		vectors, err := j.ask(ctx, j.texts[from:from+n], j.field.Load())
+// embedPart sets the vectors of texts. After a refusal for which the provider is not at fault it
+// asks for half as many texts at a time. A text that is refused alone, twice, is an error: so 32
+// texts take at most 13 calls.
+func (j *embedJob) embedPart(ctx context.Context, texts []textToEmbed) error {
+	size, refused := j.size.Load(), false // refused: the first text, alone
+	for len(texts) > 0 {
+		n := partLength(texts, size)
+		err := j.ask(ctx, texts[:n], j.field.Load())
 		f, ok := errors.AsType[*failure](err)
 		if ok && f.refused {
 			err = j.check()
@@ -206,19 +204,17 @@ func (j *embedJob) embedPart(ctx context.Context, from, to int) error {
 		switch {
 		case err != nil:
 			return err
-		case f == nil:
-			copy(j.vectors[from:], vectors)
-			from += n
+		case !ok:
+			texts, refused = texts[n:], false
 		case n > 1:
 			size = int64(n / 2)
 			j.size.Store(size)
-		case refused < from:
-			refused = from
+		case !refused:
+			refused = true
 		default:
-			p := *errTextRefused
-			p.errors = []fieldError{{j.loc(from), "is refused by the embedding model: it may be " +
-				"too long for it, or hold nothing that it knows", "text_refused"}}
-			f.problem = &p
+			loc := append(texts[0].place, texts[0].field)
+			f.problem = errTextRefused.withErrors(fieldError{loc, "is refused by the embedding " +
+				"model: it may be too long for it, or hold nothing that it knows", "text_refused"})
 			return f
 		}
 	}
@@ -229,7 +225,7 @@ func (j *embedJob) embedPart(ctx context.Context, from, to int) error {
 // keeps to what is answered well. If neither is, the provider is at fault, and not the texts.
 func (e *embedder) checkProvider(ctx context.Context) (err error) {
 	for _, field := range []int64{e.dimensions, 0} {
-		_, err = e.ask(ctx, []string{"hello"}, field)
+		err = e.ask(ctx, []textToEmbed{{text: "hello", vector: new(vector)}}, field)
 		if err == nil {
 			e.field.Store(field)
 		}
@@ -253,68 +249,70 @@ func (f *failure) Unwrap() []error { return []error{f.problem, f.cause} }
 
 // ask makes a call, and repeats it where that may succeed soon: once for one text, up to maxRetries
 // times for several, of which a provider with a limit of calls a second refuses some.
-func (e *embedder) ask(ctx context.Context, texts []string, dimensions int64) ([]vector, error) {
+func (e *embedder) ask(ctx context.Context, texts []textToEmbed, dimensions int64) error {
 	release, err := acquireSlot(ctx, &e.calls)
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = e.calls.busy()
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer release()
-	vectors, failed := e.call(ctx, texts, dimensions)
-	for range min(len(texts), maxRetries) {
-		if failed == nil || failed.pause == 0 || failed.pause > maxRetryPause {
-			break
+	for retries := min(len(texts), maxRetries); ; retries-- {
+		failed := e.call(ctx, texts, dimensions)
+		if failed == nil {
+			e.answered.Store(time.Now().Unix())
+			return nil
+		}
+		if retries == 0 || failed.pause == 0 || failed.pause > maxRetryPause {
+			failed.cause = fmt.Errorf("POST %s: %w", e.url.EscapedPath(), failed.cause)
+			return failed
 		}
 		select {
 		case <-time.After(failed.pause):
 		case <-ctx.Done():
 		}
-		vectors, failed = e.call(ctx, texts, dimensions)
 	}
-	if failed != nil {
-		failed.cause = fmt.Errorf("POST %s: %w", e.url.EscapedPath(), failed.cause)
-		return nil, failed
-	}
-	e.answered.Store(time.Now().Unix())
-	return vectors, nil
 }
 
 // call makes one call and tells from its failure whether the texts, the settings or the state of
 // the provider may be the reason.
-func (e *embedder) call(
-	ctx context.Context, texts []string, dimensions int64,
-) ([]vector, *failure) {
+func (e *embedder) call(ctx context.Context, texts []textToEmbed, dimensions int64) *failure {
 	timeout, loaded := e.loadTimeout, time.Since(time.Unix(e.answered.Load(), 0)) < loadedTime
 	if loaded {
 		timeout = callTimeout
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	status, header, body, err := e.post(ctx, texts, dimensions)
-	if err == nil && status == http.StatusOK {
-		return e.read(body, len(texts))
+	answer, body, err := e.post(ctx, texts, dimensions)
+	f := &failure{problem: errEmbeddingsUnavailable, cause: err}
+	if err != nil {
+		if loaded && len(texts) > 1 && errors.Is(err, context.DeadlineExceeded) {
+			f.problem = f.problem.withDetail("The embedding provider is too slow for so many " +
+				"texts at once; nothing was stored. Send fewer.")
+		}
+		return f
 	}
-	p := *errEmbeddingsUnavailable
-	f := &failure{problem: &p, cause: err}
-	if err == nil {
-		f.cause = fmt.Errorf("status %d: %s", status, e.message(body))
-	}
-	switch {
-	case loaded && len(texts) > 1 && errors.Is(err, context.DeadlineExceeded):
-		p.detail = "The embedding provider is too slow for so many texts at once; nothing was " +
-			"stored. Send fewer."
+	switch status := answer.StatusCode; {
+	case status == http.StatusOK:
+		f.problem = errEmbeddingsFailed
+		if f.refused, f.cause = e.read(body, texts); f.cause == nil {
+			return nil
+		}
+		return f
 	case status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable:
-		f.pause = retryAfter(header.Get("Retry-After"))
+		f.pause = retryAfter(answer.Header.Get("Retry-After"))
+		p := *errEmbeddingsUnavailable
 		p.header[1] = fmt.Sprint(max(5, math.Ceil(f.pause.Seconds())))
+		f.problem = &p
 	case status == http.StatusInternalServerError: // also what Ollama and llama.cpp refuse
 		f.refused = true
-	case err == nil && status < 500 && status != http.StatusRequestTimeout:
+	case status < 500 && status != http.StatusRequestTimeout:
 		f.problem = errEmbeddingsFailed
 		f.refused = slices.Contains([]int{400, 413, 422, 424}, status) // 424 is TEI's
 	}
-	return nil, f
+	f.cause = fmt.Errorf("status %d: %s", answer.StatusCode, e.message(body))
+	return f
 }
 
 // retryAfter returns the wait that a Retry-After header asks for, in seconds or until a date, at
@@ -324,7 +322,7 @@ func retryAfter(header string) time.Duration {
 	if at, failed := http.ParseTime(header); failed == nil {
 		seconds, err = max(0, time.Until(at).Seconds()), nil
 	}
-	if err != nil && !errors.Is(err, strconv.ErrRange) || !(seconds >= 0) {
+	if errors.Is(err, strconv.ErrSyntax) || !(seconds >= 0) {
 		return retryPause
 	}
 	return max(time.Duration(min(seconds, 3600)*float64(time.Second)), time.Millisecond)
@@ -333,32 +331,33 @@ func retryAfter(header string) time.Duration {
 // post sends one request, without dimensions where they are 0, and reads the answer whole, as far
 // as it may be long. It has no encoding_format: proxies to Vertex, Bedrock and Voyage refuse it.
 func (e *embedder) post(
-	ctx context.Context, texts []string, dimensions int64,
-) (status int, header http.Header, body []byte, err error) {
-	question, err := json.Marshal(struct {
+	ctx context.Context, texts []textToEmbed, dimensions int64,
+) (answer *http.Response, body []byte, err error) {
+	var inputs []string
+	for _, t := range texts {
+		inputs = append(inputs, t.text)
+	}
+	question, err1 := json.Marshal(struct {
 		Model      string   `json:"model"`
 		Input      []string `json:"input"`
 		Dimensions int64    `json:"dimensions,omitzero"`
-	}{e.model, texts, dimensions})
-	if err != nil {
-		return 0, nil, nil, err
-	}
-	r, err := http.NewRequestWithContext(ctx, "POST", e.url.String(), bytes.NewReader(question))
-	if err != nil {
-		return 0, nil, nil, err
+	}{e.model, inputs, dimensions})
+	r, err2 := http.NewRequestWithContext(ctx, "POST", e.url.String(), bytes.NewReader(question))
+	if err := cmp.Or(err1, err2); err != nil {
+		return nil, nil, err
 	}
 	r.Header = e.header.Clone()
-	answer, err := e.client.Do(r)
+	answer, err = e.client.Do(r)
 	if failed, ok := errors.AsType[*url.Error](err); ok {
 		err = failed.Err // without the URL, which may hold a secret
 	}
 	if err != nil {
-		return 0, nil, nil, err
+		return nil, nil, err
 	}
 	defer answer.Body.Close()
 	limit := 64<<10 + int64(len(texts))*e.dimensions*bytesPerElement
 	body, err = io.ReadAll(io.LimitReader(answer.Body, limit))
-	return answer.StatusCode, answer.Header, body, err
+	return answer, body, err
 }
 
 // messageMember matches what JSON errors say. The rest often has the texts that were asked for.
@@ -378,42 +377,45 @@ func (e *embedder) message(body []byte) string {
 	return cleanText(strings.Join(strings.Fields(text), " "))
 }
 
-// read returns the n vectors of an answer in the order of their indexes, or, where all of these are
-// 0, null or absent, in the order of the answer.
-func (e *embedder) read(body []byte, n int) ([]vector, *failure) {
-	var answer providerAnswer
-	o := newObject(&reader{open: true}, e.answer, reflect.ValueOf(&answer).Elem())
-	if o.readJSON(body); o.syntax == "" {
-		o.finish("json")
+// providerVector is an item of an answer, as far as it is read.
+type providerVector struct {
+	Index     float64        `json:"index"` // null or absent: 0
+	Embedding jsontext.Value `json:"embedding"`
+}
+
+// read sets the vectors of texts from an answer, in the order of its indexes, or, where all of them
+// are 0, in its own. It returns what is wrong, and whether another text may be answered.
+func (e *embedder) read(body []byte, texts []textToEmbed) (refused bool, err error) {
+	var answer struct {
+		Data []providerVector `json:"data"`
 	}
-	f := &failure{problem: errEmbeddingsFailed}
-	switch {
-	case o.syntax != "":
-		f.cause = errors.New(o.syntax)
-	case o.faults != nil:
-		loc := o.faults[0].Loc
-		f.cause = fmt.Errorf("its %v %s", loc, o.faults[0].Msg)
-		f.refused = slices.Contains(loc, "embedding") // as of a text without a known word
-	case len(answer.Data) != n:
-		f.cause = fmt.Errorf("it has %d embeddings for %d texts", len(answer.Data), n)
+	err = json.Unmarshal(bytes.TrimPrefix(body, []byte("\ufeff")), &answer)
+	if err != nil {
+		return false, errors.New(e.message([]byte(err.Error())))
 	}
-	if f.cause != nil {
-		return nil, f
-	}
-	vectors, ordered := make([]vector, n), true
-	for _, d := range answer.Data {
-		ordered = ordered && (d.Index.Value == nil || *d.Index.Value == 0)
-	}
-	for i, d := range answer.Data {
-		at := int64(i)
-		if !ordered {
-			at = *cmp.Or(d.Index.Value, new(int64))
+	hasIndex := func(v providerVector) bool { return v.Index != 0 }
+	numbered := slices.ContainsFunc(answer.Data, hasIndex)
+	slices.SortStableFunc(answer.Data, func(a, b providerVector) int {
+		return cmp.Compare(a.Index, b.Index)
+	})
+	vectors := make([]vector, len(answer.Data))
+	for i, v := range answer.Data {
+		if numbered && v.Index != float64(i) {
+			return false, fmt.Errorf("its indexes are not 0 to %d, each once", len(vectors)-1)
 		}
-		if at < 0 || at >= int64(n) || vectors[at] != nil || d.Embedding == nil {
-			f.cause = fmt.Errorf("its indexes are not 0 to %d, each once", n-1)
-			return nil, f
+		refusal := "must be an array of numbers"
+		if v.Embedding.Kind() == '[' {
+			vectors[i], refusal = parseVector(string(v.Embedding), int(e.dimensions))
 		}
-		vectors[at] = d.Embedding
+		if refusal != "" { // as of a text without a known word
+			return v.Embedding != nil, fmt.Errorf("its [data %d embedding] %s", i, refusal)
+		}
 	}
-	return vectors, nil
+	if len(vectors) != len(texts) {
+		return false, fmt.Errorf("it has %d embeddings for %d texts", len(vectors), len(texts))
+	}
+	for i, t := range texts {
+		*t.vector = vectors[i]
+	}
+	return false, nil
 }

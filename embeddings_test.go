@@ -468,6 +468,17 @@ func TestProviders(t *testing.T) {
 	}
 }
 
+// embedTexts returns the vectors of texts that have no place in a request.
+func embedTexts(ctx context.Context, e *embedder, texts []string) ([]vector, error) {
+	vectors := make([]vector, len(texts))
+	var list []textToEmbed
+	for i, text := range texts {
+		list = append(list, textToEmbed{text: text, vector: &vectors[i]})
+	}
+	err := e.embed(ctx, list...)
+	return vectors, err
+}
+
 // TestLongAnswers reads numbers with all their digits, each in a line of its own.
 func TestLongAnswers(t *testing.T) {
 	t.Parallel()
@@ -479,7 +490,7 @@ func TestLongAnswers(t *testing.T) {
 		numbers := number + strings.Repeat(","+number, 999)
 		return answerWith(`{"n":%d,"was":%s,"embedding":[`+numbers+`]}`, ",")(q)
 	})
-	vectors, err := e.embed(t.Context(), make([]string, 32), nil)
+	vectors, err := embedTexts(t.Context(), e, make([]string, 32))
 	if err != nil || len(vectors) != 32 || len(vectors[31]) != 1000 {
 		t.Errorf("a long answer: %d vectors, %v", len(vectors), err)
 	}
@@ -493,7 +504,7 @@ func TestRateLimit(t *testing.T) {
 		EmbeddingsLoad: 60})
 	tooMany := status(429, "Retry-After", "0")
 	p.failWith(tooMany, tooMany, tooMany, tooMany)
-	_, err := e.embed(t.Context(), make([]string, 20), nil)
+	_, err := embedTexts(t.Context(), e, make([]string, 20))
 	if err != nil || p.calls() != 14 {
 		t.Errorf("after four refusals: %v, %d calls", err, p.calls())
 	}
@@ -605,7 +616,7 @@ func TestEmbeddingsGone(t *testing.T) {
 		<-proceed
 		return 0, ""
 	})
-	_, err := e.embed(ctx, make([]string, 100), func(int) []any { return nil })
+	_, err := embedTexts(ctx, e, make([]string, 100))
 	if !errors.Is(err, context.Canceled) || p.calls() > maxCalls {
 		t.Errorf("a client that has gone: %v after %d calls", err, p.calls())
 	}
@@ -636,7 +647,7 @@ func TestLoadTimeout(t *testing.T) {
 	p.failWith(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	_, err := a.embedder.embed(ctx, []string{"a", "b"}, nil)
+	_, err := embedTexts(ctx, a.embedder, []string{"a", "b"})
 	if err == nil || !strings.Contains(err.Error(), "Send fewer") {
 		t.Errorf("a provider that is too slow for a batch: %v", err)
 	}
@@ -655,7 +666,7 @@ func TestProviderCloses(t *testing.T) {
 	defer p.Close()
 	e := newEmbedder(&config{EmbeddingsURL: p.URL, EmbeddingDimensions: 3, EmbeddingsLoad: 60})
 	for range 5 {
-		if _, err := e.embed(t.Context(), []string{"a"}, nil); err != nil {
+		if _, err := embedTexts(t.Context(), e, []string{"a"}); err != nil {
 			t.Fatal(err)
 		}
 	}
