@@ -152,19 +152,22 @@ func (s *server) checkKeys(
 	ctx context.Context, c *caller, list []documentInput, opt storeOptions, place func(i int) []any,
 ) (stored map[int]vector, err error) {
 	var faults []fieldError
-	seen, lacking := map[string]bool{"": true}, false
+	seen, lacking := map[string]bool{}, false
 	for i, in := range list {
 		key := value(in.Key.Value)
-		if key != "" && seen[key] {
+		if seen[key] {
 			loc := append(place(i), "key")
 			faults = append(faults, fieldError{loc, repeated.msg, repeated.kind})
 		}
-		seen[key], lacking = true, lacking || in.Embedding == nil
+		if key != "" {
+			seen[key] = true
+		}
+		lacking = lacking || in.Embedding == nil
 	}
 	if faults != nil {
 		return nil, invalid(faults...)
 	}
-	if lacking && len(seen) > 1 {
+	if lacking && len(seen) > 0 {
 		stored, err = s.store.storedKeys(ctx, c.ID, list)
 	}
 	if len(stored) > 0 && !opt.Upsert {
@@ -298,7 +301,7 @@ func (s *server) updateDocument(
 
 // embedField returns the provider's embedding of the text of a field of the body.
 func (s *server) embedField(ctx context.Context, field, text string) (v vector, err error) {
-	err = s.embedder.embed(ctx, textToEmbed{text, inBody(0), field, &v})
+	err = s.embedder.embed(ctx, textToEmbed{text, []any{"body"}, field, &v})
 	return v, err
 }
 
@@ -373,7 +376,7 @@ func (in *searchInput) check() error {
 	case in.Query == nil && in.Mode != "vector":
 		return refuse("query", "is required in this mode")
 	case in.Query == nil && in.Embedding == nil:
-		return embeddingRequired(inBody(0))
+		return embeddingRequired([]any{"body"})
 	case in.Embedding != nil && in.Mode == "text":
 		return refuse("embedding", "has no use in mode text")
 	case in.Embedding != nil && in.Mode == "vector" && in.Query != nil:

@@ -116,7 +116,7 @@ func embeddingsURL(setting string) *url.URL {
 type textToEmbed struct {
 	text   string
 	place  []any   // of the object with the text, in the request
-	field  string  // of the object
+	member string  // of the object
 	vector *vector // where its embedding goes
 }
 
@@ -212,7 +212,7 @@ func (j *embedJob) embedPart(ctx context.Context, texts []textToEmbed) error {
 		case !refused:
 			refused = true
 		default:
-			loc := append(texts[0].place, texts[0].field)
+			loc := append(texts[0].place, texts[0].member)
 			f.problem = errTextRefused.withErrors(fieldError{loc, "is refused by the embedding " +
 				"model: it may be too long for it, or hold nothing that it knows", "text_refused"})
 			return f

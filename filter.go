@@ -106,10 +106,8 @@ func (c *filterCompiler) object(path []string, object jsontext.Value) string {
 
 // list returns the condition of $and or $or.
 func (c *filterCompiler) list(path []string, name string, array jsontext.Value) string {
-	var items []jsontext.Value
-	if array.Kind() == '[' {
-		json.Unmarshal(array, &items)
-	}
+	var items []jsontext.Value // none of what is no array
+	json.Unmarshal(array, &items)
 	c.refuse(len(items) == 0, "must have an array of objects for "+name+", with at least one")
 	var all []string
 	for _, item := range items {
