@@ -44,12 +44,9 @@ const (
 
 // embedder is a provider. It is safe for concurrent use.
 type embedder struct {
+	cfg         *config
 	url         *url.URL
 	header      http.Header
-	secrets     []string // what no log may show
-	model       string
-	dimensions  int64
-	maxTexts    int64         // in a call
 	loadTimeout time.Duration // of a call that may have to load the model
 	client      *http.Client
 	calls       limiter
@@ -63,14 +60,13 @@ func newEmbedder(cfg *config) *embedder {
 	if cfg.EmbeddingsURL == "" {
 		return nil
 	}
-	e := &embedder{url: embeddingsURL(cfg.EmbeddingsURL), model: cfg.EmbeddingsModel,
-		dimensions: cfg.EmbeddingDimensions, maxTexts: cfg.EmbeddingsBatch,
+	e := &embedder{cfg: cfg, url: embeddingsURL(cfg.EmbeddingsURL),
 		loadTimeout: time.Duration(cfg.EmbeddingsLoad) * time.Second}
 	e.calls = limiter{total: maxCalls, share: maxCalls / 2, queue: 256, timeout: restTimeout,
 		detail: "Too many texts are being embedded; try again."}
 	e.batches = limiter{total: maxCalls, share: 1, queue: 256, timeout: restTimeout,
 		detail: "Too many batches are being embedded; try again."}
-	e.field.Store(e.dimensions)
+	e.field.Store(e.cfg.EmbeddingDimensions)
 	e.client = &http.Client{
 		Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, MaxIdleConnsPerHost: maxCalls,
 			MaxConnsPerHost: maxCalls, IdleConnTimeout: 4 * time.Second}, // uvicorn's are 5 s
@@ -90,8 +86,6 @@ func newEmbedder(cfg *config) *embedder {
 		}
 		e.header.Set(name, key)
 	}
-	password, _ := e.url.User.Password()
-	e.secrets = []string{cfg.EmbeddingsKey, password, e.url.RawQuery}
 	return e
 }
 
@@ -142,11 +136,11 @@ func (e *embedder) embed(ctx context.Context, texts ...textToEmbed) error {
 	ctx, cancel := context.WithTimeout(ctx, e.loadTimeout+restTimeout)
 	defer cancel()
 	j := &embedJob{embedder: e}
-	j.size.Store(e.maxTexts)
+	j.size.Store(e.cfg.EmbeddingsBatch)
 	j.check = sync.OnceValue(func() error { return e.checkProvider(ctx) })
 	parts := make(chan []textToEmbed, len(texts))
 	for rest := texts; len(rest) > 0; {
-		n := partLength(rest, e.maxTexts)
+		n := partLength(rest, e.cfg.EmbeddingsBatch)
 		parts <- rest[:n]
 		rest = rest[n:]
 	}
@@ -180,9 +174,9 @@ func (e *embedder) embed(ctx context.Context, texts ...textToEmbed) error {
 // partLength returns how many of the texts go into one call: at most n, and at most maxPart bytes
 // unless the first alone has more.
 func partLength(texts []textToEmbed, n int64) int {
-	bytes := 0
+	size := 0
 	for i, t := range texts {
-		if bytes += len(t.text); i > 0 && (int64(i) >= n || bytes > maxPart) {
+		if size += len(t.text); i > 0 && (int64(i) >= n || size > maxPart) {
 			return i
 		}
 	}
@@ -224,7 +218,7 @@ func (j *embedJob) embedPart(ctx context.Context, texts []textToEmbed) error {
 // checkProvider asks for the embedding of a plain text, with the field "dimensions" or without, and
 // keeps to what is answered well. If neither is, the provider is at fault, and not the texts.
 func (e *embedder) checkProvider(ctx context.Context) (err error) {
-	for _, field := range []int64{e.dimensions, 0} {
+	for _, field := range []int64{e.cfg.EmbeddingDimensions, 0} {
 		err = e.ask(ctx, []textToEmbed{{text: "hello", vector: new(vector)}}, field)
 		if err == nil {
 			e.field.Store(field)
@@ -341,7 +335,7 @@ func (e *embedder) post(
 		Model      string   `json:"model"`
 		Input      []string `json:"input"`
 		Dimensions int64    `json:"dimensions,omitzero"`
-	}{e.model, inputs, dimensions})
+	}{e.cfg.EmbeddingsModel, inputs, dimensions})
 	r, err2 := http.NewRequestWithContext(ctx, "POST", e.url.String(), bytes.NewReader(question))
 	if err := cmp.Or(err1, err2); err != nil {
 		return nil, nil, err
@@ -355,7 +349,7 @@ func (e *embedder) post(
 		return nil, nil, err
 	}
 	defer answer.Body.Close()
-	limit := 64<<10 + int64(len(texts))*e.dimensions*bytesPerElement
+	limit := 64<<10 + int64(len(texts))*e.cfg.EmbeddingDimensions*bytesPerElement
 	body, err = io.ReadAll(io.LimitReader(answer.Body, limit))
 	return answer, body, err
 }
@@ -369,7 +363,8 @@ func (e *embedder) message(body []byte) string {
 	if m := messageMember.FindStringSubmatch(text); m != nil {
 		text = m[1]
 	}
-	for _, secret := range e.secrets {
+	password, _ := e.url.User.Password()
+	for _, secret := range []string{e.cfg.EmbeddingsKey, password, e.url.RawQuery} {
 		if secret != "" {
 			text = strings.ReplaceAll(text, secret, "…")
 		}
@@ -405,7 +400,7 @@ func (e *embedder) read(body []byte, texts []textToEmbed) (refused bool, err err
 		}
 		refusal := "must be an array of numbers"
 		if v.Embedding.Kind() == '[' {
-			vectors[i], refusal = parseVector(string(v.Embedding), int(e.dimensions))
+			vectors[i], refusal = parseVector(string(v.Embedding), int(e.cfg.EmbeddingDimensions))
 		}
 		if refusal != "" { // as of a text without a known word
 			return v.Embedding != nil, fmt.Errorf("its [data %d embedding] %s", i, refusal)

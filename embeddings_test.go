@@ -256,6 +256,11 @@ func TestEmbeddingsFail(t *testing.T) {
 		"another index": {
 			handlers{respondWith(`{"data":[{"index":1,"embedding":[1,0,0]}]}`)}, 502, failed, 1,
 		},
+		"half an index": {
+			handlers{respondWith(`{"data":[{"index":0.5,"embedding":[1,0,0]}]}`)}, 502, failed, 1,
+		},
+		"no embedding":       {handlers{respondWith(`{"data":[{"index":0}]}`)}, 502, failed, 1},
+		"byte order mark":    {handlers{respondWith("\ufeff" + ok("[1,2,3]"))}, 201, "", 1},
 		"another dimension":  {same(respondWith(ok("[1,0]"))), 502, failed, 3},
 		"null embedding":     {same(respondWith(ok("null"))), 502, failed, 3},
 		"base64":             {same(respondWith(ok(`"AACAPw=="`))), 502, failed, 3},
