@@ -152,7 +152,7 @@ func (s *server) checkKeys(
 	ctx context.Context, c *caller, list []documentInput, opt storeOptions, place func(i int) []any,
 ) (stored map[int]vector, err error) {
 	var faults []fieldError
-	seen, lacking := map[string]bool{}, false
+	seen, lacking := map[string]bool{}, false // lacking: an embedding
 	for i, in := range list {
 		key := value(in.Key.Value)
 		if seen[key] {
@@ -193,9 +193,9 @@ func embeddingRequired(place []any) error {
 }
 
 // withErrors returns p with the faults of fields.
-func (p *problem) withErrors(errors ...fieldError) *problem {
+func (p *problem) withErrors(faults ...fieldError) *problem {
 	q := *p
-	q.errors = errors
+	q.errors = faults
 	return &q
 }
 
