@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"encoding/json/jsontext"
 )
@@ -187,7 +188,7 @@ func keyTaken(stored map[int]vector, place func(i int) []any) error {
 }
 
 // embeddingRequired returns errEmbeddingRequired for the object at place.
-func embeddingRequired(place []any) error {
+func embeddingRequired(place []any) *problem {
 	loc := append(place, "embedding")
 	return errEmbeddingRequired.withErrors(fieldError{loc, "is required here", "missing"})
 }
@@ -270,7 +271,8 @@ type updateDocumentInput struct {
 }
 
 // updateDocument changes what is given. A vector never silently belongs to another text: content
-// that differs from what is stored takes a new embedding, and one statement stores both.
+// that differs from what is stored takes a new embedding, and one statement stores both; content
+// that comes with an embedding is stored with it, whatever was read before.
 func (s *server) updateDocument(
 	ctx context.Context, c *caller, in updateDocumentInput,
 ) (document, error) {
@@ -281,7 +283,7 @@ func (s *server) updateDocument(
 	if err != nil {
 		return document{}, err
 	}
-	if in.Content != nil && *in.Content == stored.Content {
+	if in.Embedding == nil && in.Content != nil && *in.Content == stored.Content {
 		in.Content = nil
 	}
 	if in.Content == nil && in.Metadata == nil && in.Embedding == nil && !in.Key.Set {
@@ -376,17 +378,30 @@ func (in *searchInput) check() error {
 	case in.Query == nil && in.Mode != "vector":
 		return refuse("query", "is required in this mode")
 	case in.Query == nil && in.Embedding == nil:
-		return embeddingRequired([]any{"body"})
+		return embeddingRequired([]any{"body"}).withDetail(
+			"Send embedding, or query where a provider of embeddings is configured.")
 	case in.Embedding != nil && in.Mode == "text":
 		return refuse("embedding", "has no use in mode text")
 	case in.Embedding != nil && in.Mode == "vector" && in.Query != nil:
 		return refuse("embedding", "cannot be combined with a query in mode vector")
 	case in.MinScore != nil && in.Mode != "vector":
 		return refuse("min_score", "has no meaning in this mode")
-	case in.Mode != "vector" && len(strings.Fields(*in.Query)) > maxWords:
+	case in.Mode != "vector" && countWords(*in.Query) > maxWords:
 		return refuse("query", fmt.Sprintf("must have at most %d words in this mode", maxWords))
 	}
 	return nil
+}
+
+// countWords returns how many words PostgreSQL may make of a query: see search_text in schema.sql,
+// which also cuts words every 100 characters.
+func countWords(query string) (n int) {
+	separates := func(r rune) bool {
+		return !unicode.IsLetter(r) && !unicode.IsNumber(r) && !unicode.IsMark(r)
+	}
+	for word := range strings.FieldsFuncSeq(query, separates) {
+		n += (utf8.RuneCountInString(word) + 99) / 100
+	}
+	return n
 }
 
 // binding finds parts of a query that bind: what follows a minus, and a phrase that is all of it.

@@ -299,6 +299,9 @@ func (c *config) localURL(port int64) string {
 func (s *server) makeAdmin(ctx context.Context, email string) error {
 	before, err := s.store.promote(ctx, email)
 	if err == nil {
+		after := before
+		after.IsAdmin, after.IsActive = true, true
+		s.logChange(&caller{}, before, after)
 		printPromotion(before)
 	}
 	if !errors.Is(err, errNotFound) {
@@ -310,9 +313,11 @@ func (s *server) makeAdmin(ctx context.Context, email string) error {
 		return errors.New("the password " + refusal)
 	}
 	n := newUser{Email: email, IsActive: true, IsAdmin: true}
-	if _, err := s.addUser(ctx, &caller{}, n, password); err != nil {
+	u, err := s.addUser(ctx, &caller{}, n, password)
+	if err != nil {
 		return err
 	}
+	s.event(&caller{}, "user_created", u.ID, "is_admin", true)
 	fmt.Println(email, "is a new admin.")
 	if piped == "" {
 		fmt.Println("Password:", password)

@@ -345,8 +345,9 @@ func TestOperations(t *testing.T) {
 		t.Errorf("metrics: %q", names)
 	}
 	code := sources(t, false)
+	const events = `\.event(?:If)?\([^"\n]*"(\w+)"`
 	for _, pattern := range []string{
-		`log\.(?:Info|Warn|Error)\("(\w+)"`, `LogAttrs\([^"]*"(\w+)"`, `\.event\(c, "(\w+)"`,
+		`log\.(?:Info|Warn|Error)\("(\w+)"`, `LogAttrs\([^"]*"(\w+)"`, events,
 		`newProblem\(50[2-4], "(\w+)"`, // problems that are logged under their code
 	} {
 		found := submatches(pattern, code)
@@ -360,7 +361,7 @@ func TestOperations(t *testing.T) {
 			t.Errorf("OPERATIONS.md does not explain %s", name)
 		}
 	}
-	for _, name := range submatches(`\.event\(c, "(\w+)"`, code) {
+	for _, name := range submatches(events, code) {
 		if !strings.Contains(string(page), "`"+name+"`*") {
 			t.Errorf("OPERATIONS.md does not mark %s as AUDIT", name)
 		}

@@ -2,8 +2,9 @@ package main
 
 // users.go is accounts: what they are, what their owners may change, and what admins may.
 //
-// Threats and answers. A stolen access token: a new password and a deletion need the current
-// password, and the hashing limiter bounds guesses. A list of accounts by changing one's address:
+// Threats and answers. A stolen access token: on /users/me a new password and a deletion need the
+// current password, and the hashing limiter bounds guesses; an admin's token may set any account's
+// password, and each change is in the log. A list of accounts by changing one's address:
 // e-mail changes are few per hour. No admin left: store.lockUser. A form that makes an admin:
 // is_admin is accepted from a user only where it changes nothing.
 
@@ -184,11 +185,16 @@ func (s *server) change(
 		return user{}, err
 	}
 	s.eventIf(ch.PasswordHash != nil, c, "password_changed", u.ID)
+	s.logChange(c, was, u)
+	return u, nil
+}
+
+// logChange logs what has changed from was to u.
+func (s *server) logChange(c *caller, was, u user) {
 	s.eventIf(was.Email != u.Email, c, "email_changed", u.ID)
 	s.eventIf(was.IsAdmin != u.IsAdmin, c, "role_changed", u.ID, "is_admin", u.IsAdmin)
 	s.eventIf(was.IsActive && !u.IsActive, c, "deactivated", u.ID)
 	s.eventIf(!was.IsActive && u.IsActive, c, "reactivated", u.ID)
-	return u, nil
 }
 
 type deleteMeInput struct {
