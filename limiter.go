@@ -49,12 +49,12 @@ func (c *caller) key() clientKey {
 	return clientKey{address: network.Addr()}
 }
 
-// waiter is a request for n units. rank is how many its client had or waited for before it.
+// waiter is a request for n units; none once it has given them back. rank is how many its client
+// had or waited for before it.
 type waiter struct {
-	key      clientKey
-	n, rank  int64
-	granted  chan struct{} // closed when it has them; nil: it did not have to wait
-	released bool
+	client  clientKey
+	n, rank int64
+	granted chan struct{} // closed when it has them; nil: it did not have to wait
 }
 
 // acquire takes n units for a client and returns the function that gives them back, which may be
@@ -62,7 +62,7 @@ type waiter struct {
 // the limiter's detail, where the queue is full or the time-out is over, and the context's error
 // when the client has gone.
 func (l *limiter) acquire(ctx context.Context, client clientKey, n int64) (func(), error) {
-	w := &waiter{key: client, n: min(n, l.share)}
+	w := &waiter{client: client, n: min(n, l.share)}
 	release := func() { l.release(w) }
 	if !l.enqueue(w) {
 		return nil, l.busy()
@@ -90,23 +90,23 @@ func (l *limiter) enqueue(w *waiter) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	own := 0
-	w.rank = l.usedBy[w.key]
+	w.rank = l.usedBy[w.client]
 	for _, other := range l.waiting {
-		if other.key == w.key {
+		if other.client == w.client {
 			own++
 			w.rank += other.n
 		}
 	}
 	l.waiting = append(l.waiting, w)
 	l.grant()
-	i := slices.Index(l.waiting, w)
-	switch {
-	case i >= 0 && (len(l.waiting) > l.queue || own >= l.queue-l.queue/4):
-		l.waiting = slices.Delete(l.waiting, i, i+1)
-		return false
-	case i >= 0:
-		w.granted = make(chan struct{})
+	if !slices.Contains(l.waiting, w) {
+		return true
 	}
+	if len(l.waiting) > l.queue || own >= l.queue-l.queue/4 {
+		l.waiting = l.waiting[:len(l.waiting)-1]
+		return false
+	}
+	w.granted = make(chan struct{})
 	return true
 }
 
@@ -117,7 +117,7 @@ func (l *limiter) grant() {
 	for {
 		next := -1
 		for i, w := range l.waiting {
-			fits := l.usedBy[w.key]+w.n <= l.share
+			fits := l.usedBy[w.client]+w.n <= l.share
 			if fits && (next < 0 || w.rank < l.waiting[next].rank) {
 				next = i
 			}
@@ -127,21 +127,14 @@ func (l *limiter) grant() {
 		}
 		w := l.waiting[next]
 		l.waiting = slices.Delete(l.waiting, next, next+1)
-		l.use(w, w.n)
+		if l.usedBy == nil {
+			l.usedBy = map[clientKey]int64{}
+		}
+		l.used += w.n
+		l.usedBy[w.client] += w.n
 		if w.granted != nil {
 			close(w.granted)
 		}
-	}
-}
-
-// use counts n more units as used by w's client. The caller holds mu.
-func (l *limiter) use(w *waiter, n int64) {
-	if l.usedBy == nil {
-		l.usedBy = map[clientKey]int64{}
-	}
-	l.used += n
-	if l.usedBy[w.key] += n; l.usedBy[w.key] == 0 {
-		delete(l.usedBy, w.key)
 	}
 }
 
@@ -151,10 +144,13 @@ func (l *limiter) release(w *waiter) {
 	defer l.mu.Unlock()
 	if i := slices.Index(l.waiting, w); i >= 0 {
 		l.waiting = slices.Delete(l.waiting, i, i+1)
-	} else if !w.released {
-		l.use(w, -w.n)
+	} else {
+		l.used -= w.n
+		if l.usedBy[w.client] -= w.n; l.usedBy[w.client] == 0 {
+			delete(l.usedBy, w.client)
+		}
 	}
-	w.released = true
+	w.n = 0
 	l.grant()
 }
 
