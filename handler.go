@@ -173,10 +173,10 @@ func (s *server) serve(w *responseWriter, r *http.Request) {
 		out, err = w.route.endpoint.call(ctx, w, r)
 	}
 	if err == nil {
-		err = s.reply(w, r, out)
+		err = w.reply(r, out)
 	}
 	if err != nil {
-		s.fail(w, err)
+		w.fail(err)
 	}
 }
 
@@ -242,19 +242,18 @@ func (in *input) read(w *responseWriter, r *http.Request, dst reflect.Value) err
 }
 
 // reply writes a success: out as JSON, or nothing for none.
-func (s *server) reply(w *responseWriter, r *http.Request, out any) error {
+func (w *responseWriter) reply(r *http.Request, out any) error {
+	s, status, next := w.server, w.route.status, int64(0)
 	if p, ok := out.(pager); ok {
-		items, next := p.content()
-		out = items
-		if next != 0 {
-			query := r.URL.Query()
-			query.Del("skip")
-			query.Set("after", strconv.FormatInt(next, 10))
-			target := s.prefix(r) + r.URL.Path + "?" + query.Encode()
-			w.Header().Set("Link", "<"+target+`>; rel="next"`)
-		}
+		out, next = p.content()
 	}
-	status := w.route.status
+	if next != 0 {
+		query := r.URL.Query()
+		query.Del("skip")
+		query.Set("after", strconv.FormatInt(next, 10))
+		target := s.prefix(r) + r.URL.Path + "?" + query.Encode()
+		w.Header().Set("Link", "<"+target+`>; rel="next"`)
+	}
 	if made, ok := out.(interface{ location() string }); ok && status == http.StatusCreated {
 		w.Header().Set("Location", s.prefix(r)+s.cfg.APIPrefix+made.location())
 	}
@@ -262,12 +261,12 @@ func (s *server) reply(w *responseWriter, r *http.Request, out any) error {
 		w.WriteHeader(status)
 		return nil
 	}
-	return s.write(w, r.Context(), status, "application/json", out)
+	return w.write(r.Context(), status, "application/json", out)
 }
 
 // fail writes err as a problem document. What is not caused by the client is logged with its cause.
-func (s *server) fail(w *responseWriter, err error) {
-	c := &w.caller
+func (w *responseWriter) fail(err error) {
+	s, c := w.server, &w.caller
 	p, known := errors.AsType[*problem](err)
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -292,7 +291,7 @@ func (s *server) fail(w *responseWriter, err error) {
 		document.Error, document.ErrorDescription = p.oauthError(), p.detail
 	}
 	const media = "application/problem+json"
-	if err := s.write(w, context.Background(), p.status, media, document); err != nil {
+	if err := w.write(context.Background(), p.status, media, document); err != nil {
 		panic(err) // texts and numbers always encode
 	}
 }
@@ -304,12 +303,10 @@ const statusClientClosed = 499
 // write encodes first and only then sets headers, so that a failure to encode can still be
 // answered. A large answer takes its bytes of s.answers while it is held for a client that reads
 // slowly.
-func (s *server) write(
-	w *responseWriter, ctx context.Context, status int, media string, v any,
-) error {
+func (w *responseWriter) write(ctx context.Context, status int, media string, v any) error {
 	var body bytes.Buffer
 	if sized, ok := v.(interface{ size() int }); ok && sized.size() > largeAnswer {
-		release, err := s.answers.acquire(ctx, w.caller.key(), int64(sized.size()))
+		release, err := w.server.answers.acquire(ctx, w.caller.key(), int64(sized.size()))
 		if err != nil {
 			return err
 		}

@@ -14,7 +14,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
-	"net/url"
 	"path"
 	"regexp"
 	"runtime/debug"
@@ -53,19 +52,18 @@ const (
 // server answers HTTP requests. It keeps no state of its own beyond the drain flag and the
 // limiters: everything else is in PostgreSQL, so any number of servers may run on one database.
 type server struct {
-	cfg       *config
-	store     *store
-	keys      *keyring
-	hasher    *hasher
-	embedder  *embedder // nil: no provider of embeddings is configured
-	log       *slog.Logger
-	mux       *http.ServeMux
-	table     []route
-	rows      map[string]rows // by path
-	unmatched http.Handler    // for a path that no row has
-	stats     serverStats
-	start     time.Time
-	draining  atomic.Bool
+	cfg      *config
+	store    *store
+	keys     *keyring
+	hasher   *hasher
+	embedder *embedder // nil: no provider of embeddings is configured
+	log      *slog.Logger
+	mux      *http.ServeMux
+	table    []route
+	rows     map[string]rows // by path
+	stats    serverStats
+	start    time.Time
+	draining atomic.Bool
 
 	requests     limiter // requests with a token, in progress
 	bodies       limiter // bytes of long bodies
@@ -100,10 +98,7 @@ func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
 			http.Redirect(w, r, s.prefix(r)+"/docs", http.StatusFound)
 		})
 	}
-	s.unmatched = s.wrap(&route{}, s.stats.other, func(w *responseWriter, _ *http.Request) {
-		s.fail(w, errNotFound)
-	})
-	s.mux.Handle("/", s.unmatched)
+	s.mux.HandleFunc("/", s.dispatch)
 	return s
 }
 
@@ -238,29 +233,48 @@ func (s *server) httpServer() *http.Server {
 	}
 }
 
-// ServeHTTP passes a request on to its row if the path has its one spelling. ServeMux would
-// redirect another one with a 307, which makes clients send their credentials again, and match
-// %6De as me.
-func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if isClean(r.URL) {
-		s.mux.ServeHTTP(w, r)
-	} else {
-		s.unmatched.ServeHTTP(w, r)
-	}
-}
+// noRoute is the route of a request that no row matches.
+var noRoute route
 
-func isClean(u *url.URL) bool {
-	p := u.EscapedPath()
-	return strings.HasPrefix(p, "/") && path.Clean(p) == p && !strings.Contains(p, "%")
+// ServeHTTP does what every request passes, in this order: the client's address, the headers of
+// every answer, CORS, the row; and in finish the recovery of a panic, the metrics, the access log.
+// A path has one spelling. ServeMux would redirect another one with a 307, which makes clients send
+// their credentials again, and match %6De as me.
+func (s *server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	client, https := s.origin(r)
+	w := &responseWriter{ResponseWriter: rw, server: s, route: &noRoute, stats: &s.stats.other,
+		start: time.Now(), unread: r.ContentLength != 0, caller: caller{client: client,
+			requestID: requestID(r), agent: cleanText(r.UserAgent())}}
+	s.stats.inFlight.Add(1)
+	defer s.finish(w, r)
+	h := w.Header()
+	h.Set("X-Request-Id", w.caller.requestID)
+	h.Set("Cache-Control", "no-store") // the assets replace this, and the policy
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	h.Set("Referrer-Policy", "no-referrer")
+	if https {
+		h.Set("Strict-Transport-Security", "max-age=31536000; includeSubDomains")
+	}
+	if r.ContentLength == 0 { // a body's time-out would end the context of a slow handler
+		http.NewResponseController(rw).SetReadDeadline(time.Time{})
+	}
+	switch p := r.URL.EscapedPath(); {
+	case s.cors(w, r): // it has answered
+	case !strings.HasPrefix(p, "/") || path.Clean(p) != p || strings.Contains(p, "%"):
+		w.fail(errNotFound)
+	default:
+		s.mux.ServeHTTP(w, r)
+	}
 }
 
 type handlerFunc func(*responseWriter, *http.Request)
 
+// rows are the rows of one path, by method.
+type rows map[string]handlerFunc
+
 // methods are those that a path may support, in the order in which Allow lists them.
 var methods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
-
-// rows are the rows of one path, by method.
-type rows map[string]http.HandlerFunc
 
 // route serves a method of a path by next. The mux chooses by the path alone, so that a literal one
 // hides those with a wildcard for all methods: PUT /documents/search is not for the document called
@@ -270,59 +284,33 @@ func (s *server) route(method, path string, rt *route, next handlerFunc) {
 	if rs == nil {
 		rs = rows{}
 		s.rows[path] = rs
-		s.mux.Handle(path, s.byMethod(rs))
+		s.mux.HandleFunc(path, s.dispatch)
 	}
 	if rs[method] != nil {
 		panic(method + " " + path + ": another row has this method and path")
 	}
-	rs[method] = s.wrap(rt, s.stats.add(method, rt.path), next)
+	stats := s.stats.add(method, rt.path)
+	rs[method] = func(w *responseWriter, r *http.Request) {
+		w.route, w.stats = rt, stats
+		next(w, r)
+	}
 	if method == http.MethodGet {
 		rs[http.MethodHead] = rs[method]
 	}
 }
 
-// byMethod passes a request on to the row of its method, or answers 405.
-func (s *server) byMethod(rs rows) http.HandlerFunc {
-	unsupported := s.wrap(&route{}, s.stats.other, func(w *responseWriter, _ *http.Request) {
+// dispatch passes a request on to the row of its path and method, or answers 404 or 405.
+func (s *server) dispatch(rw http.ResponseWriter, r *http.Request) {
+	w, rs := rw.(*responseWriter), s.rows[r.Pattern]
+	if serve := rs[r.Method]; serve != nil {
+		serve(w, r)
+	} else if rs == nil {
+		w.fail(errNotFound)
+	} else {
 		lacks := func(method string) bool { return rs[method] == nil }
 		allowed := slices.DeleteFunc(slices.Clone(methods), lacks)
 		w.Header().Set("Allow", strings.Join(allowed, ", "))
-		s.fail(w, errMethodNotAllowed)
-	})
-	return func(w http.ResponseWriter, r *http.Request) {
-		serve := rs[r.Method]
-		if serve == nil {
-			serve = unsupported
-		}
-		serve(w, r)
-	}
-}
-
-// wrap puts next behind what every request passes, in this order: the client's address, the headers
-// of every answer, CORS; and afterwards the recovery of a panic, the metrics, the access log.
-func (s *server) wrap(rt *route, stats *routeStats, next handlerFunc) http.HandlerFunc {
-	return func(rw http.ResponseWriter, r *http.Request) {
-		client, https := s.origin(r)
-		w := &responseWriter{ResponseWriter: rw, server: s, route: rt, stats: stats,
-			start: time.Now(), unread: r.ContentLength != 0, caller: caller{client: client,
-				requestID: requestID(r), agent: cleanText(r.UserAgent())}}
-		s.stats.inFlight.Add(1)
-		defer s.finish(w, r)
-		h := w.Header()
-		h.Set("X-Request-Id", w.caller.requestID)
-		h.Set("Cache-Control", "no-store") // the assets replace this, and the policy
-		h.Set("X-Content-Type-Options", "nosniff")
-		h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-		h.Set("Referrer-Policy", "no-referrer")
-		if https {
-			h.Set("Strict-Transport-Security", "max-age=31536000; includeSubDomains")
-		}
-		if r.ContentLength == 0 { // a body's time-out would end the context of a slow handler
-			http.NewResponseController(rw).SetReadDeadline(time.Time{})
-		}
-		if !s.cors(w, r) {
-			next(w, r)
-		}
+		w.fail(errMethodNotAllowed)
 	}
 }
 
@@ -334,7 +322,7 @@ func (s *server) finish(w *responseWriter, r *http.Request) {
 		s.log.Error("panic", "request_id", w.caller.requestID, "route", w.route.path,
 			"cause", cause, "stack", string(debug.Stack()))
 		if w.status == 0 {
-			s.fail(w, errInternal)
+			w.fail(errInternal)
 			cause = nil
 		}
 	}
@@ -407,15 +395,14 @@ func forwarded(h http.Header) (hops []string, https bool) {
 	if list := h.Values("X-Forwarded-For"); list != nil {
 		return strings.Split(strings.Join(list, ","), ","), https
 	}
-	for element := range strings.SplitSeq(strings.Join(h.Values("Forwarded"), ","), ",") {
-		for pair := range strings.SplitSeq(element, ";") {
-			name, value, _ := strings.Cut(strings.TrimSpace(pair), "=")
-			switch strings.ToLower(name) {
-			case "for":
-				hops = append(hops, value)
-			case "proto":
-				https = strings.EqualFold(strings.Trim(value, `"`), "https")
-			}
+	elements := strings.ReplaceAll(strings.Join(h.Values("Forwarded"), ","), ";", ",")
+	for pair := range strings.SplitSeq(elements, ",") {
+		name, value, _ := strings.Cut(strings.TrimSpace(pair), "=")
+		switch strings.ToLower(name) {
+		case "for":
+			hops = append(hops, value)
+		case "proto":
+			https = strings.EqualFold(strings.Trim(value, `"`), "https")
 		}
 	}
 	return hops, https
