@@ -75,13 +75,13 @@ func (rt *route) problems() []*problem {
 	if rt.endpoint.input.body {
 		all = append(all, errMalformedBody, errBodyTooLarge, errUnsupportedMedia)
 	}
-	switch rt.access {
-	case admins:
-		all = append(all, errNotAuthenticated, errInvalidToken, errAdminRequired, errBusy,
-			errUnavailable)
-	case users:
-		all = append(all, errNotAuthenticated, errInvalidToken, errBusy, errUnavailable)
-	case clients:
+	if rt.access > clients {
+		all = append(all, errNotAuthenticated, errInvalidToken)
+	}
+	if rt.access == admins {
+		all = append(all, errAdminRequired)
+	}
+	if rt.access > anyone {
 		all = append(all, errBusy, errUnavailable)
 	}
 	return append(all, rt.refusals...)
@@ -107,10 +107,12 @@ type page[List any] struct {
 	next  int64
 }
 
-// pager is any page.
+// pager is a page of any list.
 type pager interface {
 	content() (items any, next int64)
 }
+
+func (p page[List]) content() (items any, next int64) { return p.items, p.next }
 
 // pageOf returns the page of a list that has one item more than limit where more follows.
 func pageOf[List ~[]T, T any](list List, limit int64, id func(T) int64) page[List] {
@@ -119,8 +121,6 @@ func pageOf[List ~[]T, T any](list List, limit int64, id func(T) int64) page[Lis
 	}
 	return page[List]{list[:limit], id(list[limit-1])}
 }
-
-func (p page[List]) content() (items any, next int64) { return p.items, p.next }
 
 // responseWriter is the response to one request, with what the access log says of both.
 type responseWriter struct {
@@ -357,6 +357,13 @@ func (p *problem) withDetail(detail string) *problem {
 	return &q
 }
 
+// withErrors returns p at these places of the request.
+func (p *problem) withErrors(faults ...fieldError) *problem {
+	q := *p
+	q.errors = faults
+	return &q
+}
+
 // invalidToken is the challenge of RFC 6750, section 3, to a token that was sent.
 const invalidToken = `Bearer error="invalid_token"`
 
@@ -386,9 +393,8 @@ var (
 	errNotFound         = newProblem(404, "not_found", "Not found.")
 	errMethodNotAllowed = newProblem(405, "method_not_allowed",
 		"This resource does not support the method; Allow lists those that it does.")
-	errEmailTaken = newProblem(409, "email_taken",
-		"The e-mail address is already registered.")
-	errKeyTaken = newProblem(409, "key_taken",
+	errEmailTaken = newProblem(409, "email_taken", "The e-mail address is already registered.")
+	errKeyTaken   = newProblem(409, "key_taken",
 		"A document of yours has the key already; upsert=true replaces it.")
 	errLastAdmin        = newProblem(409, "last_admin", "At least one active admin must remain.")
 	errBodyTooLarge     = newProblem(413, "body_too_large", "The body is too large.")
@@ -416,15 +422,13 @@ var (
 
 // invalid returns the 422 for these faults.
 func invalid(faults ...fieldError) *problem {
-	p := *errInvalidRequest
-	p.errors = faults
 	var parts []string
 	for _, f := range faults {
 		loc := strings.Trim(fmt.Sprint(f.Loc), "[]") // steps, which hold no spaces, and spaces
 		parts = append(parts, strings.ReplaceAll(loc, " ", ".")+" "+f.Msg)
 	}
-	p.detail = "The request is invalid: " + strings.Join(parts, "; ") + "."
-	return &p
+	detail := "The request is invalid: " + strings.Join(parts, "; ") + "."
+	return errInvalidRequest.withDetail(detail).withErrors(faults...)
 }
 
 // invalidField returns the 422 for one field of the body.

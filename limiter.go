@@ -1,9 +1,8 @@
 package main
 
-// limiter.go bounds what many requests share: hashing slots, memory for bodies and answers,
-// connections, places for expensive statements, calls to the provider of embeddings. Each bound is
-// in total and per client, so that a client that asks for more than its share waits for itself
-// alone.
+// limiter.go bounds what requests share: hashing slots, memory for bodies and answers, connections,
+// slots for expensive statements, calls to the provider of embeddings. Each bound is in total and
+// per client, so that a client that asks for more than its share waits for itself alone.
 
 import (
 	"context"
@@ -41,11 +40,7 @@ func (c *caller) key() clientKey {
 	if c.ID != 0 {
 		return clientKey{user: c.ID}
 	}
-	bits := 32
-	if c.client.Is6() {
-		bits = 64
-	}
-	network, _ := c.client.Prefix(bits)
+	network, _ := c.client.Prefix(min(64, c.client.BitLen()))
 	return clientKey{address: network.Addr()}
 }
 

@@ -107,11 +107,9 @@ func (s *server) addRow(rt *route) {
 	if rt.access == nobody || rt.name == "" || rt.status == 0 || rt.summary == "" {
 		panic(rt.method + " " + rt.path + ": a row needs access, name, status and summary")
 	}
-	names, rest := rt.endpoint.input.names("path"), rt.path
-	for _, name := range names {
-		rest = strings.Replace(rest, "{"+name+"}", "", 1)
-	}
-	if strings.Contains(rest, "{") || strings.Count(rt.path, "{") != len(names) {
+	names := rt.endpoint.input.names("path")
+	lacks := func(name string) bool { return !strings.Contains(rt.path, "{"+name+"}") }
+	if strings.Count(rt.path, "{") != len(names) || slices.ContainsFunc(names, lacks) {
 		panic(rt.method + " " + rt.path + ": the path tags of its input are other than its {names}")
 	}
 	rt.endpoint.input.setVectors(s.cfg.EmbeddingDimensions)
@@ -242,13 +240,17 @@ var noRoute route
 // their credentials again, and match %6De as me.
 func (s *server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	client, https := s.origin(r)
+	id := strings.Join(r.Header.Values("X-Request-Id"), " ") // the space refuses several
+	if len(id) > maxRequestID || !printable.MatchString(id) {
+		id = rand.Text()
+	}
 	w := &responseWriter{ResponseWriter: rw, server: s, route: &noRoute, stats: &s.stats.other,
-		start: time.Now(), unread: r.ContentLength != 0, caller: caller{client: client,
-			requestID: requestID(r), agent: cleanText(r.UserAgent())}}
+		start: time.Now(), unread: r.ContentLength != 0,
+		caller: caller{client: client, requestID: id, agent: cleanText(r.UserAgent())}}
 	s.stats.inFlight.Add(1)
 	defer s.finish(w, r)
 	h := w.Header()
-	h.Set("X-Request-Id", w.caller.requestID)
+	h.Set("X-Request-Id", id)
 	h.Set("Cache-Control", "no-store") // the assets replace this, and the policy
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
@@ -280,12 +282,11 @@ var methods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
 // hides those with a wildcard for all methods: PUT /documents/search is not for the document called
 // search.
 func (s *server) route(method, path string, rt *route, next handlerFunc) {
-	rs := s.rows[path]
-	if rs == nil {
-		rs = rows{}
-		s.rows[path] = rs
+	if s.rows[path] == nil {
+		s.rows[path] = rows{}
 		s.mux.HandleFunc(path, s.dispatch)
 	}
+	rs := s.rows[path]
 	if rs[method] != nil {
 		panic(method + " " + path + ": another row has this method and path")
 	}
@@ -338,15 +339,6 @@ func (s *server) finish(w *responseWriter, r *http.Request) {
 	if w.unread {
 		w.discard(r)
 	}
-}
-
-// requestID returns the client's X-Request-Id if it is short and printable, else a new one.
-func requestID(r *http.Request) string {
-	ids := r.Header.Values("X-Request-Id")
-	if len(ids) == 1 && len(ids[0]) <= maxRequestID && printable.MatchString(ids[0]) {
-		return ids[0]
-	}
-	return rand.Text()
 }
 
 // trusts reports whether the headers of a proxy at address a are believed.
