@@ -20,8 +20,7 @@ import (
 	json "encoding/json/v2"
 )
 
-// access says who may call a route. Its zero value is nobody: a row that forgets it stops the
-// start.
+// access says who may call a route. A row that forgets it, the zero value, stops the start.
 type access int
 
 const (
@@ -96,12 +95,11 @@ type caller struct {
 	account
 	session   int64
 	client    netip.Addr
-	agent     string // the User-Agent header, cut and cleaned
+	userAgent string // the header as it came: see cleanText
 	requestID string
 }
 
-// page is an output that is one page of a list. next is the id of its last item where more follows,
-// else 0.
+// page is one page of a list. next is the id of its last item where more follows, else 0.
 type page[List any] struct {
 	items List
 	next  int64
@@ -218,7 +216,6 @@ func (in *input) read(w *responseWriter, r *http.Request, dst reflect.Value) err
 	o.loc = []any{"path"}
 	for i := range in.fields {
 		if f := &in.fields[i]; f.at("path") {
-			o.seen[i] = true
 			o.setText(f, r.PathValue(f.name))
 		}
 	}
@@ -270,7 +267,7 @@ func (w *responseWriter) fail(err error) {
 	p, known := errors.AsType[*problem](err)
 	switch {
 	case errors.Is(err, context.Canceled):
-		w.WriteHeader(statusClientClosed) // nobody reads this
+		w.WriteHeader(499) // nginx's for a client that has gone; in the log and the metrics only
 		return
 	case !known:
 		p = errInternal
@@ -290,19 +287,14 @@ func (w *responseWriter) fail(err error) {
 	if w.route.access == clients {
 		document.Error, document.ErrorDescription = p.oauthError(), p.detail
 	}
-	const media = "application/problem+json"
-	if err := w.write(context.Background(), p.status, media, document); err != nil {
+	err = w.write(context.Background(), p.status, "application/problem+json", document)
+	if err != nil {
 		panic(err) // texts and numbers always encode
 	}
 }
 
-// statusClientClosed is nginx's status for a client that has gone while it waited. It appears in
-// the log and in the metrics only.
-const statusClientClosed = 499
-
-// write encodes first and only then sets headers, so that a failure to encode can still be
-// answered. A large answer takes its bytes of s.answers while it is held for a client that reads
-// slowly.
+// write encodes before it sets headers, so that a failure to encode can still be answered. A large
+// answer takes its bytes of s.answers while it is held for a client that reads slowly.
 func (w *responseWriter) write(ctx context.Context, status int, media string, v any) error {
 	var body bytes.Buffer
 	if sized, ok := v.(interface{ size() int }); ok && sized.size() > largeAnswer {
@@ -329,11 +321,10 @@ func (w *responseWriter) write(ctx context.Context, status int, media string, v 
 // problem is an error that clients may see. Its code is stable. Any other error is internal: logged
 // in full and answered as errInternal.
 type problem struct {
-	status int
-	code   string
-	detail string
-	header [2]string // name and value of the header that goes with it, if any
-	errors []fieldError
+	status       int
+	code, detail string
+	header       [2]string // name and value of the header that goes with it, if any
+	errors       []fieldError
 }
 
 func newProblem(status int, code, detail string, header ...string) *problem {

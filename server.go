@@ -223,16 +223,10 @@ func (s *server) documentRoutes() []route {
 
 // httpServer returns s with the limits of a connection; failed handshakes and resets are debug.
 func (s *server) httpServer() *http.Server {
-	return &http.Server{
-		Handler: s, ReadHeaderTimeout: headerTimeout, ReadTimeout: requestTimeout,
-		WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
-		DisableGeneralOptionsHandler: true,
-		ErrorLog:                     slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
-	}
+	return &http.Server{Handler: s, ReadHeaderTimeout: headerTimeout, ReadTimeout: requestTimeout,
+		WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, DisableGeneralOptionsHandler: true,
+		MaxHeaderBytes: maxHeader, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)}
 }
-
-// noRoute is the route of a request that no row matches.
-var noRoute route
 
 // ServeHTTP does what every request passes, in this order: the client's address, the headers of
 // every answer, CORS, the row; and in finish the recovery of a panic, the metrics, the access log.
@@ -240,13 +234,13 @@ var noRoute route
 // their credentials again, and match %6De as me.
 func (s *server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	client, https := s.origin(r)
-	id := strings.Join(r.Header.Values("X-Request-Id"), " ") // the space refuses several
+	id := strings.Join(r.Header.Values("X-Request-Id"), " ") // a space, of several, is refused
 	if len(id) > maxRequestID || !printable.MatchString(id) {
 		id = rand.Text()
 	}
 	w := &responseWriter{ResponseWriter: rw, server: s, route: &noRoute, stats: &s.stats.other,
 		start: time.Now(), unread: r.ContentLength != 0,
-		caller: caller{client: client, requestID: id, agent: cleanText(r.UserAgent())}}
+		caller: caller{client: client, requestID: id, userAgent: r.UserAgent()}}
 	s.stats.inFlight.Add(1)
 	defer s.finish(w, r)
 	h := w.Header()
@@ -269,6 +263,9 @@ func (s *server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		s.mux.ServeHTTP(w, r)
 	}
 }
+
+// noRoute is the route of a request that no row matches.
+var noRoute route
 
 type handlerFunc func(*responseWriter, *http.Request)
 
