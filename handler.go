@@ -216,6 +216,7 @@ func (in *input) read(w *responseWriter, r *http.Request, dst reflect.Value) err
 	o.loc = []any{"path"}
 	for i := range in.fields {
 		if f := &in.fields[i]; f.at("path") {
+			o.seen[i] = true
 			o.setText(f, r.PathValue(f.name))
 		}
 	}

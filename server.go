@@ -135,7 +135,7 @@ func (s *server) document() handlerFunc {
 	}
 }
 
-type no = []*problem // refusals; what all rows of a kind can answer is not listed: see problems
+type errs = []*problem // refusals of a row; those that all of its kind have are in problems
 
 // routes is the table: all operations, and who may call them.
 func (s *server) routes() []route {
@@ -145,21 +145,21 @@ func (s *server) routes() []route {
 }
 
 func (s *server) accountRoutes() []route {
-	account := no{errEmailTaken, errLastAdmin, errNotFound}
+	account := errs{errEmailTaken, errLastAdmin, errNotFound}
 	return []route{
 		{"GET", "/health", anyone, "health", handle(s.health), 200, nil,
 			"Liveness: the process answers, whatever the database does"},
 		{"GET", "/health/db", anyone, "healthDB", handle(s.healthDB), 200,
-			no{errUnavailable, errShuttingDown},
+			errs{errUnavailable, errShuttingDown},
 			"Readiness: the database answers, and the server is not shutting down"},
 		{"POST", "/auth/register", anyone, "register", handle(s.register), 201,
-			no{errEmailTaken, errRegistrationClosed, errBusy, errUnavailable},
+			errs{errEmailTaken, errRegistrationClosed, errBusy, errUnavailable},
 			"Create an account: not an admin, and not logged in"},
 		{"POST", "/auth/login", clients, "login", handle(s.login), 200,
-			no{errInvalidCredentials, errAccountInactive, errInvalidRefresh, errRefreshReused},
+			errs{errInvalidCredentials, errAccountInactive, errInvalidRefresh, errRefreshReused},
 			"Log in: start a session; with grant_type=refresh_token, do what refresh does"},
 		{"POST", "/auth/refresh", clients, "refresh", handle(s.refresh), 200,
-			no{errInvalidRefresh, errRefreshReused},
+			errs{errInvalidRefresh, errRefreshReused},
 			"Refresh tokens: exchange a refresh token; using it again later ends the session"},
 		{"POST", "/auth/revoke", clients, "revoke", handle(s.revoke), 200, nil,
 			"Revoke a token: end the session of a token, also of an expired one (RFC 7009)"},
@@ -168,21 +168,22 @@ func (s *server) accountRoutes() []route {
 		{"GET", "/auth/sessions", users, "listSessions", handle(s.listSessions), 200, nil,
 			"List your sessions: the newest first"},
 		{"DELETE", "/auth/sessions/{id}", users, "endSession", handle(s.endSession), 204,
-			no{errNotFound}, "End one of your sessions"},
+			errs{errNotFound}, "End one of your sessions"},
 		{"GET", "/users/me", users, "me", handle(s.me), 200, nil, "Read your account"},
 		{"PUT", "/users/me", users, "updateMe", handle(s.updateMe), 200,
-			no{errEmailTaken, errWrongPassword},
+			errs{errEmailTaken, errWrongPassword},
 			"Change your account: omitted fields keep their value; a new password ends all other " +
 				"sessions"},
 		{"PATCH", "/users/me", users, "patchMe", handle(s.updateMe), 200,
-			no{errEmailTaken, errWrongPassword}, "Change your account: the same as PUT"},
+			errs{errEmailTaken, errWrongPassword}, "Change your account: the same as PUT"},
 		{"DELETE", "/users/me", users, "deleteMe", handle(s.deleteMe), 204,
-			no{errLastAdmin, errWrongPassword}, "Delete your account: and all that belongs to it"},
+			errs{errLastAdmin, errWrongPassword},
+			"Delete your account: and all that belongs to it"},
 		{"GET", "/users", admins, "listUsers", handle(s.listUsers), 200, nil,
 			"List accounts: in the order of ids, a page at a time"},
-		{"POST", "/users", admins, "createUser", handle(s.createUser), 201,
-			no{errEmailTaken}, "Create an account for somebody: also while registration is closed"},
-		{"GET", "/users/{id}", admins, "getUser", handle(s.getUser), 200, no{errNotFound},
+		{"POST", "/users", admins, "createUser", handle(s.createUser), 201, errs{errEmailTaken},
+			"Create an account for somebody: also while registration is closed"},
+		{"GET", "/users/{id}", admins, "getUser", handle(s.getUser), 200, errs{errNotFound},
 			"Read an account"},
 		{"PUT", "/users/{id}", admins, "updateUser", handle(s.updateUser), 200, account,
 			"Change an account: omitted fields keep their value; a new password and a " +
@@ -190,14 +191,14 @@ func (s *server) accountRoutes() []route {
 		{"PATCH", "/users/{id}", admins, "patchUser", handle(s.updateUser), 200, account,
 			"Change an account: the same as PUT"},
 		{"DELETE", "/users/{id}", admins, "deleteUser", handle(s.deleteUser), 204,
-			no{errNotFound, errSelfDelete, errLastAdmin}, "Delete an account: but not your own"},
+			errs{errNotFound, errSelfDelete, errLastAdmin}, "Delete an account: but not your own"},
 	}
 }
 
 func (s *server) documentRoutes() []route {
-	embeds := no{errEmbeddingRequired, errTextRefused, errEmbeddingsFailed,
+	embeds := errs{errEmbeddingRequired, errTextRefused, errEmbeddingsFailed,
 		errEmbeddingsUnavailable}
-	stores := append(no{errKeyTaken}, embeds...)
+	stores := append(errs{errKeyTaken}, embeds...)
 	return []route{
 		{"POST", "/documents", users, "createDocument",
 			handle(s.createDocument).returning(document{}), 201, stores, "Store a document"},
@@ -210,12 +211,12 @@ func (s *server) documentRoutes() []route {
 		{"GET", "/documents/count", users, "countDocuments", handle(s.countDocuments), 200, nil,
 			"Count your documents: all, or those that a filter, ids or keys select"},
 		{"GET", "/documents/{id}", users, "getDocument", handle(s.getDocument), 200,
-			no{errNotFound}, "Read one of your documents"},
+			errs{errNotFound}, "Read one of your documents"},
 		{"PUT", "/documents/{id}", users, "updateDocument", handle(s.updateDocument), 200,
-			append(no{errNotFound}, stores...),
+			append(errs{errNotFound}, stores...),
 			"Change one of your documents: omitted fields keep their value"},
 		{"DELETE", "/documents/{id}", users, "deleteDocument", handle(s.deleteDocument), 204,
-			no{errNotFound}, "Delete one of your documents"},
+			errs{errNotFound}, "Delete one of your documents"},
 		{"POST", "/documents/search", users, "searchDocuments", handle(s.search), 200, embeds,
 			"Search your documents: the nearest, up to limit; exact says whether surely"},
 	}
