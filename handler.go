@@ -349,7 +349,7 @@ func (p *problem) withDetail(detail string) *problem {
 	return &q
 }
 
-// withErrors returns p at these places of the request.
+// withErrors returns p with the faults of fields.
 func (p *problem) withErrors(faults ...fieldError) *problem {
 	q := *p
 	q.errors = faults

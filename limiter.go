@@ -44,8 +44,8 @@ func (c *caller) key() clientKey {
 	return clientKey{address: network.Addr()}
 }
 
-// waiter is a request for n units; none once it has given them back. rank is how many its client
-// had or waited for before it.
+// waiter is a request for n units, 0 once they are given back. rank is how many its client had or
+// waited for before it.
 type waiter struct {
 	client  clientKey
 	n, rank int64

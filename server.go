@@ -229,13 +229,13 @@ func (s *server) httpServer() *http.Server {
 		MaxHeaderBytes: maxHeader, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)}
 }
 
-// ServeHTTP does what every request passes, in this order: the client's address, the headers of
-// every answer, CORS, the row; and in finish the recovery of a panic, the metrics, the access log.
-// A path has one spelling. ServeMux would redirect another one with a 307, which makes clients send
-// their credentials again, and match %6De as me.
+// ServeHTTP takes every request through the same steps: the client's address, the headers of every
+// answer, CORS, its row; finish recovers a panic, counts and logs. A path has one spelling: for
+// another one ServeMux would answer 307, which makes clients send their credentials again, and take
+// %6De for me.
 func (s *server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	client, https := s.origin(r)
-	id := strings.Join(r.Header.Values("X-Request-Id"), " ") // a space, of several, is refused
+	id := strings.Join(r.Header.Values("X-Request-Id"), " ") // several are refused for the space
 	if len(id) > maxRequestID || !printable.MatchString(id) {
 		id = rand.Text()
 	}
