@@ -62,12 +62,6 @@ func handle[In, Out any](f func(context.Context, *caller, In) (Out, error)) endp
 	return endpoint{in, reflect.TypeFor[Out](), call}
 }
 
-// returning declares an output that the handler's type does not.
-func (e endpoint) returning(output any) endpoint {
-	e.output = reflect.TypeOf(output)
-	return e
-}
-
 // problems returns all that the row can answer: what the steps below refuse, and its own.
 func (rt *route) problems() []*problem {
 	all := []*problem{errInvalidRequest, errInternal}

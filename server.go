@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/netip"
 	"path"
+	"reflect"
 	"regexp"
 	"runtime/debug"
 	"slices"
@@ -199,9 +200,10 @@ func (s *server) documentRoutes() []route {
 	embeds := errs{errEmbeddingRequired, errTextRefused, errEmbeddingsFailed,
 		errEmbeddingsUnavailable}
 	stores := append(errs{errKeyTaken}, embeds...)
+	create := handle(s.createDocument)
+	create.output = reflect.TypeFor[document]() // the batch of the older form is not documented
 	return []route{
-		{"POST", "/documents", users, "createDocument",
-			handle(s.createDocument).returning(document{}), 201, stores, "Store a document"},
+		{"POST", "/documents", users, "createDocument", create, 201, stores, "Store a document"},
 		{"POST", "/documents/batch", users, "createDocuments", handle(s.createDocuments), 201,
 			stores, "Store several documents: all or none, answered in the same order"},
 		{"GET", "/documents", users, "listDocuments", handle(s.listDocuments), 200, nil,
@@ -269,9 +271,7 @@ func (s *server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 var noRoute route
 
 type handlerFunc func(*responseWriter, *http.Request)
-
-// rows are the rows of one path, by method.
-type rows map[string]handlerFunc
+type rows map[string]handlerFunc // of one path, by method
 
 // methods are those that a path may support, in the order in which Allow lists them.
 var methods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
@@ -284,29 +284,29 @@ func (s *server) route(method, path string, rt *route, next handlerFunc) {
 		s.rows[path] = rows{}
 		s.mux.HandleFunc(path, s.dispatch)
 	}
-	rs := s.rows[path]
-	if rs[method] != nil {
+	byMethod := s.rows[path]
+	if byMethod[method] != nil {
 		panic(method + " " + path + ": another row has this method and path")
 	}
 	stats := s.stats.add(method, rt.path)
-	rs[method] = func(w *responseWriter, r *http.Request) {
+	byMethod[method] = func(w *responseWriter, r *http.Request) {
 		w.route, w.stats = rt, stats
 		next(w, r)
 	}
 	if method == http.MethodGet {
-		rs[http.MethodHead] = rs[method]
+		byMethod[http.MethodHead] = byMethod[method]
 	}
 }
 
 // dispatch passes a request on to the row of its path and method, or answers 404 or 405.
 func (s *server) dispatch(rw http.ResponseWriter, r *http.Request) {
-	w, rs := rw.(*responseWriter), s.rows[r.Pattern]
-	if serve := rs[r.Method]; serve != nil {
+	w, byMethod := rw.(*responseWriter), s.rows[r.Pattern]
+	if serve := byMethod[r.Method]; serve != nil {
 		serve(w, r)
-	} else if rs == nil {
+	} else if byMethod == nil {
 		w.fail(errNotFound)
 	} else {
-		lacks := func(method string) bool { return rs[method] == nil }
+		lacks := func(method string) bool { return byMethod[method] == nil }
 		allowed := slices.DeleteFunc(slices.Clone(methods), lacks)
 		w.Header().Set("Allow", strings.Join(allowed, ", "))
 		w.fail(errMethodNotAllowed)
