@@ -193,13 +193,6 @@ func embeddingRequired(place []any) *problem {
 	return errEmbeddingRequired.withErrors(fieldError{loc, "is required here", "missing"})
 }
 
-// withErrors returns p with the faults of fields.
-func (p *problem) withErrors(faults ...fieldError) *problem {
-	q := *p
-	q.errors = faults
-	return &q
-}
-
 // selection is the documents of which all holds that is given.
 type selection struct {
 	Filter jsonObject `query:"filter" max:"1024" format:"filter" example:"{\"lang\":\"en\"}"`

@@ -99,7 +99,7 @@ func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
 			http.Redirect(w, r, s.prefix(r)+"/docs", http.StatusFound)
 		})
 	}
-	s.mux.HandleFunc("/", s.dispatch)
+	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { s.serveRows(w, r, nil) })
 	return s
 }
 
@@ -231,18 +231,68 @@ func (s *server) httpServer() *http.Server {
 		MaxHeaderBytes: maxHeader, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug)}
 }
 
-// ServeHTTP takes every request through the same steps: the client's address, the headers of every
-// answer, CORS, its row; finish recovers a panic, counts and logs. A path has one spelling: for
-// another one ServeMux would answer 307, which makes clients send their credentials again, and take
-// %6De for me.
-func (s *server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+// ServeHTTP passes a request on to its path, which has one spelling: for another one ServeMux would
+// answer 307, which makes clients send their credentials again, and take %6De for me.
+func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	p := r.URL.EscapedPath()
+	if !strings.HasPrefix(p, "/") || path.Clean(p) != p || strings.Contains(p, "%") {
+		s.serveRows(w, r, nil)
+		return
+	}
+	s.mux.ServeHTTP(w, r)
+}
+
+// rows are those of one path, by method.
+type rows map[string]row
+
+// row is what answers the requests to one method of a path.
+type row struct {
+	route *route
+	stats *routeStats
+	serve handlerFunc
+}
+
+type handlerFunc func(*responseWriter, *http.Request)
+
+// methods are those that a path may support, in the order in which Allow lists them.
+var methods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
+
+// route serves a method of a path. The mux chooses by the path alone, so that a literal one hides
+// those with a wildcard for all methods: PUT /documents/search is not for the document called
+// search.
+func (s *server) route(method, path string, rt *route, serve handlerFunc) {
+	if s.rows[path] == nil {
+		byMethod := rows{}
+		s.rows[path] = byMethod
+		s.mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+			s.serveRows(w, r, byMethod)
+		})
+	}
+	if _, twice := s.rows[path][method]; twice {
+		panic(method + " " + path + ": another row has this method and path")
+	}
+	added := row{rt, s.stats.add(method, rt.path), serve}
+	s.rows[path][method] = added
+	if method == http.MethodGet {
+		s.rows[path][http.MethodHead] = added
+	}
+}
+
+// serveRows takes every request through the same steps: the client's address, the headers of every
+// answer, CORS, the row of its method; finish recovers a panic, counts and logs. Without rows, it
+// answers 404.
+func (s *server) serveRows(rw http.ResponseWriter, r *http.Request, rs rows) {
 	client, https := s.origin(r)
 	id := strings.Join(r.Header.Values("X-Request-Id"), " ") // several are refused for the space
 	if len(id) > maxRequestID || !printable.MatchString(id) {
 		id = rand.Text()
 	}
-	w := &responseWriter{ResponseWriter: rw, server: s, route: &noRoute, stats: &s.stats.other,
-		start: time.Now(), unread: r.ContentLength != 0,
+	matched, ok := rs[r.Method]
+	if !ok {
+		matched = row{&route{}, s.stats.other, s.refuseMethod(rs)}
+	}
+	w := &responseWriter{ResponseWriter: rw, server: s, route: matched.route,
+		stats: matched.stats, start: time.Now(), unread: r.ContentLength != 0,
 		caller: caller{client: client, requestID: id, userAgent: r.UserAgent()}}
 	s.stats.inFlight.Add(1)
 	defer s.finish(w, r)
@@ -258,55 +308,19 @@ func (s *server) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	if r.ContentLength == 0 { // a body's time-out would end the context of a slow handler
 		http.NewResponseController(rw).SetReadDeadline(time.Time{})
 	}
-	switch p := r.URL.EscapedPath(); {
-	case s.cors(w, r): // it has answered
-	case !strings.HasPrefix(p, "/") || path.Clean(p) != p || strings.Contains(p, "%"):
-		w.fail(errNotFound)
-	default:
-		s.mux.ServeHTTP(w, r)
+	if !s.cors(w, r) {
+		matched.serve(w, r)
 	}
 }
 
-// noRoute is the route of a request that no row matches.
-var noRoute route
-
-type handlerFunc func(*responseWriter, *http.Request)
-type rows map[string]handlerFunc // of one path, by method
-
-// methods are those that a path may support, in the order in which Allow lists them.
-var methods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
-
-// route serves a method of a path by next. The mux chooses by the path alone, so that a literal one
-// hides those with a wildcard for all methods: PUT /documents/search is not for the document called
-// search.
-func (s *server) route(method, path string, rt *route, next handlerFunc) {
-	if s.rows[path] == nil {
-		s.rows[path] = rows{}
-		s.mux.HandleFunc(path, s.dispatch)
-	}
-	byMethod := s.rows[path]
-	if byMethod[method] != nil {
-		panic(method + " " + path + ": another row has this method and path")
-	}
-	stats := s.stats.add(method, rt.path)
-	byMethod[method] = func(w *responseWriter, r *http.Request) {
-		w.route, w.stats = rt, stats
-		next(w, r)
-	}
-	if method == http.MethodGet {
-		byMethod[http.MethodHead] = byMethod[method]
-	}
-}
-
-// dispatch passes a request on to the row of its path and method, or answers 404 or 405.
-func (s *server) dispatch(rw http.ResponseWriter, r *http.Request) {
-	w, byMethod := rw.(*responseWriter), s.rows[r.Pattern]
-	if serve := byMethod[r.Method]; serve != nil {
-		serve(w, r)
-	} else if byMethod == nil {
-		w.fail(errNotFound)
-	} else {
-		lacks := func(method string) bool { return byMethod[method] == nil }
+// refuseMethod answers 405 where a path has rows of other methods, else 404.
+func (s *server) refuseMethod(rs rows) handlerFunc {
+	return func(w *responseWriter, _ *http.Request) {
+		if rs == nil {
+			w.fail(errNotFound)
+			return
+		}
+		lacks := func(method string) bool { return rs[method].serve == nil }
 		allowed := slices.DeleteFunc(slices.Clone(methods), lacks)
 		w.Header().Set("Allow", strings.Join(allowed, ", "))
 		w.fail(errMethodNotAllowed)
