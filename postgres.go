@@ -58,6 +58,11 @@ type store struct {
 	conns     limiter // connections; look-ups find one, whatever one client does
 	expensive limiter // statements whose cost clients choose; the rest of the pool is for others
 	bulk      limiter // statements that may take bulkTimeout
+
+	run           runner
+	runIdempotent runner // for statements that may run twice to the same effect
+	runTx         runner // in a transaction
+	runBulk       runner // in a transaction that may take bulkTimeout, in a slot of bulk
 }
 
 // openStore opens a pool for a migrated database. It reports only faults of the settings.
@@ -76,6 +81,11 @@ func openStore(
 		bulk: limiter{total: max(1, maxConns/4), share: max(1, maxConns/8), queue: 64,
 			timeout: bulkTimeout, detail: "Too many batches are in progress; try again."},
 	}
+	st.run = st.retry(queryTimeout, false)
+	st.runIdempotent = st.retry(queryTimeout, true)
+	st.runTx = inTx(st.run)
+	limit := fmt.Sprintf("statement_timeout = %d", (bulkTimeout - time.Second).Milliseconds())
+	st.runBulk = inSlot(&st.bulk, inTx(st.retry(bulkTimeout, false), limit, "lock_timeout = 0"))
 	st.lookups = newBatcher(st.runLookups)
 	conf.MaxConns = int32(maxConns)
 	for name, value := range serverSettings {
@@ -86,7 +96,7 @@ func openStore(
 		if sqlState(err, pgbouncerCodes...) {
 			st.pgbouncer.Store(true)
 		}
-		return !isFatal(err) && err.Code != "25006" // read only: no longer the primary
+		return !isLostConnection(err) && err.Code != "25006" // read only: no longer the primary
 	}
 	conf.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error {
 		if st.pgbouncer.Load() {
@@ -179,18 +189,15 @@ func (l *statementLog) TraceQueryStart(
 func (l *statementLog) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) {
 	s := ctx.Value(statement{}).(statement)
 	took := time.Since(s.start)
-	slow := l.slow > 0 && took >= l.slow
-	if !slow && !l.echo {
+	level, event := slog.LevelInfo, "sql"
+	if l.slow > 0 && took >= l.slow {
+		level, event = slog.LevelWarn, "slow_statement"
+	} else if !l.echo {
 		return
 	}
 	r := requestOf(ctx)
-	log := l.log.With("request_id", r.id, "route", r.route, "duration_ms", milliseconds(took),
-		"statement", strings.Join(strings.Fields(s.sql), " "))
-	if slow {
-		log.Warn("slow_statement")
-	} else {
-		log.Info("sql")
-	}
+	l.log.Log(ctx, level, event, "request_id", r.id, "route", r.route, "duration_ms",
+		milliseconds(took), "statement", strings.Join(strings.Fields(s.sql), " "))
 }
 
 // querier is what a connection and a transaction have in common.
@@ -251,45 +258,43 @@ func requireRow(affected int64, err error) error {
 	return err
 }
 
-// isLostRace reports whether nothing of a statement was kept and another try may succeed: it was
-// not sent, or failed by a serialization failure, a deadlock, a plan that a migration has outdated,
-// or one of staleCodes. After a lock that was waited for the client has waited long enough.
-func isLostRace(err error) bool {
-	return pgconn.SafeToRetry(err) || sqlState(err, "40001", "40P01", "0A000") ||
-		sqlState(err, staleCodes...)
-}
-
-// staleCodes tell that the other connections are as bad: the server is no longer the primary, or
-// PgBouncer mixes up prepared statements. pgbouncerCodes tell that PgBouncer stands between: the
-// same, or it refuses serverSettings ("unsupported startup parameter").
-var (
-	staleCodes     = []string{"25006", "26000", "42P05"}
-	pgbouncerCodes = []string{"08P01", "26000", "42P05"}
-)
-
-// run runs f on a connection, retries lost races and translates the error. Where ctx ends it stops
-// waiting for a connection; f has a context of its own, with a time-out.
-func (st *store) run(ctx context.Context, f work) error {
-	return st.retry(ctx, queryTimeout, isLostRace, f)
-}
-
-// runIdempotent is run for statements that may run twice to the same effect, reads and
-// compare-and-set. It also retries where the connection breaks, as all do when PostgreSQL restarts.
-func (st *store) runIdempotent(ctx context.Context, f work) error {
-	return st.retry(ctx, queryTimeout, func(err error) bool {
-		return isLostRace(err) || isFatal(err) || sqlState(err, "57P") || isNetwork(err)
-	}, f)
+// retry returns a runner on a connection of the pool, which retries lost races and translates the
+// error. Where ctx ends it stops waiting for a connection; the statements have a context of their
+// own, with a time-out for all tries. If they are idempotent, reads and compare-and-set, it also
+// retries where the connection breaks, as all do when PostgreSQL restarts.
+func (st *store) retry(timeout time.Duration, idempotent bool) runner {
+	return func(ctx context.Context, f work) error {
+		detached, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
+		defer cancel()
+		release, err := acquireSlot(ctx, &st.conns)
+		if err != nil {
+			return err
+		}
+		defer release()
+		for tries := 1; ; tries++ {
+			conn, err := st.acquire(ctx)
+			if err != nil {
+				return err
+			}
+			err = f(detached, conn)
+			conn.Release()
+			retryable := isLostRace(err) || idempotent && isLostConnection(err)
+			if !retryable || tries == maxTries || detached.Err() != nil {
+				return translate(err)
+			}
+			if sqlState(err, staleCodes...) {
+				st.pool.Reset()
+			}
+			time.Sleep(time.Duration(tries) * retryDelay)
+		}
+	}
 }
 
 // requestInfo is what statements know of the request that they are for. The zero value is the
-// program itself, and the key of such a value in a context.
+// program itself, and the key of a *requestInfo in a context.
 type requestInfo struct {
 	client    clientKey // whose shares of the limiters count; until it is known, nobody's
 	id, route string    // for the log
-}
-
-func withRequest(ctx context.Context, r *requestInfo) context.Context {
-	return context.WithValue(ctx, requestInfo{}, r)
 }
 
 func requestOf(ctx context.Context) requestInfo {
@@ -299,42 +304,8 @@ func requestOf(ctx context.Context) requestInfo {
 	return requestInfo{}
 }
 
-// withoutClient returns ctx for statements that count for no client.
-func withoutClient(ctx context.Context) context.Context {
-	r := requestOf(ctx)
-	r.client = clientKey{}
-	return withRequest(ctx, &r)
-}
-
 func acquireSlot(ctx context.Context, l *limiter) (release func(), err error) {
 	return l.acquire(ctx, requestOf(ctx).client, 1)
-}
-
-func (st *store) retry(
-	ctx context.Context, timeout time.Duration, retryable func(error) bool, f work,
-) error {
-	detached, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
-	defer cancel()
-	release, err := acquireSlot(ctx, &st.conns)
-	if err != nil {
-		return err
-	}
-	defer release()
-	for tries := 1; ; tries++ {
-		conn, err := st.acquire(ctx)
-		if err != nil {
-			return err
-		}
-		err = f(detached, conn)
-		conn.Release()
-		if err == nil || tries == maxTries || detached.Err() != nil || !retryable(err) {
-			return translate(err)
-		}
-		if sqlState(err, staleCodes...) {
-			st.pool.Reset()
-		}
-		time.Sleep(time.Duration(tries) * retryDelay)
-	}
 }
 
 // acquire takes a connection of the pool, and tries twice to open one. It waits for that alone: the
@@ -352,15 +323,29 @@ func (st *store) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	return conn, nil
 }
 
-// inTx returns f in a transaction, with settings of its own.
-func inTx(f work, settings ...string) work {
+// inSlot returns run in a slot of l.
+func inSlot(l *limiter, run runner) runner {
+	return func(ctx context.Context, f work) error {
+		release, err := acquireSlot(ctx, l)
+		if err != nil {
+			return err
+		}
+		defer release()
+		return run(ctx, f)
+	}
+}
+
+// inTx returns run in a transaction, with settings of its own.
+func inTx(run runner, settings ...string) runner {
 	begin := "BEGIN ISOLATION LEVEL READ COMMITTED" // which the locks need, whatever a role's is
 	for _, setting := range settings {
 		begin += "; SET LOCAL " + setting
 	}
-	return func(ctx context.Context, q querier) error {
-		return pgx.BeginTxFunc(ctx, q.(*pgxpool.Conn), pgx.TxOptions{BeginQuery: begin},
-			func(tx pgx.Tx) error { return f(ctx, tx) })
+	return func(ctx context.Context, f work) error {
+		return run(ctx, func(ctx context.Context, q querier) error {
+			return pgx.BeginTxFunc(ctx, q.(*pgxpool.Conn), pgx.TxOptions{BeginQuery: begin},
+				func(tx pgx.Tx) error { return f(ctx, tx) })
+		})
 	}
 }
 
@@ -388,7 +373,7 @@ func translate(err error) error {
 	}
 	pg, _ := errors.AsType[*pgconn.PgError](err)
 	switch {
-	case isFatal(err) || isLostRace(err) || isNetwork(err) ||
+	case isLostConnection(err) || isLostRace(err) ||
 		sqlState(err, "55P03", "57", "53", "58", "08", "XX000") ||
 		sqlState(err, "54000") && pg.ConstraintName == "":
 		// Not the statement's fault: a lock, cancelled, terminated or starting, out of connections,
@@ -412,21 +397,33 @@ func sqlState(err error, prefixes ...string) bool {
 	})
 }
 
-// isFatal reports whether the server, or a pooler before it, has ended the session: no statement is
-// the reason for that.
-func isFatal(err error) bool {
-	pg, ok := errors.AsType[*pgconn.PgError](err)
-	return ok && slices.Contains([]string{"FATAL", "PANIC"},
-		cmp.Or(pg.SeverityUnlocalized, pg.Severity))
+// isLostRace reports whether nothing of a statement was kept and another try may succeed: it was
+// not sent, or failed by a serialization failure, a deadlock, a plan that a migration has outdated,
+// or one of staleCodes. After a lock that was waited for the client has waited long enough.
+func isLostRace(err error) bool {
+	return pgconn.SafeToRetry(err) || sqlState(err, "40001", "40P01", "0A000") ||
+		sqlState(err, staleCodes...)
 }
 
-// isNetwork reports whether the connection failed, as far as pgx tells.
-func isNetwork(err error) bool {
-	_, answered := errors.AsType[*pgconn.PgError](err)
+// staleCodes tell that the other connections are as bad: the server is no longer the primary, or
+// PgBouncer mixes up prepared statements. pgbouncerCodes tell that PgBouncer stands between: the
+// same, or it refuses serverSettings ("unsupported startup parameter").
+var (
+	staleCodes     = []string{"25006", "26000", "42P05"}
+	pgbouncerCodes = []string{"08P01", "26000", "42P05"}
+)
+
+// isLostConnection reports whether the server, a pooler before it or the network has ended the
+// session, as far as pgx tells: no statement is the reason for that.
+func isLostConnection(err error) bool {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
+		severity := cmp.Or(pg.SeverityUnlocalized, pg.Severity)
+		return severity == "FATAL" || severity == "PANIC" || strings.HasPrefix(pg.Code, "57P")
+	}
 	_, connect := errors.AsType[*pgconn.ConnectError](err)
 	_, network := errors.AsType[net.Error](err) // also a deadline
-	return !answered && (connect || network || errors.Is(err, io.EOF) ||
-		errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, pgconn.ErrConnClosed))
+	return connect || network || errors.Is(err, io.EOF) ||
+		errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, pgconn.ErrConnClosed)
 }
 
 // describe returns err without what may not be logged: the connection string, arguments, and the
@@ -450,12 +447,13 @@ func describe(err error) error {
 	return err
 }
 
-// ping returns nil when the database answers in time.
+// ping returns nil when the database answers in time. It counts for no client.
 func (st *store) ping(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(withoutClient(ctx), pingTimeout)
+	r := requestOf(ctx)
+	r.client = clientKey{}
+	ctx = context.WithValue(ctx, requestInfo{}, &r)
+	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()
-	return st.retry(ctx, pingTimeout, isLostRace, func(ctx context.Context, q querier) error {
-		_, err := q.Exec(ctx, "SELECT 1")
-		return err
-	})
+	_, err := exec(ctx, st.retry(pingTimeout, false), `SELECT 1`)
+	return err
 }

@@ -69,9 +69,7 @@ func (st *store) listUsers(ctx context.Context, f userFilter) ([]user, error) {
 	run, where := st.runIdempotent, ""
 	args := []any{f.After, f.IsActive, f.IsAdmin, f.Skip, f.Limit + 1}
 	if f.Q != nil {
-		run = func(ctx context.Context, f work) error {
-			return st.runIdempotent(ctx, inTx(f, "plan_cache_mode = force_custom_plan"))
-		}
+		run = inTx(st.runIdempotent, "plan_cache_mode = force_custom_plan")
 		where = ` AND (u.email ILIKE $6 OR u.full_name ILIKE $6)`
 		escaped := strings.NewReplacer(`\`, `\\`, `%`, `\%`, `_`, `\_`).Replace(*f.Q)
 		args = append(args, "%"+escaped+"%")
@@ -89,7 +87,7 @@ func (st *store) listUsers(ctx context.Context, f userFilter) ([]user, error) {
 func (st *store) updateUser(
 	ctx context.Context, id int64, c userChange,
 ) (before, after user, err error) {
-	err = st.run(ctx, inTx(func(ctx context.Context, q querier) error {
+	err = st.runTx(ctx, func(ctx context.Context, q querier) error {
 		if before, err = lockUser(ctx, q, id, c); err != nil {
 			return err
 		}
@@ -105,7 +103,7 @@ func (st *store) updateUser(
 			_, err = exec(ctx, on(q), endOtherSessions, id, c.KeepSession)
 		}
 		return err
-	}))
+	})
 	return before, after, onConstraint(err, "users_email_key", errEmailTaken)
 }
 
@@ -302,7 +300,7 @@ var scanSession = pgx.RowToStructByPos[session]
 func (st *store) createSession(
 	ctx context.Context, userID int64, hash string, c *caller, idle time.Duration,
 ) (s session, err error) {
-	err = st.run(ctx, inTx(func(ctx context.Context, q querier) error {
+	err = st.runTx(ctx, func(ctx context.Context, q querier) error {
 		err := requireRow(exec(ctx, on(q), `
 			SELECT FROM users WHERE id = $1 AND password_hash = $2 AND is_active
 			FOR NO KEY UPDATE`, userID, hash))
@@ -317,7 +315,7 @@ func (st *store) createSession(
 			VALUES ($1, $2, now() + $3, $4, $5) RETURNING `+sessionColumns,
 			newSessionID(), userID, idle, cleanText(c.userAgent), c.client, maxSessions-1)
 		return err
-	}))
+	})
 	return s, err
 }
 

@@ -128,17 +128,6 @@ func (st *store) storedKeys(
 	return stored, err
 }
 
-// runBulk runs f in a transaction that may take bulkTimeout, in a slot of st.bulk.
-func (st *store) runBulk(ctx context.Context, f work) error {
-	release, err := acquireSlot(ctx, &st.bulk)
-	if err != nil {
-		return err
-	}
-	defer release()
-	limit := fmt.Sprintf("statement_timeout = %d", (bulkTimeout - time.Second).Milliseconds())
-	return st.retry(ctx, bulkTimeout, isLostRace, inTx(f, limit, "lock_timeout = 0"))
-}
-
 // getDocument returns a document of owner, or errNotFound.
 func (st *store) getDocument(
 	ctx context.Context, owner, id int64, embedding bool,
@@ -212,12 +201,7 @@ func (st *store) deleteDocuments(ctx context.Context, owner int64, sel selection
 // client's own choice make it run out of time, or PostgreSQL's parser out of room, that is a 422,
 // not a 503: the database is available.
 func (st *store) runLimited(chosen bool) runner {
-	return func(ctx context.Context, f work) error {
-		release, err := acquireSlot(ctx, &st.expensive)
-		if err != nil {
-			return err
-		}
-		defer release()
+	return inSlot(&st.expensive, func(ctx context.Context, f work) error {
 		return st.runIdempotent(ctx, func(ctx context.Context, q querier) error {
 			err := f(ctx, q)
 			if chosen && sqlState(err, "57014", "54001", "54000") {
@@ -226,7 +210,7 @@ func (st *store) runLimited(chosen bool) runner {
 			}
 			return err
 		})
-	}
+	})
 }
 
 // updateDocument changes what in names and returns the document of owner, or errNotFound.
@@ -370,16 +354,13 @@ func (st *store) searchIndex(
 	vector := pgvector.NewHalfVector(in.Embedding)
 	args := []any{owner, in.Include != nil, vector}
 	where := fmt.Sprintf("owner_id = %d AND (true%s) IS TRUE", owner, filterBy(in.Filter, &args))
-	limited := st.runLimited(in.Filter != nil)
 	efSearch = efSearch * int(max(10, in.Limit)) / 10 // it was measured for 10 results
 	if in.Filter != nil {
 		efSearch *= 10 // strict order drops what is found late
 	}
-	run := func(ctx context.Context, f work) error {
-		return limited(ctx, inTx(f, "hnsw.iterative_scan = strict_order",
-			fmt.Sprintf("hnsw.ef_search = %d", min(efSearch, 1000)),
-			fmt.Sprintf("hnsw.max_scan_tuples = %d", maxScan)))
-	}
+	run := inTx(st.runLimited(in.Filter != nil), "hnsw.iterative_scan = strict_order",
+		fmt.Sprintf("hnsw.ef_search = %d", min(efSearch, 1000)),
+		fmt.Sprintf("hnsw.max_scan_tuples = %d", maxScan))
 	return queryMatches(ctx, run, fmt.Sprintf(`
 		best AS MATERIALIZED (
 		    SELECT id, distance, 1 - distance AS score

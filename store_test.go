@@ -327,7 +327,7 @@ func TestHangUp(t *testing.T) {
 
 func TestIsNetwork(t *testing.T) {
 	t.Parallel()
-	if isNetwork(errors.New("cannot scan")) || isNetwork(nil) {
+	if isLostConnection(errors.New("cannot scan")) || isLostConnection(nil) {
 		t.Error("a fault of the program counts as a lost connection")
 	}
 	if _, err := openStore(t.Context(), "postgresql://u@127.0.0.1:1/x", 1, nil); err != nil {
