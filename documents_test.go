@@ -1529,11 +1529,11 @@ func TestSearchPlan(t *testing.T) {
 			"Index Only Scan using documents_nearest_idx",
 		},
 		`{"embedding":[1,2,0],"filter":{"k":7}}`: {
-			`1, false, 10, '{"k":7}', '[1,2,0]'`,
+			`1, false, 10, '[1,2,0]', '{"k":7}'`,
 			"Bitmap Index Scan on documents_metadata_idx",
 		},
 		`{"embedding":[1,2,0],"filter":{"$or":[{"k":{"$in":[7,8]}},{"a":{"b":1}}]}}`: {
-			`1, false, 10, ARRAY['{"k":7}']::jsonb[], '{"a":{"b":1}}', '[1,2,0]'`,
+			`1, false, 10, '[1,2,0]', ARRAY['{"k":7}']::jsonb[], '{"a":{"b":1}}'`,
 			"Bitmap Index Scan on documents_metadata_idx",
 		},
 		`{"mode":"text","query":"77"}`: {
@@ -1541,11 +1541,11 @@ func TestSearchPlan(t *testing.T) {
 			"Bitmap Index Scan on documents_words_idx",
 		},
 		`{"mode":"hybrid","query":"77","embedding":[1,2,0]}`: {
-			`1, false, 10, '[1,2,0]', 'simple', '77', '', '77'`,
+			`1, false, 10, 'simple', '77', '', '77', '[1,2,0]'`,
 			"Index Only Scan using documents_nearest_idx",
 		},
 		`{"mode":"hybrid","query":"77","embedding":[1,2,0],"filter":{"k":7}}`: {
-			`1, false, 10, '{"k":7}', '[1,2,0]', 'simple', '77', '', '77'`,
+			`1, false, 10, 'simple', '77', '', '77', '[1,2,0]', '{"k":7}'`,
 			"Bitmap Index Scan on documents_metadata_idx",
 		},
 	} {
@@ -1778,8 +1778,8 @@ func TestIndexPlan(t *testing.T) {
 		{"exact", `%d, false, 10, '[1,2,3,4,5,6,7,8]'`, false, func() ([]match, error) {
 			return st.search(t.Context(), m.ID, in, "simple")
 		}},
-		{"hybrid", `%d, false, 10, '[1,2,3,4,5,6,7,8]', 'simple', 'text',
-			'', 'text'`, false,
+		{"hybrid", `%d, false, 10, 'simple', 'text', '', 'text',
+			'[1,2,3,4,5,6,7,8]'`, false,
 			func() ([]match, error) {
 				in := in
 				in.Mode, in.Query = "hybrid", new("text")

@@ -112,19 +112,20 @@ func (st *store) storedKeys(
 	for i, in := range list {
 		keys[i], contents[i] = in.Key.Value, in.Content
 	}
-	stored := map[int]vector{}
-	scan := func(row pgx.CollectableRow) (place int, err error) {
-		var embedding *pgvector.HalfVector
-		err = row.Scan(&place, &embedding)
-		if stored[place] = nil; embedding != nil {
-			stored[place] = embedding.Slice()
-		}
-		return place, err
+	type row struct {
+		Place     int
+		Embedding *pgvector.HalfVector
 	}
-	_, err := queryAll(ctx, st.runIdempotent, scan, `
+	rows, err := queryAll(ctx, st.runIdempotent, pgx.RowToStructByPos[row], `
 		SELECT place - 1, CASE WHEN d.content = item.content THEN embedding END
 		FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS item (key, content, place)
 		JOIN documents d ON d.owner_id = $1 AND d.key = item.key`, owner, keys, contents)
+	stored := map[int]vector{}
+	for _, r := range rows {
+		if stored[r.Place] = nil; r.Embedding != nil {
+			stored[r.Place] = r.Embedding.Slice()
+		}
+	}
 	return stored, err
 }
 
@@ -241,19 +242,28 @@ func (st *store) deleteDocument(ctx context.Context, owner, id int64) error {
 // that a document at the end of one list has had its chance in the other.
 const fuseDepth = "200"
 
-// matchingWords finds the documents that fit a query. Those with all words come first, their scores
-// above 1. Only where they are fewer than the limit $3, those follow that have some: their score is
-// the share of the words that they have, each weighing the more the fewer documents have it. Of the
-// words, as which parts like a/b/c count, the 64 longest are looked up, and of the documents with
-// one the first 2,000: that bounds the cost. Its parameters are the configuration of the words, the
-// three results of searchWords, and the documents.
+// ofOwner are the documents to search: %[1]s is the condition for the filter.
+const ofOwner = ` FROM documents WHERE owner_id = $1%[1]s`
+
+// nearestVectors finds the documents nearest to the embedding $%[2]d. The distance is that of a
+// function, not of the operator <=>: the planner takes no HNSW index for it, which would lose rows.
+const nearestVectors = `nearest AS MATERIALIZED (
+	    SELECT id, cosine_distance(embedding, $%[2]d) AS distance` + ofOwner + `
+	    ORDER BY distance, id LIMIT `
+
+// matchingWords finds the documents that fit a query: $4 is the configuration of their words, $5 to
+// $7 are the results of searchWords. Those with all words come first, their scores above 1. Only
+// where they are fewer than the limit $3, those follow that have some: their score is the share of
+// the words that they have, each weighing the more the fewer documents have it. Of the words, as
+// which parts like a/b/c count, the 64 longest are looked up, and of the documents with one the
+// first 2,000: that bounds the cost.
 const matchingWords = `query AS MATERIALIZED (
-	    SELECT websearch_to_tsquery(config, search_text(%[2]s)) AS every,
-	        websearch_to_tsquery(config, search_text(%[3]s)) AS bound,
-	        to_tsvector(config, search_text(%[4]s)) AS others
-	    FROM (SELECT %[1]s::text::regconfig AS config) AS c),
+	    SELECT websearch_to_tsquery(config, search_text($5)) AS every,
+	        websearch_to_tsquery(config, search_text($6)) AS bound,
+	        to_tsvector(config, search_text($7)) AS others
+	    FROM (SELECT $4::text::regconfig AS config) AS c),
 	every AS MATERIALIZED (
-	    SELECT id, 1 + ts_rank(words, (SELECT every FROM query))::float8 AS score %[5]s
+	    SELECT id, 1 + ts_rank(words, (SELECT every FROM query))::float8 AS score` + ofOwner + `
 	        AND words @@ (SELECT every FROM query)
 	    ORDER BY score DESC, id LIMIT ` + fuseDepth + `),
 	terms AS MATERIALIZED (
@@ -262,7 +272,7 @@ const matchingWords = `query AS MATERIALIZED (
 	        SELECT lexeme FROM unnest(others) ORDER BY length(lexeme) DESC, lexeme LIMIT 64) AS w,
 	    LATERAL (
 	        SELECT count(*) AS n, array_agg(id) AS ids
-	        FROM (SELECT id %[5]s AND words @@ (quote_literal(lexeme)::tsquery && bound)
+	        FROM (SELECT id` + ofOwner + ` AND words @@ (quote_literal(lexeme)::tsquery && bound)
 	              LIMIT 2000) AS d) AS have
 	    WHERE (SELECT count(*) FROM every) < $3),
 	matching AS MATERIALIZED (
@@ -270,72 +280,67 @@ const matchingWords = `query AS MATERIALIZED (
 	    UNION ALL
 	    (SELECT id, sum(weight) / (SELECT sum(weight) FROM terms) AS score
 	     FROM terms, unnest(ids) AS id WHERE id NOT IN (SELECT id FROM every)
-	     GROUP BY id ORDER BY score DESC, id LIMIT ` + fuseDepth + `))`
+	     GROUP BY id ORDER BY score DESC, id LIMIT ` + fuseDepth + `)),
+	`
+
+// searchModes are the common table expressions of each mode, of which the last is best. Hybrid
+// fuses the ranks (RRF with k = 60); a document with some of the words counts for little.
+var searchModes = map[string]string{
+	"vector": nearestVectors + `$3), best AS (SELECT *, 1 - distance AS score FROM nearest)`,
+	"text": matchingWords + `best AS MATERIALIZED (
+	    SELECT id, NULL::float8 AS distance, score FROM matching
+	    ORDER BY score DESC, id LIMIT $3)`,
+	"hybrid": nearestVectors + fuseDepth + `), ` + matchingWords + `best AS MATERIALIZED (
+	    SELECT id, NULL::float8 AS distance, sum(vote / (60 + place)) AS score
+	    FROM (SELECT id, row_number() OVER (ORDER BY distance, id) AS place,
+	              1.0::float8 AS vote FROM nearest
+	          UNION ALL
+	          SELECT id, row_number() OVER (ORDER BY score DESC, id),
+	              least(score, 1) ^ 6 FROM matching) p
+	    GROUP BY id ORDER BY score DESC, id LIMIT $3)`,
+}
 
 // search returns the in.Limit documents of owner that fit best, equals by id. Ids and scores are
-// found in a step of their own, so that only those few are read whole. The distance is that of a
-// function, not of the operator <=>: the planner takes no HNSW index for it, which would lose rows.
-// textSearch is the configuration that the words were made with.
+// found in a step of their own, so that only those few are read whole. textSearch is the
+// configuration that the words were made with.
 func (st *store) search(
 	ctx context.Context, owner int64, in searchInput, textSearch string,
 ) ([]match, error) {
 	args := []any{owner, in.Include != nil, in.Limit}
-	arg := func(v any) string { args = append(args, v); return fmt.Sprintf("$%d", len(args)) }
-	where := " FROM documents WHERE owner_id = $1" + filterBy(in.Filter, &args)
-	var nearest, words, sql string
-	if in.Mode != "text" {
-		nearest = ` AS MATERIALIZED (
-			SELECT id, cosine_distance(embedding, ` + arg(pgvector.NewHalfVector(in.Embedding)) +
-			`) AS distance` + where + ` ORDER BY distance, id LIMIT `
-	}
 	if in.Mode != "vector" {
 		every, bound, others := searchWords(*in.Query)
-		words = fmt.Sprintf(matchingWords,
-			arg(textSearch), arg(every), arg(bound), arg(others), where)
+		args = append(args, textSearch, every, bound, others)
 	}
-	switch in.Mode {
-	case "vector":
-		sql = `nearest` + nearest + `$3), best AS (SELECT *, 1 - distance AS score FROM nearest)`
-	case "text":
-		sql = words + `, best AS MATERIALIZED (
-			SELECT id, NULL::float8 AS distance, score FROM matching
-			ORDER BY score DESC, id LIMIT $3)`
-	case "hybrid":
-		sql = `nearest` + nearest + fuseDepth + `), ` + words + `,
-			best AS MATERIALIZED (
-			    SELECT id, NULL::float8 AS distance, sum(vote / (60 + place)) AS score
-			    FROM (SELECT id, row_number() OVER (ORDER BY distance, id) AS place,
-			              1.0::float8 AS vote FROM nearest
-			          UNION ALL
-			          SELECT id, row_number() OVER (ORDER BY score DESC, id),
-			              least(score, 1) ^ 6 FROM matching) p
-			    GROUP BY id ORDER BY score DESC, id LIMIT $3)`
+	if in.Mode != "text" {
+		args = append(args, pgvector.NewHalfVector(in.Embedding))
 	}
+	embedding := len(args)
+	sql := fmt.Sprintf(searchModes[in.Mode], filterBy(in.Filter, &args), embedding)
 	return queryMatches(ctx, st.runLimited(in.Mode != "vector" || in.Filter != nil), sql,
 		uncached(in.Filter, args)...)
 }
 
 // queryMatches returns the documents of the common table expression best, whose text is sql, or
 // errLongResults.
-func queryMatches(ctx context.Context, limited runner, sql string, args ...any) ([]match, error) {
-	size := 0
-	run := func(ctx context.Context, f work) error {
-		return limited(ctx, func(ctx context.Context, q querier) error {
-			size = 0 // of this try
-			return f(ctx, q)
-		})
-	}
-	scan := func(row pgx.CollectableRow) (m match, err error) {
-		m.Document, err = scanDocument(&m.Score, &m.Distance)(row)
-		if size += len(m.Document.Content); err == nil && size > searchBytes {
-			err = errLongResults
+func queryMatches(
+	ctx context.Context, run runner, sql string, args ...any,
+) (list []match, err error) {
+	err = run(ctx, func(ctx context.Context, q querier) error {
+		size := 0
+		scan := func(row pgx.CollectableRow) (m match, err error) {
+			m.Document, err = scanDocument(&m.Score, &m.Distance)(row)
+			if size += len(m.Document.Content); err == nil && size > searchBytes {
+				err = errLongResults
+			}
+			return m, err
 		}
-		return m, err
-	}
-	return queryAll(ctx, run, scan, `WITH `+sql+`
-		SELECT `+documentColumns+`, b.score, b.distance
-		FROM best b JOIN documents d ON d.owner_id = $1 AND d.id = b.id
-		ORDER BY b.distance, b.score DESC, b.id`, args...)
+		list, err = queryAll(ctx, on(q), scan, `WITH `+sql+`
+			SELECT `+documentColumns+`, b.score, b.distance
+			FROM best b JOIN documents d ON d.owner_id = $1 AND d.id = b.id
+			ORDER BY b.distance, b.score DESC, b.id`, args...)
+		return err
+	})
+	return list, err
 }
 
 // ---- HNSW indexes of large owners ----
@@ -425,11 +430,7 @@ func (st *store) dropIndex(ctx context.Context, owner int64) error {
 // nearest returns the distances of the 10 documents of owner that are exactly the nearest to v,
 // also where that takes longer than a search may.
 func (st *store) nearest(ctx context.Context, owner int64, v vector) ([]match, error) {
-	scan := func(row pgx.CollectableRow) (m match, err error) {
-		err = row.Scan(&m.Distance)
-		return m, err
-	}
-	return queryAll(ctx, st.runBulk, scan, `
+	return queryAll(ctx, st.runBulk, pgx.RowToStructByNameLax[match], `
 		SELECT cosine_distance(embedding, $2) AS distance FROM documents WHERE owner_id = $1
 		ORDER BY distance LIMIT 10`, owner, pgvector.NewHalfVector(v))
 }
