@@ -217,6 +217,8 @@ const (
 	lookupWait    = 100 * time.Millisecond // then those in progress hang: another statement starts
 )
 
+var errBatchPanicked = errors.New("panic in a batch of look-ups")
+
 // lookup is one look-up of a session.
 type lookup struct {
 	ref     sessionRef
@@ -247,10 +249,10 @@ func (b *batcher) do(ctx context.Context, ref sessionRef) (account, error) {
 	case b.slots <- struct{}{}:
 		defer func() { <-b.slots }()
 		runtime.Gosched() // others that have come at the same moment get as far as waiting
-		b.serve(ctx, b.gather(l))
+		b.serve(ctx, []*lookup{l})
 	case b.offers <- l:
 	case <-late.C:
-		b.serve(ctx, b.gather(l))
+		b.serve(ctx, []*lookup{l})
 	case <-ctx.Done():
 	}
 	select {
@@ -261,25 +263,17 @@ func (b *batcher) do(ctx context.Context, ref sessionRef) (account, error) {
 	}
 }
 
-// gather returns a batch of l and those that wait.
-func (b *batcher) gather(l *lookup) []*lookup {
-	batch := []*lookup{l}
-	for len(batch) < lookupBatch {
+// serve runs a batch, with all that wait, and wakes them when it ends, also by a panic. That a
+// client has gone does not fail the others.
+func (b *batcher) serve(ctx context.Context, batch []*lookup) {
+	for waiting := true; waiting && len(batch) < lookupBatch; {
 		select {
 		case other := <-b.offers:
 			batch = append(batch, other)
 		default:
-			return batch
+			waiting = false
 		}
 	}
-	return batch
-}
-
-var errBatchPanicked = errors.New("panic in a batch of look-ups")
-
-// serve runs a batch and wakes those that wait for it, also where it panics. That a client has gone
-// does not fail the others.
-func (b *batcher) serve(ctx context.Context, batch []*lookup) {
 	err := errBatchPanicked
 	defer func() {
 		for _, l := range batch {
