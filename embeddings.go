@@ -148,7 +148,7 @@ func (e *embedder) embed(ctx context.Context, texts ...textToEmbed) error {
 	if len(parts) == 1 {
 		return j.embedPart(ctx, texts)
 	}
-	release, err := acquireSlot(ctx, &e.batches)
+	release, err := e.batches.acquire(ctx, requestOf(ctx).client, 1)
 	if err != nil {
 		return err
 	}
@@ -244,7 +244,7 @@ func (f *failure) Unwrap() []error { return []error{f.problem, f.cause} }
 // ask makes a call, and repeats it where that may succeed soon: once for one text, up to maxRetries
 // times for several, of which a provider with a limit of calls a second refuses some.
 func (e *embedder) ask(ctx context.Context, texts []textToEmbed, dimensions int64) error {
-	release, err := acquireSlot(ctx, &e.calls)
+	release, err := e.calls.acquire(ctx, requestOf(ctx).client, 1)
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = e.calls.busy()
 	}

@@ -141,9 +141,8 @@ func parseURL(url string) (*pgxpool.Config, error) {
 func (st *store) close() { st.pool.Close() }
 
 // dial opens a connection whose deadlines are capped. pgx spends up to 15 s on closing a broken
-// connection, and on its cancel request, and keeps its pool slot meanwhile: as long without service
-// after a network that swallows everything has healed. boundedConn limits both to closeTimeout. A
-// cancel request is told by its deadline of 15 s.
+// connection, and on its cancel request, which has that deadline, and keeps its pool slot
+// meanwhile, also when the network has healed. boundedConn limits both to closeTimeout.
 func dial(ctx context.Context, network, address string) (net.Conn, error) {
 	c, err := (&net.Dialer{Timeout: connectTimeout}).DialContext(ctx, network, address)
 	if err != nil {
@@ -166,8 +165,7 @@ func (c boundedConn) SetDeadline(t time.Time) error {
 	return c.Conn.SetDeadline(t)
 }
 
-// statementLog is a pgx.QueryTracer that logs statements with the request that they are for, never
-// their arguments.
+// statementLog is a pgx.QueryTracer. It logs statements with their request, never with arguments.
 type statementLog struct {
 	log  *slog.Logger
 	echo bool          // log all
@@ -200,19 +198,17 @@ func (l *statementLog) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.Tra
 		milliseconds(took), "statement", strings.Join(strings.Fields(s.sql), " "))
 }
 
-// querier is what a connection and a transaction have in common.
-type querier interface {
-	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
-	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
-}
-
-// work is statements on a connection or in a transaction; a runner is a way to run them.
+// querier is a connection or a transaction, work is statements on it, and a runner runs them.
 type (
+	querier interface {
+		Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+		Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	}
 	work   func(ctx context.Context, q querier) error
 	runner func(ctx context.Context, f work) error
 )
 
-// on runs on a connection or in a transaction that the caller has.
+// on returns the runner on a connection or a transaction that the caller has.
 func on(q querier) runner {
 	return func(ctx context.Context, f work) error { return f(ctx, q) }
 }
@@ -266,7 +262,7 @@ func (st *store) retry(timeout time.Duration, idempotent bool) runner {
 	return func(ctx context.Context, f work) error {
 		detached, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 		defer cancel()
-		release, err := acquireSlot(ctx, &st.conns)
+		release, err := st.conns.acquire(ctx, requestOf(ctx).client, 1)
 		if err != nil {
 			return err
 		}
@@ -290,8 +286,8 @@ func (st *store) retry(timeout time.Duration, idempotent bool) runner {
 	}
 }
 
-// requestInfo is what statements know of the request that they are for. The zero value is the
-// program itself, and the key of a *requestInfo in a context.
+// requestInfo is what statements know of the request that they are for; the zero value is for those
+// of the program itself, and the key of a *requestInfo in a context.
 type requestInfo struct {
 	client    clientKey // whose shares of the limiters count; until it is known, nobody's
 	id, route string    // for the log
@@ -302,10 +298,6 @@ func requestOf(ctx context.Context) requestInfo {
 		return *r
 	}
 	return requestInfo{}
-}
-
-func acquireSlot(ctx context.Context, l *limiter) (release func(), err error) {
-	return l.acquire(ctx, requestOf(ctx).client, 1)
 }
 
 // acquire takes a connection of the pool, and tries twice to open one. It waits for that alone: the
@@ -326,7 +318,7 @@ func (st *store) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 // inSlot returns run in a slot of l.
 func inSlot(l *limiter, run runner) runner {
 	return func(ctx context.Context, f work) error {
-		release, err := acquireSlot(ctx, l)
+		release, err := l.acquire(ctx, requestOf(ctx).client, 1)
 		if err != nil {
 			return err
 		}
@@ -399,7 +391,7 @@ func sqlState(err error, prefixes ...string) bool {
 
 // isLostRace reports whether nothing of a statement was kept and another try may succeed: it was
 // not sent, or failed by a serialization failure, a deadlock, a plan that a migration has outdated,
-// or one of staleCodes. After a lock that was waited for the client has waited long enough.
+// or one of staleCodes. After a lock time-out the client has waited long enough.
 func isLostRace(err error) bool {
 	return pgconn.SafeToRetry(err) || sqlState(err, "40001", "40P01", "0A000") ||
 		sqlState(err, staleCodes...)
