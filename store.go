@@ -1,7 +1,7 @@
 package main
 
 // store.go holds every statement about accounts and sessions, store_documents.go every one about
-// documents. What goes in and out are plain types. The contexts are those of requests: see run.
+// documents. What goes in and out are plain types. The contexts are those of requests: see retry.
 
 import (
 	"cmp"

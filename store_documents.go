@@ -150,8 +150,7 @@ func (st *store) listDocuments(
 	if in.Filter != nil {
 		run = st.runLimited(true)
 	}
-	args := []any{owner, in.Include != nil, in.After, in.Limit + 1, int64(pageBytes)}
-	where := in.where(&args)
+	where, args := in.where(owner, in.Include != nil, in.After, in.Limit+1, int64(pageBytes))
 	var total int64
 	list, err = queryAll(ctx, run, scanDocument(&total), `
 		SELECT `+documentColumns+`, p.total
@@ -163,39 +162,36 @@ func (st *store) listDocuments(
 		      WINDOW w AS (ORDER BY id)) AS p
 		JOIN documents d ON d.owner_id = $1 AND d.id = p.id
 		WHERE p.place < $4 AND (p.bytes <= $5 OR p.place = 1)
-		ORDER BY d.id`, uncached(in.Filter, args)...)
+		ORDER BY d.id`, args...)
 	return list, int64(len(list)) < total, err
 }
 
-// where returns the condition for a selection, whose values it adds to args.
-func (sel selection) where(args *[]any) string {
-	sql := filterBy(sel.Filter, args)
+// where returns the condition for a selection, and args with its values.
+func (sel selection) where(args ...any) (string, []any) {
+	sql := filterBy(sel.Filter, &args)
 	if sel.IDs != nil {
-		*args = append(*args, *sel.IDs)
-		sql += fmt.Sprintf(" AND id = ANY ($%d)", len(*args))
+		args = append(args, *sel.IDs)
+		sql += fmt.Sprintf(" AND id = ANY ($%d)", len(args))
 	}
 	if sel.Keys != nil {
-		*args = append(*args, *sel.Keys)
-		sql += fmt.Sprintf(" AND key = ANY ($%d)", len(*args))
+		args = append(args, *sel.Keys)
+		sql += fmt.Sprintf(" AND key = ANY ($%d)", len(args))
 	}
-	return sql
+	return sql, uncached(sel.Filter, args)
 }
 
 // countDocuments returns how many documents of owner are selected.
 func (st *store) countDocuments(ctx context.Context, owner int64, sel selection) (int64, error) {
-	args := []any{owner}
-	where := sel.where(&args)
+	where, args := sel.where(owner)
 	return queryOne(ctx, st.runLimited(sel.Filter != nil), pgx.RowTo[int64],
-		`SELECT count(*) FROM documents WHERE owner_id = $1`+where, uncached(sel.Filter, args)...)
+		`SELECT count(*) FROM documents WHERE owner_id = $1`+where, args...)
 }
 
-// deleteDocuments removes the selected documents of owner, all or none, and returns how many there
-// were.
+// deleteDocuments removes the selected documents of owner, all or none, and returns their number.
 func (st *store) deleteDocuments(ctx context.Context, owner int64, sel selection) (int64, error) {
-	args := []any{owner}
-	where := sel.where(&args)
-	return exec(ctx, st.runLimited(true), `DELETE FROM documents WHERE owner_id = $1`+where,
-		uncached(sel.Filter, args)...)
+	where, args := sel.where(owner)
+	return exec(ctx, st.runLimited(true),
+		`DELETE FROM documents WHERE owner_id = $1`+where, args...)
 }
 
 // runLimited runs an idempotent query in a slot of st.expensive. Where words or a filter of the
@@ -315,9 +311,9 @@ func (st *store) search(
 		args = append(args, pgvector.NewHalfVector(in.Embedding))
 	}
 	embedding := len(args)
-	sql := fmt.Sprintf(searchModes[in.Mode], filterBy(in.Filter, &args), embedding)
-	return queryMatches(ctx, st.runLimited(in.Mode != "vector" || in.Filter != nil), sql,
-		uncached(in.Filter, args)...)
+	where, args := selection{Filter: in.Filter}.where(args...)
+	run := st.runLimited(in.Mode != "vector" || in.Filter != nil)
+	return queryMatches(ctx, run, fmt.Sprintf(searchModes[in.Mode], where, embedding), args...)
 }
 
 // queryMatches returns the documents of the common table expression best, whose text is sql, or
@@ -436,9 +432,7 @@ func (st *store) nearest(ctx context.Context, owner int64, v vector) ([]match, e
 }
 
 // sampleVectors returns the embeddings of n documents of owner, chosen at random by their ids.
-func (st *store) sampleVectors(
-	ctx context.Context, owner, n int64,
-) ([]pgvector.HalfVector, error) {
+func (st *store) sampleVectors(ctx context.Context, owner, n int64) ([]pgvector.HalfVector, error) {
 	return queryAll(ctx, st.runLimited(false), pgx.RowTo[pgvector.HalfVector], `
 		SELECT d.embedding
 		FROM (SELECT first + floor(random() * (last + 1 - first))::bigint AS place
