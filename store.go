@@ -107,13 +107,13 @@ func (st *store) updateUser(
 	return before, after, onConstraint(err, "users_email_key", errEmailTaken)
 }
 
-// adminLock is the key of the advisory lock of those who end an active admin's being one.
+// adminLock is the key of the advisory lock of whoever demotes or deactivates an active admin.
 const adminLock = 0x61646d696e // "admin" in ASCII
 
 // lockUser locks and returns the account that c changes: errWrongPassword unless c.OldHash is empty
 // or still the account's, errLastAdmin where no active admin would remain. Of two who demote each
-// other the second waits for adminLock, and then sees what the first has done; a count without the
-// lock lets both go. Neither lock is one that inserting a document waits for, or holds up.
+// other the second waits for adminLock, and then sees what the first has done. Inserting documents
+// neither waits for these locks nor holds them up.
 func lockUser(ctx context.Context, q querier, id int64, c userChange) (user, error) {
 	u, err := queryOne(ctx, on(q), scanStoredUser,
 		`SELECT `+userColumns+`, password_hash FROM users u WHERE u.id = $1 FOR NO KEY UPDATE`, id)
@@ -179,8 +179,8 @@ type account struct {
 }
 
 // sessionUser returns the account of a live session: errNotFound where the session has ended or
-// never was the user's, the account is inactive, or the token has expired. It is the one query of
-// most requests, and those that come together share it.
+// never was the user's, the account is inactive, or the token has expired. Requests that come
+// together share the query, which is the only one of most.
 func (st *store) sessionUser(ctx context.Context, ref sessionRef) (account, error) {
 	return st.lookups.do(ctx, ref)
 }

@@ -22,8 +22,7 @@ const documentColumns = `d.id, d.key, d.content, d.metadata, d.created_at, d.upd
 // searchBytes bounds the contents of a search's results: 100 documents of the longest in ASCII.
 const searchBytes = 8 << 20
 
-// errLongMetadata is the violation of documents_metadata_check: metadata may be longer where it is
-// stored, which the input cannot tell.
+// errLongMetadata is the violation of documents_metadata_check, of metadata that grows when stored.
 var errLongMetadata = invalidField("metadata", "too_long",
 	"must have at most 32 KiB as it is stored, with its numbers written out")
 
@@ -43,9 +42,9 @@ func scanDocument(more ...any) pgx.RowToFunc[document] {
 	}
 }
 
-// createDocuments inserts documents, all or none, and returns them in the same order, or
-// errNotFound where the account has gone. What owner has under their keys upsert replaces, in the
-// order of keys, so that two calls do not deadlock; without upsert it is errKeyTaken.
+// createDocuments inserts documents, all or none, and returns them in the same order: errNotFound
+// where the account has gone. Of documents that owner has under their keys, upsert replaces all, in
+// the order of keys, so that two calls do not deadlock; without upsert these are errKeyTaken.
 func (st *store) createDocuments(
 	ctx context.Context, owner int64, list []documentInput, upsert, embeddings bool,
 ) (documents, error) {
@@ -122,7 +121,8 @@ func (st *store) storedKeys(
 		JOIN documents d ON d.owner_id = $1 AND d.key = item.key`, owner, keys, contents)
 	stored := map[int]vector{}
 	for _, r := range rows {
-		if stored[r.Place] = nil; r.Embedding != nil {
+		stored[r.Place] = nil
+		if r.Embedding != nil {
 			stored[r.Place] = r.Embedding.Slice()
 		}
 	}
@@ -194,9 +194,8 @@ func (st *store) deleteDocuments(ctx context.Context, owner int64, sel selection
 		`DELETE FROM documents WHERE owner_id = $1`+where, args...)
 }
 
-// runLimited runs an idempotent query in a slot of st.expensive. Where words or a filter of the
-// client's own choice make it run out of time, or PostgreSQL's parser out of room, that is a 422,
-// not a 503: the database is available.
+// runLimited runs idempotent statements in a slot of st.expensive. Where words or a filter that the
+// client has chosen exceed the time, or the room of PostgreSQL's parser, that is a 422, not a 503.
 func (st *store) runLimited(chosen bool) runner {
 	return inSlot(&st.expensive, func(ctx context.Context, f work) error {
 		return st.runIdempotent(ctx, func(ctx context.Context, q querier) error {
@@ -238,14 +237,12 @@ func (st *store) deleteDocument(ctx context.Context, owner, id int64) error {
 // that a document at the end of one list has had its chance in the other.
 const fuseDepth = "200"
 
-// ofOwner are the documents to search: %[1]s is the condition for the filter.
-const ofOwner = ` FROM documents WHERE owner_id = $1%[1]s`
-
-// nearestVectors finds the documents nearest to the embedding $%[2]d. The distance is that of a
-// function, not of the operator <=>: the planner takes no HNSW index for it, which would lose rows.
+// nearestVectors finds the documents nearest to the embedding, $%[2]d, that fulfil %[1]s. The
+// distance is that of a function, not of the operator <=>: the planner takes no HNSW index for it,
+// which would lose rows.
 const nearestVectors = `nearest AS MATERIALIZED (
-	    SELECT id, cosine_distance(embedding, $%[2]d) AS distance` + ofOwner + `
-	    ORDER BY distance, id LIMIT `
+	    SELECT id, cosine_distance(embedding, $%[2]d) AS distance
+	    FROM documents WHERE owner_id = $1%[1]s ORDER BY distance, id LIMIT `
 
 // matchingWords finds the documents that fit a query: $4 is the configuration of their words, $5 to
 // $7 are the results of searchWords. Those with all words come first, their scores above 1. Only
@@ -259,8 +256,8 @@ const matchingWords = `query AS MATERIALIZED (
 	        to_tsvector(config, search_text($7)) AS others
 	    FROM (SELECT $4::text::regconfig AS config) AS c),
 	every AS MATERIALIZED (
-	    SELECT id, 1 + ts_rank(words, (SELECT every FROM query))::float8 AS score` + ofOwner + `
-	        AND words @@ (SELECT every FROM query)
+	    SELECT id, 1 + ts_rank(words, (SELECT every FROM query))::float8 AS score
+	    FROM documents WHERE owner_id = $1%[1]s AND words @@ (SELECT every FROM query)
 	    ORDER BY score DESC, id LIMIT ` + fuseDepth + `),
 	terms AS MATERIALIZED (
 	    SELECT ids, 1 / sqrt(1 + n) AS weight
@@ -268,8 +265,8 @@ const matchingWords = `query AS MATERIALIZED (
 	        SELECT lexeme FROM unnest(others) ORDER BY length(lexeme) DESC, lexeme LIMIT 64) AS w,
 	    LATERAL (
 	        SELECT count(*) AS n, array_agg(id) AS ids
-	        FROM (SELECT id` + ofOwner + ` AND words @@ (quote_literal(lexeme)::tsquery && bound)
-	              LIMIT 2000) AS d) AS have
+	        FROM (SELECT id FROM documents WHERE owner_id = $1%[1]s
+	                AND words @@ (quote_literal(lexeme)::tsquery && bound) LIMIT 2000) AS d) AS have
 	    WHERE (SELECT count(*) FROM every) < $3),
 	matching AS MATERIALIZED (
 	    SELECT * FROM every
@@ -279,8 +276,8 @@ const matchingWords = `query AS MATERIALIZED (
 	     GROUP BY id ORDER BY score DESC, id LIMIT ` + fuseDepth + `)),
 	`
 
-// searchModes are the common table expressions of each mode, of which the last is best. Hybrid
-// fuses the ranks (RRF with k = 60); a document with some of the words counts for little.
+// searchModes are the common table expressions of each mode, of which the last is best. Hybrid adds
+// up 1 / (60 + rank), reciprocal rank fusion; a document with few of the words counts for little.
 var searchModes = map[string]string{
 	"vector": nearestVectors + `$3), best AS (SELECT *, 1 - distance AS score FROM nearest)`,
 	"text": matchingWords + `best AS MATERIALIZED (
@@ -296,9 +293,8 @@ var searchModes = map[string]string{
 	    GROUP BY id ORDER BY score DESC, id LIMIT $3)`,
 }
 
-// search returns the in.Limit documents of owner that fit best, equals by id. Ids and scores are
-// found in a step of their own, so that only those few are read whole. textSearch is the
-// configuration that the words were made with.
+// search returns the in.Limit documents of owner that fit best, equals by id. Only these are read
+// whole, in a second step. textSearch is the configuration that the words were made with.
 func (st *store) search(
 	ctx context.Context, owner int64, in searchInput, textSearch string,
 ) ([]match, error) {
@@ -316,12 +312,10 @@ func (st *store) search(
 	return queryMatches(ctx, run, fmt.Sprintf(searchModes[in.Mode], where, embedding), args...)
 }
 
-// queryMatches returns the documents of the common table expression best, whose text is sql, or
-// errLongResults.
-func queryMatches(
-	ctx context.Context, run runner, sql string, args ...any,
-) (list []match, err error) {
-	err = run(ctx, func(ctx context.Context, q querier) error {
+// queryMatches returns the documents of best, a common table expression in sql, or errLongResults.
+func queryMatches(ctx context.Context, run runner, sql string, args ...any) ([]match, error) {
+	var list []match
+	err := run(ctx, func(ctx context.Context, q querier) (err error) {
 		size := 0
 		scan := func(row pgx.CollectableRow) (m match, err error) {
 			m.Document, err = scanDocument(&m.Score, &m.Distance)(row)
@@ -413,8 +407,8 @@ func (st *store) claimIndex(ctx context.Context, x vectorIndex, n int64) error {
 		WHERE owner_id = $1 AND documents = $2`, x.Owner, x.Documents, n))
 }
 
-// dropIndex makes owner's searches exact at once, and drops the index. That may run into a time-out
-// while others use the table, and can be done again.
+// dropIndex makes owner's searches exact, and drops the index, which may run into a time-out while
+// others use the table, and can be done again.
 func (st *store) dropIndex(ctx context.Context, owner int64) error {
 	_, err := exec(ctx, st.run, `DELETE FROM vector_indexes WHERE owner_id = $1`, owner)
 	if err == nil {
