@@ -255,9 +255,9 @@ func requireRow(affected int64, err error) error {
 }
 
 // retry returns a runner on a connection of the pool, which retries lost races and translates the
-// error. Where ctx ends it stops waiting for a connection; the statements have a context of their
-// own, with a time-out for all tries. If they are idempotent, reads and compare-and-set, it also
-// retries where the connection breaks, as all do when PostgreSQL restarts.
+// error. A client that goes ends only the wait for a connection: the statements have a context of
+// their own, with one time-out for all tries. Idempotent ones, reads and compare-and-set, are also
+// retried where the connection breaks, as all do when PostgreSQL restarts.
 func (st *store) retry(timeout time.Duration, idempotent bool) runner {
 	return func(ctx context.Context, f work) error {
 		detached, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
@@ -398,8 +398,8 @@ func isLostRace(err error) bool {
 }
 
 // staleCodes tell that the other connections are as bad: the server is no longer the primary, or
-// PgBouncer mixes up prepared statements. pgbouncerCodes tell that PgBouncer stands between: the
-// same, or it refuses serverSettings ("unsupported startup parameter").
+// PgBouncer mixes up prepared statements. pgbouncerCodes tell of PgBouncer: the same, or it refuses
+// serverSettings ("unsupported startup parameter").
 var (
 	staleCodes     = []string{"25006", "26000", "42P05"}
 	pgbouncerCodes = []string{"08P01", "26000", "42P05"}

@@ -1,7 +1,7 @@
 package main
 
 // store.go holds every statement about accounts and sessions, store_documents.go every one about
-// documents. What goes in and out are plain types. The contexts are those of requests: see retry.
+// documents. The contexts are those of requests: see retry.
 
 import (
 	"cmp"
@@ -62,9 +62,8 @@ func (st *store) getUser(ctx context.Context, id int64) (user, error) {
 		`SELECT `+userColumns+` FROM users u WHERE u.id = $1`, id)
 }
 
-// listUsers returns up to f.Limit accounts in the order of ids, and one more where there is one. A
-// statement with f.Q is planned for its argument: the index suits a rare text, the order of ids one
-// that most accounts have.
+// listUsers returns up to f.Limit accounts in the order of ids, and one more where there is one.
+// With f.Q the plan depends on the text: a rare one is found by its index, a common one by id.
 func (st *store) listUsers(ctx context.Context, f userFilter) ([]user, error) {
 	run, where := st.runIdempotent, ""
 	args := []any{f.After, f.IsActive, f.IsAdmin, f.Skip, f.Limit + 1}
@@ -135,10 +134,9 @@ func lockUser(ctx context.Context, q querier, id int64, c userChange) (user, err
 	return u.user, err
 }
 
-// deleteUser removes an account and all that belongs to it, with the errors of lockUser. It
-// deactivates the account first, in a transaction of its own, so that its tokens end at once: a
-// million documents take some seconds to go, and batches in progress are waited for. Where the
-// second step fails, the account stays deactivated.
+// deleteUser removes an account and all that belongs to it, with the errors of lockUser. A million
+// documents take some seconds to go, and batches in progress are waited for: so it deactivates the
+// account first, which ends its tokens at once. Where the deletion fails, it stays deactivated.
 func (st *store) deleteUser(ctx context.Context, id int64, oldHash string) error {
 	_, _, err := st.updateUser(ctx, id, userChange{IsActive: new(false), OldHash: oldHash})
 	if err != nil {
@@ -185,7 +183,7 @@ func (st *store) sessionUser(ctx context.Context, ref sessionRef) (account, erro
 	return st.lookups.do(ctx, ref)
 }
 
-// runLookups sets account or err of every look-up of a batch, by one statement. Its arguments are
+// runLookups sets account or err of each look-up of a batch, by one statement. Its arguments are
 // numbers, so none can fail it for the others.
 func (st *store) runLookups(ctx context.Context, batch []*lookup) error {
 	n := len(batch)
@@ -288,9 +286,8 @@ const sessionColumns = `s.id, s.user_id, s.generation, s.rotated_at, s.expires_a
 
 var scanSession = pgx.RowToStructByPos[session]
 
-// createSession starts a session, provided that the account is still active and hash is still its
-// password's: errNotFound otherwise. The lock makes it wait for a change of these under way. An id
-// that exists already, which is one in 2^53, fails the insert.
+// createSession starts a session: errNotFound unless the account is still active and hash still its
+// password's. The lock waits for a change of these. An id that exists, one in 2^53, is an error.
 func (st *store) createSession(
 	ctx context.Context, userID int64, hash string, c *caller, idle time.Duration,
 ) (s session, err error) {
@@ -314,11 +311,10 @@ func (st *store) createSession(
 }
 
 // rotateSession moves a session to the generation after the token's, in one compare-and-set, and
-// returns it. The token's may be ahead of the row's: then the database lost a rotation in a
-// fail-over. The loser of a race, and a client that lost the answer, get the state that the winner
-// made, within grace after it. It returns errNotFound where the session has ended or the token has
-// expired, and errRefreshReused where the generation was replaced earlier: then somebody else has
-// the token, and the session is ended.
+// returns it. The token's may be ahead of the row's: a fail-over may lose a rotation. Within grace
+// the loser of a race, and a client that lost the answer, get what the winner got. It returns
+// errNotFound where the session has ended or the token has expired, errRefreshReused where the
+// generation was replaced earlier: then somebody else has the token, and the session is ended.
 func (st *store) rotateSession(
 	ctx context.Context, ref sessionRef, generation int64, idle, grace time.Duration,
 ) (s session, err error) {
@@ -376,8 +372,7 @@ func (st *store) endSessions(ctx context.Context, userID, keep int64) error {
 	return err
 }
 
-// sweepSessions deletes sessions that have expired, skips rows that others have locked, and returns
-// how many it deleted.
+// sweepSessions deletes the expired sessions that nobody has locked, and returns their number.
 func (st *store) sweepSessions(ctx context.Context) (total int64, err error) {
 	for {
 		swept, err := exec(ctx, st.run, `

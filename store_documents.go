@@ -102,8 +102,8 @@ func value(key *string) string {
 	return *key
 }
 
-// storedKeys returns the places of those documents of list of whose keys owner has documents, with
-// their embeddings where the contents are equal.
+// storedKeys returns the places in list of keys that owner has already, with the stored embeddings
+// where the contents are equal.
 func (st *store) storedKeys(
 	ctx context.Context, owner int64, list []documentInput,
 ) (map[int]vector, error) {
@@ -245,11 +245,10 @@ const nearestVectors = `nearest AS MATERIALIZED (
 	    FROM documents WHERE owner_id = $1%[1]s ORDER BY distance, id LIMIT `
 
 // matchingWords finds the documents that fit a query: $4 is the configuration of their words, $5 to
-// $7 are the results of searchWords. Those with all words come first, their scores above 1. Only
-// where they are fewer than the limit $3, those follow that have some: their score is the share of
-// the words that they have, each weighing the more the fewer documents have it. Of the words, as
-// which parts like a/b/c count, the 64 longest are looked up, and of the documents with one the
-// first 2,000: that bounds the cost.
+// $7 are the results of searchWords. Those with all words come first, with scores above 1. Where
+// they are fewer than the limit $3, those with some follow: their score is the share of the words
+// that they have, rare ones weighing more. Looked up are the 64 longest words, as which parts like
+// a/b/c count, and the first 2,000 documents with each: that bounds the cost.
 const matchingWords = `query AS MATERIALIZED (
 	    SELECT websearch_to_tsquery(config, search_text($5)) AS every,
 	        websearch_to_tsquery(config, search_text($6)) AS bound,
@@ -336,13 +335,13 @@ func queryMatches(ctx context.Context, run runner, sql string, args ...any) ([]m
 // ---- HNSW indexes of large owners ----
 
 // maxScan bounds how many documents a search by an index tests against its filter, in some 50 ms. A
-// filter that too few of them pass is rare, and cheap for the exact search, which reads only those.
+// filter that too few pass is cheap for the exact search, which reads only those.
 const maxScan = 5000
 
 // searchIndex returns the documents nearest to in.Embedding that owner's HNSW index finds: most of
 // the true ones, and fewer than in.Limit where a filter is rare. The planner takes the index only
-// if it knows the owner, and sees that it is cheap only if it knows the limit. So both are part of
-// the text, which is not kept prepared; and IS TRUE hides the filter from other indexes.
+// if it knows the owner and the limit: so both are part of the text, which is not kept prepared.
+// IS TRUE hides the filter from other indexes.
 func (st *store) searchIndex(
 	ctx context.Context, owner int64, in searchInput, efSearch int,
 ) ([]match, error) {
