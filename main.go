@@ -297,12 +297,13 @@ func (c *config) localURL(port int64) string {
 // makeAdmin makes the account of email an active admin. Where there is none it creates one, with
 // the password that is piped in, or with one that it prints.
 func (s *server) makeAdmin(ctx context.Context, email string) error {
-	before, err := s.store.promote(ctx, email)
+	u, err := s.store.userByEmail(ctx, email)
 	if err == nil {
-		after := before
-		after.IsAdmin, after.IsActive = true, true
-		s.logChange(&caller{}, before, after)
-		printPromotion(before)
+		admin := userChange{IsActive: new(true), IsAdmin: new(true)}
+		_, err = s.change(ctx, &caller{}, u.user, admin, nil)
+	}
+	if err == nil {
+		printPromotion(u.user)
 	}
 	if !errors.Is(err, errNotFound) {
 		return err

@@ -407,7 +407,8 @@ func (a *app) signUp(name string) member {
 func (a *app) signUpAdmin(name string) member {
 	a.t.Helper()
 	m := a.signUp(name)
-	if _, err := a.store.promote(a.t.Context(), m.Email); err != nil {
+	admin := userChange{IsActive: new(true), IsAdmin: new(true)}
+	if _, _, err := a.store.updateUser(a.t.Context(), m.ID, admin); err != nil {
 		a.t.Fatal(err)
 	}
 	m.IsAdmin = true

@@ -149,14 +149,6 @@ func (st *store) deleteUser(ctx context.Context, id int64, oldHash string) error
 	return nil
 }
 
-// promote makes the account of email an active admin and returns it as it was, or errNotFound.
-func (st *store) promote(ctx context.Context, email string) (before user, err error) {
-	return queryOne(ctx, st.run, scanUser, `
-		UPDATE users SET is_admin = true, is_active = true, updated_at = now()
-		FROM (SELECT * FROM users WHERE email = $1 FOR NO KEY UPDATE) u
-		WHERE users.id = u.id RETURNING `+userColumns, email)
-}
-
 // rehash replaces a hash by another of the same password, unless that has changed.
 func (st *store) rehash(ctx context.Context, id int64, oldHash, newHash string) error {
 	_, err := exec(ctx, st.run,

@@ -185,16 +185,11 @@ func (s *server) change(
 		return user{}, err
 	}
 	s.eventIf(ch.PasswordHash != nil, c, "password_changed", u.ID)
-	s.logChange(c, was, u)
-	return u, nil
-}
-
-// logChange logs what has changed from was to u.
-func (s *server) logChange(c *caller, was, u user) {
 	s.eventIf(was.Email != u.Email, c, "email_changed", u.ID)
 	s.eventIf(was.IsAdmin != u.IsAdmin, c, "role_changed", u.ID, "is_admin", u.IsAdmin)
 	s.eventIf(was.IsActive && !u.IsActive, c, "deactivated", u.ID)
 	s.eventIf(!was.IsActive && u.IsActive, c, "reactivated", u.ID)
+	return u, nil
 }
 
 type deleteMeInput struct {
