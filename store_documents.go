@@ -416,12 +416,11 @@ func (st *store) dropIndex(ctx context.Context, owner int64) error {
 	return err
 }
 
-// nearest returns the distances of the 10 documents of owner that are exactly the nearest to v,
-// also where that takes longer than a search may.
+// nearest returns the 10 documents of owner that are exactly the nearest to v, even if that takes
+// longer than a search may.
 func (st *store) nearest(ctx context.Context, owner int64, v vector) ([]match, error) {
-	return queryAll(ctx, st.runBulk, pgx.RowToStructByNameLax[match], `
-		SELECT cosine_distance(embedding, $2) AS distance FROM documents WHERE owner_id = $1
-		ORDER BY distance LIMIT 10`, owner, pgvector.NewHalfVector(v))
+	sql := fmt.Sprintf(searchModes["vector"], "", 4)
+	return queryMatches(ctx, st.runBulk, sql, owner, false, 10, pgvector.NewHalfVector(v))
 }
 
 // sampleVectors returns the embeddings of n documents of owner, chosen at random by their ids.
