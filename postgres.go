@@ -59,7 +59,7 @@ type store struct {
 	expensive limiter // statements whose cost clients choose; the rest of the pool is for others
 	bulk      limiter // statements that may take bulkTimeout
 
-	run           runner
+	run           runner // see retry
 	runIdempotent runner // for statements that may run twice to the same effect
 	runTx         runner // in a transaction
 	runBulk       runner // in a transaction that may take bulkTimeout, in a slot of bulk
