@@ -274,7 +274,7 @@ func (st *store) retry(timeout time.Duration, idempotent bool) runner {
 			}
 			err = f(detached, conn)
 			conn.Release()
-			retryable := isLostRace(err) || idempotent && isLostConnection(err)
+			retryable := err != nil && (isLostRace(err) || idempotent && isLostConnection(err))
 			if !retryable || tries == maxTries || detached.Err() != nil {
 				return translate(err)
 			}

@@ -315,18 +315,18 @@ func (st *store) search(
 func queryMatches(ctx context.Context, run runner, sql string, args ...any) ([]match, error) {
 	var list []match
 	err := run(ctx, func(ctx context.Context, q querier) (err error) {
+		rows, _ := q.Query(ctx, `WITH `+sql+`
+			SELECT `+documentColumns+`, b.score, b.distance
+			FROM best b JOIN documents d ON d.owner_id = $1 AND d.id = b.id
+			ORDER BY b.distance, b.score DESC, b.id`, args...)
 		size := 0
-		scan := func(row pgx.CollectableRow) (m match, err error) {
+		list, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (m match, err error) {
 			m.Document, err = scanDocument(&m.Score, &m.Distance)(row)
 			if size += len(m.Document.Content); err == nil && size > searchBytes {
 				err = errLongResults
 			}
 			return m, err
-		}
-		list, err = queryAll(ctx, on(q), scan, `WITH `+sql+`
-			SELECT `+documentColumns+`, b.score, b.distance
-			FROM best b JOIN documents d ON d.owner_id = $1 AND d.id = b.id
-			ORDER BY b.distance, b.score DESC, b.id`, args...)
+		})
 		return err
 	})
 	return list, err
