@@ -314,11 +314,11 @@ func (s *server) makeAdmin(ctx context.Context, email string) error {
 		return errors.New("the password " + refusal)
 	}
 	n := newUser{Email: email, IsActive: true, IsAdmin: true}
-	u, err := s.addUser(ctx, &caller{}, n, password)
+	added, err := s.addUser(ctx, &caller{}, n, password)
 	if err != nil {
 		return err
 	}
-	s.event(&caller{}, "user_created", u.ID, "is_admin", true)
+	s.event(&caller{}, "user_created", added.ID, "is_admin", true)
 	fmt.Println(email, "is a new admin.")
 	if piped == "" {
 		fmt.Println("Password:", password)
