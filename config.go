@@ -65,7 +65,7 @@ func (c *config) settings() []setting {
 		{"API_V1_PREFIX", &c.APIPrefix, "/api/v1", "", "path before every endpoint"},
 		{"DATABASE_URL", &c.DatabaseURL, "", "", "postgresql://user:password@host:5432/name; " +
 			"unset: development, with a private PostgreSQL under .data/"},
-		{"DATABASE_MAX_CONNS", &c.DatabaseMaxConns, "8", "1 1000",
+		{"DATABASE_MAX_CONNS", &c.DatabaseMaxConns, "8", "2 1000",
 			"most connections to PostgreSQL; 4 to 8 serve a few cores best"},
 		{"DATABASE_ECHO", &c.DatabaseEcho, "false", "",
 			"log statements and durations, never arguments"},

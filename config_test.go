@@ -101,7 +101,7 @@ func TestSettings(t *testing.T) {
 		{"PORT", "80a", nil},
 		{"PORT", "8000.0", nil},
 		{"PORT", "99999999999999999999", nil},
-		{"DATABASE_MAX_CONNS", "0", nil},
+		{"DATABASE_MAX_CONNS", "1", nil},
 		{"ACCESS_TOKEN_EXPIRE_MINUTES", "0", nil},
 		{"ACCESS_TOKEN_EXPIRE_MINUTES", "15", int64(15)},
 		{"REFRESH_TOKEN_EXPIRE_DAYS", "30", int64(30)},

@@ -138,6 +138,17 @@ func (s *server) storeDocuments(
 	if err := s.embedder.embed(ctx, texts...); err != nil {
 		return nil, err
 	}
+	size := 0
+	for _, in := range list {
+		d := document{Key: in.Key.Value, Content: in.Content, Metadata: jsontext.Value(in.Metadata)}
+		if opt.Include != nil {
+			d.Embedding = in.Embedding
+		}
+		size += d.size()
+	}
+	if err := s.reserve(ctx, c, size); err != nil {
+		return nil, err
+	}
 	docs, err := s.store.createDocuments(ctx, c.ID, list, opt.Upsert, opt.Include != nil)
 	if errors.Is(err, errKeyTaken) {
 		stored, _ := s.store.storedKeys(ctx, c.ID, list)
@@ -287,6 +298,12 @@ func (s *server) updateDocument(
 			return document{}, err
 		}
 	}
+	if in.Content != nil {
+		stored.Content = *in.Content
+	}
+	if err := s.reserve(ctx, c, stored.size()+16*len(in.Embedding)+len(in.Metadata)); err != nil {
+		return document{}, err
+	}
 	d, err := s.store.updateDocument(ctx, c.ID, in)
 	if errors.Is(err, errKeyTaken) {
 		err = keyTaken(map[int]vector{0: nil}, inBody)
@@ -362,6 +379,14 @@ func (s *server) search(ctx context.Context, c *caller, in searchInput) (searchR
 		results = slices.DeleteFunc(results, low)
 	}
 	return searchResult{in.Mode, exact, results}, err
+}
+
+// source returns "body" where words or a filter bound what a search costs, else "": see runLimited.
+func (in *searchInput) source() string {
+	if in.Mode == "vector" && in.Filter == nil {
+		return ""
+	}
+	return "body"
 }
 
 // check returns the 422 for fields that do not go together.

@@ -962,6 +962,10 @@ func TestSearch(t *testing.T) {
 		`{"query":"a","embedding":[1,0,0]}`:                                        "",
 		`{"mode":"text","query":"a","min_score":0.5}`:                              "",
 		`{"mode":"text","query":"` + strings.Repeat("word ", 65) + `"}`:            "",
+		`{"mode":"text","query":"` + strings.Repeat("word,", 65) + `"}`:            "",
+		`{"mode":"text","query":"` + strings.Repeat("слово—", 65) + `"}`:           "",
+		`{"mode":"text","query":"` + strings.Repeat("a/b.c-d ", 17) + `"}`:         "",
+		`{"mode":"text","query":"` + strings.Repeat("x", 6500) + `"}`:              "",
 		`{"embedding":[1,0,0],"filter":{"a":"` + strings.Repeat("x", 1024) + `"}}`: "",
 		`{"embedding":[1,0,0],"limit":0}`:                                          "",
 		`{"embedding":[1,0,0],"limit":101}`:                                        "",
@@ -1124,6 +1128,89 @@ func TestJudged(t *testing.T) {
 
 // TestLongDocuments checks that a page of long documents ends early and links to the next one, and
 // that a search returns all results or an error.
+// TestUpdateRace lets another change of a document commit between the read and the write of a PUT: a
+// vector stays with its text.
+func TestUpdateRace(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m := a.signUp("ada")
+	for body, want := range map[string]string{
+		`{"content":"old","embedding":[1,0,0]}`: "old [1,0,0]",
+		`{"content":"old","metadata":{}}`:       "other [0,0,1]",
+		`{"content":"new","embedding":[1,0,0]}`: "new [1,0,0]",
+	} {
+		d := a.createDocument(m.AccessToken, `{"content":"old","embedding":[0,1,0]}`)
+		tx, err := a.store.pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = tx.Exec(t.Context(), `UPDATE documents SET content = 'other', embedding = '[0,0,1]'
+			WHERE id = $1`, d.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan answer)
+		go func() {
+			done <- a.do("PUT", fmt.Sprintf("%s/%d", docsPath, d.ID), m.AccessToken, body)
+		}()
+		eventually(t, "the PUT", func() bool {
+			return one[int](t, a.url, `SELECT count(*) FROM pg_stat_activity
+				WHERE datname = current_database() AND wait_event_type = 'Lock'`) == 1
+		})
+		if err := tx.Commit(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		a.want(<-done, 200, "")
+		got := one[string](t, a.url, fmt.Sprintf(
+			`SELECT concat_ws(' ', content, embedding) FROM documents WHERE id = %d`, d.ID))
+		if got != want {
+			t.Errorf("PUT %s: stored %s, want %s", body, got, want)
+		}
+	}
+}
+
+// TestRefusedAnswers holds the memory that a user may have for answers: what writes is refused
+// before it has written, so that a client that tries again stores nothing twice.
+func TestRefusedAnswers(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m, other := a.signUp("ada"), a.signUp("bob")
+	content := strings.Repeat("x", 60_000)
+	keyed := `{"content":"` + content + `","key":"k","embedding":[1,0,0]}`
+	many := `{"documents":[` + strings.Repeat(`{"content":"`+content+`","embedding":[1,0,0]},`, 20) +
+		keyed + `]}`
+	escaped := `{"content":"` + strings.Repeat(`\u0001`, 60_000) + `","embedding":[1,0,0]}`
+	small := `{"documents":[` +
+		strings.Repeat(`{"content":"x","embedding":[1,0,0]},`, 400) + keyed + `]}`
+	a.want(a.do("POST", docsPath, m.AccessToken, `{"documents":[`+keyed+`,`+keyed+`]}`), 422,
+		"invalid_request")
+	d := a.createDocument(m.AccessToken, keyed)
+	path := fmt.Sprintf("%s/%d", docsPath, d.ID)
+	release, err := a.answers.acquire(t.Context(), clientKey{user: m.ID}, answerMemory)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range [][3]string{{"POST", docsPath, many}, {"POST", docsPath + "/batch", many},
+		{"POST", docsPath + "?upsert=true", many}, {"POST", docsPath, escaped},
+		{"POST", docsPath + "?include=embedding", small}, {"PUT", path, escaped}} {
+		ans := a.want(a.do(c[0], c[1], m.AccessToken, c[2]), 503, "busy")
+		if ans.header.Get("Retry-After") == "" {
+			t.Errorf("%s %s: no Retry-After", c[0], c[1])
+		}
+		if ans := a.do("GET", docsPath+"/count", m.AccessToken, nil); string(ans.body) != `{"count":1}` {
+			t.Fatalf("%s %s: refused, but stored: %s", c[0], c[1], ans.body)
+		}
+	}
+	a.want(a.do("PUT", path, m.AccessToken, `{"metadata":{"a":1}}`), 200, "")
+	a.want(a.do("POST", docsPath, other.AccessToken, many), 201, "")
+	release()
+	a.want(a.do("POST", docsPath+"?upsert=true", m.AccessToken, many), 201, "")
+	eventually(t, "the memory of answers", func() bool {
+		used, _ := a.answers.state()
+		return used == 0
+	})
+}
+
 func TestLongDocuments(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)

@@ -91,6 +91,8 @@ type caller struct {
 	client    netip.Addr
 	userAgent string // the header as it came: see cleanText
 	requestID string
+
+	freeAnswer func() // gives back the memory of a large answer; nil: it has none
 }
 
 // page is one page of a list. next is the id of its last item where more follows, else 0.
@@ -129,8 +131,10 @@ type responseWriter struct {
 	freeBody   func() // gives back the memory of a large body; nil: it has none
 }
 
-// WriteHeader asks the client, while draining, not to send its next request on this connection.
+// WriteHeader begins the time that a client has to read the answer, however long that was in the
+// making. While draining it asks the client not to send its next request on this connection.
 func (w *responseWriter) WriteHeader(status int) {
+	http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(writeTimeout))
 	if w.status = status; w.server.draining.Load() {
 		w.Header().Set("Connection", "close")
 	}
@@ -288,17 +292,24 @@ func (w *responseWriter) fail(err error) {
 	}
 }
 
-// write encodes before it sets headers, so that a failure to encode can still be answered. A large
-// answer takes its bytes of s.answers while it is held for a client that reads slowly.
+// reserve takes the bytes of a large answer of s.answers until its client has read it. What writes
+// large documents calls it before: a refusal afterwards would make clients repeat what was stored.
+func (s *server) reserve(ctx context.Context, c *caller, size int) (err error) {
+	if size > largeAnswer && c.freeAnswer == nil {
+		c.freeAnswer, err = s.answers.acquire(ctx, c.key(), int64(size))
+	}
+	return err
+}
+
+// write encodes before it sets headers, so that a failure to encode can still be answered.
 func (w *responseWriter) write(ctx context.Context, status int, media string, v any) error {
 	var body bytes.Buffer
-	if sized, ok := v.(interface{ size() int }); ok && sized.size() > largeAnswer {
-		release, err := w.server.answers.acquire(ctx, w.caller.key(), int64(sized.size()))
-		if err != nil {
+	if sized, ok := v.(interface{ size() int }); ok {
+		size := sized.size()
+		if err := w.server.reserve(ctx, &w.caller, size); err != nil {
 			return err
 		}
-		defer release()
-		body.Grow(sized.size())
+		body.Grow(size)
 	}
 	if err := json.MarshalWrite(&body, v); err != nil {
 		return err

@@ -43,7 +43,7 @@ func commit(info *debug.BuildInfo, ok bool) string {
 	return cmp.Or(revision, "unknown")
 }
 
-// drainTimeout bounds the wait for requests in progress: the longest that one may take.
+// drainTimeout bounds the wait for requests in progress: a large body, and its answer.
 const drainTimeout = largeTimeout + writeTimeout
 
 func main() {

@@ -256,24 +256,27 @@ func requireRow(affected int64, err error) error {
 
 // retry returns a runner on a connection of the pool, which retries lost races and translates the
 // error. A client that goes ends only the wait for a connection: the statements have a context of
-// their own, with one time-out for all tries. Idempotent ones, reads and compare-and-set, are also
-// retried where the connection breaks, as all do when PostgreSQL restarts.
+// their own, with one time-out for all tries, which begins with the first connection. Idempotent
+// ones, reads and compare-and-set, are also retried where the connection breaks, as all do when
+// PostgreSQL restarts.
 func (st *store) retry(timeout time.Duration, idempotent bool) runner {
 	return func(ctx context.Context, f work) error {
-		detached, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
-		defer cancel()
 		release, err := st.conns.acquire(ctx, requestOf(ctx).client, 1)
 		if err != nil {
 			return err
 		}
 		defer release()
+		conn, err := st.acquire(ctx)
+		if err != nil {
+			return err
+		}
+		detached, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
+		defer cancel()
 		for tries := 1; ; tries++ {
-			conn, err := st.acquire(ctx)
-			if err != nil {
-				return err
-			}
-			err = f(detached, conn)
-			conn.Release()
+			err := func() error {
+				defer conn.Release() // also after a panic
+				return f(detached, conn)
+			}()
 			retryable := err != nil && (isLostRace(err) || idempotent && isLostConnection(err))
 			if !retryable || tries == maxTries || detached.Err() != nil {
 				return translate(err)
@@ -282,6 +285,9 @@ func (st *store) retry(timeout time.Duration, idempotent bool) runner {
 				st.pool.Reset()
 			}
 			time.Sleep(time.Duration(tries) * retryDelay)
+			if conn, err = st.acquire(ctx); err != nil {
+				return err
+			}
 		}
 	}
 }

@@ -557,7 +557,16 @@ func TestAdminCommand(t *testing.T) {
 		}
 		may(email, goodPass)
 	}
-	out := admin("CARL@example.com", "another canary passphrase")
+	out := admin("new@example.com", "")
+	if !strings.Contains(out, `"level":"AUDIT","msg":"user_created"`) {
+		t.Errorf("the log of latch admin lacks user_created: %s", out)
+	}
+	out = admin("CARL@example.com", "another canary passphrase")
+	for _, event := range []string{"role_changed", "reactivated"} {
+		if !strings.Contains(out, `"level":"AUDIT","msg":"`+event+`"`) {
+			t.Errorf("the log of latch admin lacks %s: %s", event, out)
+		}
+	}
 	undo := fmt.Sprintf("It was a deactivated account that exists since %s; its password is known "+
 		"to whoever registered it.\nTo undo this, another admin sends PUT /users/%d with "+
 		`{"is_admin":false,"is_active":false}.`+"\n", m.CreatedAt.Format(time.RFC3339), m.ID)
@@ -583,8 +592,8 @@ func TestAdminCommand(t *testing.T) {
 				row.input, exit, row.stderr, stdout, stderr)
 		}
 	}
-	if got := one[int](t, a.url, `SELECT count(*) FROM users`); got != 5 {
-		t.Errorf("%d accounts, want 5", got)
+	if got := one[int](t, a.url, `SELECT count(*) FROM users`); got != 6 {
+		t.Errorf("%d accounts, want 6", got)
 	}
 }
 

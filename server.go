@@ -35,7 +35,7 @@ const (
 	headerTimeout  = 5 * time.Second
 	requestTimeout = 15 * time.Second // for headers and body: 16 KiB at a modem's 1.2 KiB/s
 	largeTimeout   = time.Minute      // for a body of up to maxLargeBody: 2.2 Mbit/s
-	writeTimeout   = 30 * time.Second // from the end of the headers or of a large body
+	writeTimeout   = 30 * time.Second // for an answer, from its head on
 	idleTimeout    = 2 * time.Minute  // more than the 60 s of common load balancers
 	minRate        = 32 << 10         // bytes a second of a large body: a quarter of 1 Mbit/s
 	rateWindow     = 5 * time.Second  // in which the rate may be uneven
@@ -82,8 +82,7 @@ func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
 		timeout: 10 * time.Second, detail: "Too many large bodies are being received; try again."}
 	s.answers = limiter{total: answerMemory, share: answerMemory / 2, queue: 4,
 		timeout: time.Second, detail: "Too many large answers are being sent; try again."}
-	s.emailChanges = limiter{total: 100_000, share: maxEmailChanges,
-		detail: "The e-mail address was changed too often; try again later."}
+	s.emailChanges = limiter{total: 100_000, share: maxEmailChanges}
 	s.keys = newKeyring(cfg.SecretKeys, cfg.TokenIssuer,
 		time.Duration(cfg.AccessMinutes)*time.Minute)
 	s.stats.other = s.stats.add("", "")
@@ -339,7 +338,7 @@ func (s *server) finish(w *responseWriter, r *http.Request) {
 			cause = nil
 		}
 	}
-	for _, release := range []func(){w.freeBody, w.endRequest} {
+	for _, release := range []func(){w.freeBody, w.caller.freeAnswer, w.endRequest} {
 		if release != nil {
 			release()
 		}

@@ -630,6 +630,30 @@ func TestPanic(t *testing.T) {
 	}
 }
 
+// TestSlowHandler takes longer than a connection may write: the time for that begins with the answer.
+func TestSlowHandler(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	a.addRow(&route{"GET", "/slow", anyone, "x",
+		handle(func(context.Context, *caller, none) (none, error) {
+			time.Sleep(300 * time.Millisecond)
+			return none{}, nil
+		}), 204, nil, "x"})
+	web := httptest.NewUnstartedServer(a.server)
+	web.Config = a.server.httpServer()
+	web.Config.WriteTimeout = 100 * time.Millisecond
+	web.Start()
+	defer web.Close()
+	ans, err := web.Client().Get(web.URL + "/api/v1/slow")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ans.Body.Close()
+	if ans.StatusCode != 204 {
+		t.Errorf("GET /slow = %s", ans.Status)
+	}
+}
+
 func TestHealth(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)

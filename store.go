@@ -134,14 +134,8 @@ func lockUser(ctx context.Context, q querier, id int64, c userChange) (user, err
 	return u.user, err
 }
 
-// deleteUser removes an account and all that belongs to it, with the errors of lockUser. A million
-// documents take some seconds to go, and batches in progress are waited for: so it deactivates the
-// account first, which ends its tokens at once. Where the deletion fails, it stays deactivated.
-func (st *store) deleteUser(ctx context.Context, id int64, oldHash string) error {
-	_, _, err := st.updateUser(ctx, id, userChange{IsActive: new(false), OldHash: oldHash})
-	if err != nil {
-		return err
-	}
+// deleteUser removes an inactive account and all that belongs to it, or returns errNotFound.
+func (st *store) deleteUser(ctx context.Context, id int64) error {
 	const sql = `DELETE FROM users WHERE id = $1 AND NOT is_active`
 	if err := requireRow(exec(ctx, st.runBulk, sql, id)); err != nil {
 		return fmt.Errorf("account %d is deactivated, but not deleted: %w", id, err)

@@ -148,7 +148,7 @@ func (st *store) listDocuments(
 ) (list documents, more bool, err error) {
 	run := st.runIdempotent
 	if in.Filter != nil {
-		run = st.runLimited(true)
+		run = st.runLimited("query")
 	}
 	where, args := in.where(owner, in.Include != nil, in.After, in.Limit+1, int64(pageBytes))
 	var total int64
@@ -183,25 +183,30 @@ func (sel selection) where(args ...any) (string, []any) {
 // countDocuments returns how many documents of owner are selected.
 func (st *store) countDocuments(ctx context.Context, owner int64, sel selection) (int64, error) {
 	where, args := sel.where(owner)
-	return queryOne(ctx, st.runLimited(sel.Filter != nil), pgx.RowTo[int64],
+	source := ""
+	if sel.Filter != nil {
+		source = "query"
+	}
+	return queryOne(ctx, st.runLimited(source), pgx.RowTo[int64],
 		`SELECT count(*) FROM documents WHERE owner_id = $1`+where, args...)
 }
 
 // deleteDocuments removes the selected documents of owner, all or none, and returns their number.
 func (st *store) deleteDocuments(ctx context.Context, owner int64, sel selection) (int64, error) {
 	where, args := sel.where(owner)
-	return exec(ctx, st.runLimited(true),
+	return exec(ctx, st.runLimited("query"),
 		`DELETE FROM documents WHERE owner_id = $1`+where, args...)
 }
 
 // runLimited runs idempotent statements in a slot of st.expensive. Where words or a filter that the
 // client has chosen exceed the time, or the room of PostgreSQL's parser, that is a 422, not a 503.
-func (st *store) runLimited(chosen bool) runner {
+// source is where these stand, "query" or "body", or "" where the client has chosen none.
+func (st *store) runLimited(source string) runner {
 	return inSlot(&st.expensive, func(ctx context.Context, f work) error {
 		return st.runIdempotent(ctx, func(ctx context.Context, q querier) error {
 			err := f(ctx, q)
-			if chosen && sqlState(err, "57014", "54001", "54000") {
-				return invalid(fieldError{[]any{"body"},
+			if source != "" && sqlState(err, "57014", "54001", "54000") {
+				return invalid(fieldError{[]any{source},
 					"takes too much work: use fewer words, or a smaller filter", "value_error"})
 			}
 			return err
@@ -307,8 +312,8 @@ func (st *store) search(
 	}
 	embedding := len(args)
 	where, args := selection{Filter: in.Filter}.where(args...)
-	run := st.runLimited(in.Mode != "vector" || in.Filter != nil)
-	return queryMatches(ctx, run, fmt.Sprintf(searchModes[in.Mode], where, embedding), args...)
+	sql := fmt.Sprintf(searchModes[in.Mode], where, embedding)
+	return queryMatches(ctx, st.runLimited(in.source()), sql, args...)
 }
 
 // queryMatches returns the documents of best, a common table expression in sql, or errLongResults.
@@ -352,7 +357,7 @@ func (st *store) searchIndex(
 	if in.Filter != nil {
 		efSearch *= 10 // strict order drops what is found late
 	}
-	run := inTx(st.runLimited(in.Filter != nil), "hnsw.iterative_scan = strict_order",
+	run := inTx(st.runLimited(in.source()), "hnsw.iterative_scan = strict_order",
 		fmt.Sprintf("hnsw.ef_search = %d", min(efSearch, 1000)),
 		fmt.Sprintf("hnsw.max_scan_tuples = %d", maxScan))
 	return queryMatches(ctx, run, fmt.Sprintf(`
@@ -425,7 +430,7 @@ func (st *store) nearest(ctx context.Context, owner int64, v vector) ([]match, e
 
 // sampleVectors returns the embeddings of n documents of owner, chosen at random by their ids.
 func (st *store) sampleVectors(ctx context.Context, owner, n int64) ([]pgvector.HalfVector, error) {
-	return queryAll(ctx, st.runLimited(false), pgx.RowTo[pgvector.HalfVector], `
+	return queryAll(ctx, st.runLimited(""), pgx.RowTo[pgvector.HalfVector], `
 		SELECT d.embedding
 		FROM (SELECT first + floor(random() * (last + 1 - first))::bigint AS place
 		      FROM generate_series(1, $2), (SELECT min(id) AS first, max(id) AS last

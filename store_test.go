@@ -207,7 +207,7 @@ func TestFailedStatements(t *testing.T) {
 		"08006": errUnavailable, "54000": errUnavailable, "58030": errUnavailable,
 		"22023": errInvalidRequest, "23503": errNotFound, "42501": nil, "XX001": nil} {
 		fail := `DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '` + code + `'; END $$`
-		for _, run := range []runner{a.store.run, a.store.runIdempotent, a.store.runLimited(true)} {
+		for _, run := range []runner{a.store.run, a.store.runIdempotent, a.store.runLimited("body")} {
 			_, err := exec(t.Context(), run, fail)
 			_, isProblem := errors.AsType[*problem](err)
 			limited := code == "54000" && errors.Is(err, errInvalidRequest) // by the client's words
@@ -322,6 +322,38 @@ func TestHangUp(t *testing.T) {
 	eventually(t, "an idle pool", func() bool { return a.store.pool.Stat().AcquiredConns() == 0 })
 	if opened := a.store.pool.Stat().NewConnsCount() - before; opened > 2 {
 		t.Errorf("100 hang-ups opened %d new connections", opened)
+	}
+}
+
+// TestPanics panics in more statements than there are connections: each goes back to the pool.
+func TestPanics(t *testing.T) {
+	t.Parallel()
+	a := newApp(t, func(c *config) { c.DatabaseMaxConns = 2 })
+	for range 3 {
+		func() {
+			defer func() { recover() }()
+			a.store.run(t.Context(), func(context.Context, querier) error { panic("a cause") })
+		}()
+	}
+	a.want(a.do("GET", "/api/v1/health/db", "", nil), 200, "")
+}
+
+// TestTimeoutStart waits for a connection: the time-out of the statement begins afterwards, so that
+// PostgreSQL's, which keeps the connection, ends first.
+func TestTimeoutStart(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	const wait = 300 * time.Millisecond
+	time.AfterFunc(wait, occupy(t, &a.store.conns))
+	err := a.store.run(t.Context(), func(ctx context.Context, _ querier) error {
+		end, _ := ctx.Deadline()
+		if left := time.Until(end); left < queryTimeout-wait/2 {
+			t.Errorf("a statement has %v after a wait of %v, want %v", left, wait, queryTimeout)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
 

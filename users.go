@@ -24,6 +24,9 @@ const (
 	emailInterval   = time.Hour // counted by each process for itself
 )
 
+var errEmailChanges = newProblem(503, errBusy.code, "The e-mail address was changed too often; "+
+	"try again later.", "Retry-After", fmt.Sprint(emailInterval.Seconds()))
+
 // user is an account as clients see it, and all they ever see of it.
 type user struct {
 	ID        int64     `json:"id" example:"7"`
@@ -129,7 +132,7 @@ func (s *server) updateMe(ctx context.Context, c *caller, in updateMeInput) (use
 	if in.Email != nil && *in.Email != c.Email {
 		release, err := s.emailChanges.acquire(ctx, c.key(), 1)
 		if err != nil {
-			return user{}, err
+			return user{}, errEmailChanges
 		}
 		time.AfterFunc(emailInterval, release)
 	}
@@ -205,9 +208,16 @@ func (s *server) deleteMe(ctx context.Context, c *caller, in deleteMeInput) (non
 	return none{}, err
 }
 
+// removeUser deletes an account and all that belongs to it. A million documents take some seconds to
+// go, and batches in progress are waited for: so it deactivates the account first, which ends its
+// tokens at once. Where the deletion fails, it stays deactivated.
 func (s *server) removeUser(ctx context.Context, c *caller, id int64, oldHash string) error {
-	err := s.store.deleteUser(ctx, id, oldHash)
-	s.eventIf(err == nil, c, "deleted", id)
+	ch := userChange{IsActive: new(false), OldHash: oldHash}
+	_, err := s.change(ctx, c, user{ID: id}, ch, nil)
+	if err == nil {
+		err = s.store.deleteUser(ctx, id)
+		s.eventIf(err == nil, c, "deleted", id)
+	}
 	return err
 }
 

@@ -63,6 +63,9 @@ func TestEmailChanges(t *testing.T) {
 		email := []string{"bob@example.com", fmt.Sprintf("new%d@example.com", i)}[i%2]
 		if ans := change(m, email); ans.code() == "busy" {
 			refused++
+			if after := ans.header.Get("Retry-After"); after != "3600" {
+				t.Errorf("Retry-After is %q, want an hour", after)
+			}
 		} else if i%2 == 0 {
 			a.want(ans, 409, "email_taken")
 		}
