@@ -24,6 +24,8 @@ import (
 
 const maxFaults = 100 // listed in one answer: a body of 16 MiB can have a million
 
+const invalidForm = "The body is not a valid form."
+
 var repeated = fault{"repeated", "is given more than once"}
 
 // fieldError is one entry of a 422's "errors".
@@ -39,8 +41,7 @@ type reader struct {
 	faults []fieldError
 	text   string // the JSON that dec reads
 	dec    *jsontext.Decoder
-	err    error  // the first error of dec
-	syntax string // what is wrong with the body as a whole; then nothing else counts
+	err    error // the first error of dec
 }
 
 func (rd *reader) add(bad fault, at ...any) {
@@ -65,8 +66,7 @@ func newObject(rd *reader, in *input, dst reflect.Value) *object {
 // find returns the field called name in place and marks it as seen. A repeated or an unknown one is
 // nil and a fault, but forms may hold unknown ones (RFC 6749, section 3.2, of token endpoints).
 func (o *object) find(place, name string) *field {
-	for i := range o.in.fields {
-		f := &o.in.fields[i]
+	for i, f := range o.in.fields {
 		switch {
 		case f.name != name || !f.at(place):
 			continue
@@ -88,8 +88,7 @@ func (o *object) find(place, name string) *field {
 
 // finish sets the defaults of place and adds a fault for each required field that did not come.
 func (o *object) finish(place string) {
-	for i := range o.in.fields {
-		f := &o.in.fields[i]
+	for i, f := range o.in.fields {
 		switch {
 		case !f.at(place) || f.exclusive && !o.seen[i]:
 		case o.seen[i] && o.exclusive != "" && !f.exclusive:
@@ -131,27 +130,31 @@ func (o *object) setText(f *field, text string) {
 }
 
 // readPairs reads a query or a form: name=value, joined by &, each percent-encoded. Empty pairs are
-// ignored, and so is an empty text in a query, which means that the parameter is absent.
-func (o *object) readPairs(place, text string) error {
+// ignored, and so is an empty text in a query, which means that the parameter is absent. What is no
+// such text is a fault of a query, and the refusal of a form.
+func (o *object) readPairs(place, text string) (refusal string) {
+	defer o.finish(place)
+	query := place == "query"
 	for pair := range strings.SplitSeq(text, "&") {
 		name, value, hasValue := strings.Cut(pair, "=")
 		name, err1 := url.QueryUnescape(name)
 		value, err2 := url.QueryUnescape(value)
-		switch {
-		case pair == "" || place == "query" && name == "_": // a cache buster
-		case err1 != nil || err2 != nil || place == "query" && (!hasValue || name == ""):
-			return errors.New("must be name=value pairs in percent-encoded UTF-8")
+		if pair == "" || query && name == "_" { // a cache buster
+			continue
+		}
+		if err1 != nil || err2 != nil || query && (!hasValue || name == "") {
+			o.add(fault{"query_malformed", "must be name=value pairs in percent-encoded UTF-8"})
+			return invalidForm
+		}
+		switch f := o.find(place, name); {
+		case f == nil || value == "" && query && f.kind == kindText && f.enum == nil:
+		case f.kind == kindList:
+			o.setList(f, value)
 		default:
-			switch f := o.find(place, name); {
-			case f == nil || value == "" && place == "query" && f.kind == kindText && f.enum == nil:
-			case f.kind == kindList:
-				o.setList(f, value)
-			default:
-				o.setText(f, value)
-			}
+			o.setText(f, value)
 		}
 	}
-	return nil
+	return ""
 }
 
 // setList reads a list in a query: items joined by commas, or a JSON array.
@@ -176,16 +179,16 @@ func (o *object) setList(f *field, text string) {
 	o.faults = append(o.faults, rd.faults...)
 }
 
-// readParts returns the parts of a form, which must be texts, as pairs. Nothing goes to a file.
-func (o *object) readParts(body []byte, boundary string) (pairs string, err error) {
+// readParts reads the parts of a form, which must be texts, as pairs. Nothing goes to a file.
+func (o *object) readParts(body []byte, boundary string) (refusal string) {
 	form, err := multipart.NewReader(bytes.NewReader(body), boundary).ReadForm(int64(len(body)))
 	if err != nil {
-		return "", err
+		return invalidForm
 	}
 	if len(form.File) > 0 {
 		o.add(fault{"string_type", "holds a file; only texts are accepted"})
 	}
-	return url.Values(form.Value).Encode(), nil
+	return o.readPairs("form", url.Values(form.Value).Encode())
 }
 
 // readBody reads the body in the media type that it declares, once, and that the input takes.
@@ -206,21 +209,18 @@ func (s *server) readBody(w *responseWriter, r *http.Request, o *object) error {
 	if err != nil {
 		return err
 	}
-	if media == "application/json" {
-		if o.readJSON(body); o.syntax != "" {
-			return errMalformedBody.withDetail(o.syntax)
-		}
-		o.finish("json")
-		return nil
+	refusal := ""
+	switch media {
+	case "application/json":
+		refusal = o.readJSON(body)
+	case "multipart/form-data":
+		refusal = o.readParts(body, params["boundary"])
+	default:
+		refusal = o.readPairs("form", string(body))
 	}
-	pairs := string(body)
-	if media == "multipart/form-data" {
-		pairs, err = o.readParts(body, params["boundary"])
+	if refusal != "" {
+		return errMalformedBody.withDetail(refusal)
 	}
-	if err != nil || o.readPairs("form", pairs) != nil {
-		return errMalformedBody.withDetail("The body is not a valid form.")
-	}
-	o.finish("form")
 	return nil
 }
 
@@ -265,30 +265,31 @@ func (s *server) receive(w *responseWriter, r *http.Request, limit int64) ([]byt
 // ---- JSON ----
 
 // readJSON reads one JSON object in UTF-8. A byte order mark is skipped. The decoder lets pass what
-// the fields refuse with its place: repeated names and lone surrogates.
-func (o *object) readJSON(text []byte) {
+// the fields refuse with its place: repeated names and lone surrogates. After a refusal, which is
+// of the body as a whole, the faults do not count.
+func (o *object) readJSON(text []byte) (refusal string) {
 	text = bytes.TrimPrefix(text, []byte("\ufeff"))
+	if !utf8.Valid(text) {
+		return "The body is not valid UTF-8."
+	}
 	o.text = string(text)
 	o.dec = jsontext.NewDecoder(bytes.NewBuffer(text),
 		jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
-	switch {
-	case !utf8.Valid(text):
-		o.syntax = "The body is not valid UTF-8."
-		return
-	case o.dec.PeekKind() == '{':
+	if o.dec.PeekKind() == '{' {
 		o.members()
-	default:
+	} else {
 		o.next()
 		o.add(kinds[kindStruct].wrong)
+		o.finish("json")
 	}
 	at := o.dec.InputOffset()
 	if o.token(); o.err == io.EOF && at > 0 {
-		return // nothing follows the object
+		return "" // nothing follows the object
 	}
 	if syntactic, ok := errors.AsType[*jsontext.SyntacticError](o.err); ok {
 		at = syntactic.ByteOffset
 	}
-	o.syntax = fmt.Sprintf("The body is not one valid JSON value: the error is at byte %d.", at+1)
+	return fmt.Sprintf("The body is not one valid JSON value: the error is at byte %d.", at+1)
 }
 
 // next returns the text of the name or value that comes next; "" after an error.
@@ -327,6 +328,7 @@ func (o *object) members() {
 			o.next()
 		}
 	}
+	o.finish("json")
 }
 
 // value reads the value that comes next into dst. at is the last step of its place.
@@ -346,9 +348,7 @@ func (rd *reader) value(f *field, dst reflect.Value, at any) {
 	case f.items != nil:
 		bad = rd.list(f, f.target(dst))
 	case f.object != nil:
-		o := newObject(rd, f.object, f.target(dst))
-		o.members()
-		o.finish("json")
+		newObject(rd, f.object, f.target(dst)).members()
 	default:
 		if text := rd.next(); text != "" {
 			bad = f.set(dst, text, true)
@@ -361,27 +361,27 @@ func (rd *reader) value(f *field, dst reflect.Value, at any) {
 // list reads an array into the slice dst, or an object into the map dst. The place of a member of a
 // map is its number: its name is the client's.
 func (rd *reader) list(f *field, dst reflect.Value) fault {
-	if f.kind == kindMap {
+	isMap := f.kind == kindMap
+	if isMap {
 		dst.Set(reflect.MakeMap(dst.Type()))
 	} else {
 		dst.Set(reflect.MakeSlice(dst.Type(), 0, 0))
 	}
 	n := 0
 	for rd.token(); rd.more(); n++ {
-		literal := ""
-		if f.kind == kindMap {
-			literal = rd.next()
+		name, bad := "", fault{}
+		if isMap {
+			name, bad = unquote(rd.next())
 		}
-		if int64(n) >= f.max || len(rd.faults) == maxFaults {
+		if f.high != "" && int64(n) >= f.max || len(rd.faults) == maxFaults {
 			rd.next()
 			continue
 		}
 		item := reflect.New(dst.Type().Elem()).Elem()
-		if rd.value(f.items, item, n); f.kind == kindList {
+		if rd.value(f.items, item, n); !isMap {
 			dst.Set(reflect.Append(dst, item))
 			continue
 		}
-		name, bad := unquote(literal)
 		key := reflect.ValueOf(name)
 		if dst.MapIndex(key).IsValid() {
 			bad = repeated
@@ -402,21 +402,4 @@ func unquote(literal string) (string, fault) {
 		return "", fault{"string_unicode", "must not contain U+0000 or half a surrogate pair"}
 	}
 	return string(text), fault{}
-}
-
-// text returns the text to keep, or what is wrong with it.
-func (f *field) text(text string) (any, fault) {
-	n := float64(utf8.RuneCountInString(text))
-	bad := f.bounded(n, "string_too_short", "string_too_long", "have at %s %s characters")
-	switch {
-	case !utf8.ValidString(text) || strings.ContainsRune(text, 0):
-		bad = fault{"string_unicode", "must be valid UTF-8 without U+0000"}
-	case bad.msg != "":
-	case f.enum != nil && !slices.Contains(f.enum, text):
-		bad = fault{"enum", "must be one of: " + strings.Join(f.enum, ", ")}
-	case f.format != "":
-		bad.kind = "value_error"
-		text, bad.msg = formats[f.format].rule(text)
-	}
-	return text, bad
 }

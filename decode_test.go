@@ -282,9 +282,9 @@ func TestInputTypes(t *testing.T) {
 	} {
 		var got typesInput
 		o := newObject(&reader{}, in, reflect.ValueOf(&got).Elem())
-		o.readJSON([]byte(body))
-		if o.finish("json"); o.syntax != "" || faultTypes(o.faults) != want {
-			t.Errorf("readJSON(%s) = %s %s, want %s", body, o.syntax, faultTypes(o.faults), want)
+		refusal := o.readJSON([]byte(body))
+		if refusal != "" || faultTypes(o.faults) != want {
+			t.Errorf("readJSON(%s) = %s %s, want %s", body, refusal, faultTypes(o.faults), want)
 		}
 		for _, f := range o.faults {
 			if strings.Contains(fmt.Sprint(f), "canary") {
@@ -482,10 +482,9 @@ func TestReadJSON(t *testing.T) {
 	} {
 		var in readInput
 		rd := readInto(&in)
-		if rd.readJSON([]byte(body)); rd.syntax != "" {
-			t.Errorf("readJSON(%s): %s", body, rd.syntax)
+		if refusal := rd.readJSON([]byte(body)); refusal != "" {
+			t.Errorf("readJSON(%s): %s", body, refusal)
 		}
-		rd.finish("json")
 		got := faultTypes(rd.faults)
 		if got == "" {
 			got = in.String()
@@ -544,8 +543,7 @@ func TestReadPairs(t *testing.T) {
 		var in readInput
 		rd := readInto(&in)
 		got := "!"
-		if rd.readPairs("form", form) == nil {
-			rd.finish("form")
+		if rd.readPairs("form", form) == "" {
 			if got = faultTypes(rd.faults); got == "" {
 				got = in.String()
 			}
@@ -632,10 +630,10 @@ func TestSyntax(t *testing.T) {
 	for i, body := range append(good, bad...) {
 		for _, in := range []string{body, `{"nope":` + body + `}`} { // read, and skipped
 			o := readInto(&readInput{})
-			o.readJSON([]byte(in))
-			if ok := o.syntax == ""; ok != (json.Valid([]byte(in)) && utf8.ValidString(in)) ||
+			refusal := o.readJSON([]byte(in))
+			if ok := refusal == ""; ok != (json.Valid([]byte(in)) && utf8.ValidString(in)) ||
 				in == body && ok != (i < len(good)) {
-				t.Errorf("readJSON(%.40q): %q", in, o.syntax)
+				t.Errorf("readJSON(%.40q): %q", in, refusal)
 			}
 		}
 	}
@@ -649,13 +647,13 @@ func TestSyntax(t *testing.T) {
 		`{"canary":{"canary":tru}`: "the error is at byte 24.",
 	} {
 		o := readInto(&readInput{})
-		if o.readJSON([]byte(body)); !strings.HasSuffix(o.syntax, want) {
-			t.Errorf("readJSON(%q): %q, want %q", body, o.syntax, want)
+		if refusal := o.readJSON([]byte(body)); !strings.HasSuffix(refusal, want) {
+			t.Errorf("readJSON(%q): %q, want %q", body, refusal, want)
 		}
 	}
 	o := readInto(&readInput{})
-	if o.readJSON([]byte("\ufeff{}")); o.syntax != "" {
-		t.Errorf("a byte order mark: %s", o.syntax)
+	if refusal := o.readJSON([]byte("\ufeff{}")); refusal != "" {
+		t.Errorf("a byte order mark: %s", refusal)
 	}
 }
 
@@ -670,8 +668,8 @@ func TestDepth(t *testing.T) {
 		go func() { // on a new and small stack
 			before <- stackInUse()
 			o := readInto(&readInput{})
-			if o.readJSON([]byte(body + "}")); o.syntax != "" {
-				t.Error(o.syntax)
+			if refusal := o.readJSON([]byte(body + "}")); refusal != "" {
+				t.Error(refusal)
 			}
 			after <- stackInUse()
 		}()
@@ -783,7 +781,7 @@ func TestVectorNumbers(t *testing.T) {
 	for _, text := range []string{`[-]`, `[1,-`, `[1.]`, `[1.`, `[1e]`, `[1e-`, `[-,1]`, `[1 2]`,
 		`[1,`, `[`, `[1,2}`, `[nan,1]`, `[inf,1]`, `[0x1,1]`, `[1_0,1]`, `[,1,2]`, `[1,,2]`} {
 		o := newObject(&reader{}, in, reflect.New(reflect.TypeFor[body]()).Elem())
-		if o.readJSON([]byte(`{"vector":` + text + `}`)); o.syntax == "" {
+		if o.readJSON([]byte(`{"vector":`+text+`}`)) == "" {
 			t.Errorf("readJSON takes the vector %s", text)
 		}
 	}
@@ -858,16 +856,15 @@ func FuzzReadJSON(f *testing.F) {
 		var got fuzzInput
 		before := bytes.Clone(text)
 		o := newObject(&reader{}, in, reflect.ValueOf(&got).Elem())
-		o.readJSON(text)
-		o.finish("json")
+		refusal := o.readJSON(text)
 		if !bytes.Equal(text, before) {
 			t.Fatalf("readJSON changed %q", before)
 		}
 		text = bytes.TrimPrefix(text, []byte("\ufeff"))
-		if valid := json.Valid(text) && utf8.Valid(text); (o.syntax == "") != valid {
-			t.Fatalf("readJSON(%q) = %q, but valid is %v", text, o.syntax, valid)
+		if valid := json.Valid(text) && utf8.Valid(text); (refusal == "") != valid {
+			t.Fatalf("readJSON(%q) = %q, but valid is %v", text, refusal, valid)
 		}
-		if o.syntax != "" || o.faults != nil {
+		if refusal != "" || o.faults != nil {
 			return
 		}
 		var want map[string]any
@@ -946,9 +943,8 @@ func BenchmarkReadJSON(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				o := newObject(&reader{}, in, reflect.ValueOf(row.dst).Elem())
-				o.readJSON([]byte(row.body))
-				if o.finish("json"); o.syntax != "" || o.faults != nil {
-					b.Fatal(o.syntax, o.faults)
+				if refusal := o.readJSON([]byte(row.body)); refusal != "" || o.faults != nil {
+					b.Fatal(refusal, o.faults)
 				}
 			}
 		})

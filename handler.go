@@ -212,18 +212,14 @@ func (in *input) read(w *responseWriter, r *http.Request, dst reflect.Value) err
 	}
 	o := newObject(&reader{}, in, dst)
 	o.loc = []any{"path"}
-	for i := range in.fields {
-		if f := &in.fields[i]; f.at("path") {
-			o.seen[i] = true
+	for _, f := range in.fields {
+		if f.at("path") {
 			o.setText(f, r.PathValue(f.name))
 		}
 	}
 	if in.query {
 		o.loc = []any{"query"}
-		if err := o.readPairs("query", r.URL.RawQuery); err != nil {
-			o.add(fault{"query_malformed", err.Error()})
-		}
-		o.finish("query")
+		o.readPairs("query", r.URL.RawQuery)
 	}
 	if in.body {
 		o.loc = []any{"body"}

@@ -31,6 +31,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // nullable is absent (Set is false), null (Value is nil), or a value.
@@ -91,7 +92,7 @@ type field struct {
 // input is a compiled input type.
 type input struct {
 	name              string // of the struct type, without the ending Input
-	fields            []field
+	fields            []*field
 	body, query, form bool  // whether it reads these; form: the body may be one
 	limit             int64 // bytes of a body
 }
@@ -139,9 +140,9 @@ func compileInput(t reflect.Type) *input {
 }
 
 // compileField reads the type and the tags of the next field of the input.
-func (in *input) compileField(sf reflect.StructField, refuse func(bad bool, why string)) field {
+func (in *input) compileField(sf reflect.StructField, refuse func(bad bool, why string)) *field {
 	tag := sf.Tag.Get
-	f := field{index: sf.Index, def: tag("default"), exclusive: tag("exclusive") == "true",
+	f := &field{index: sf.Index, def: tag("default"), exclusive: tag("exclusive") == "true",
 		readOnly: tag("readonly") == "true", doc: tag("doc"), example: tag("example")}
 	f.setType(sf.Type)
 	refuse(f.kind == "" || !sf.IsExported(), sf.Type.String()+" is no input type, or not exported")
@@ -191,9 +192,7 @@ func (f *field) setType(t reflect.Type) {
 		}
 	}
 	kind := map[reflect.Kind]string{reflect.Slice: kindList, reflect.Map: kindMap}[t.Kind()]
-	switch f.max = math.MaxInt64; {
-	case f.kind == kindInteger || f.kind == kindNumber || f.kind == kindTime:
-		f.min = math.MinInt64
+	switch {
 	case f.kind != "":
 	case t.Kind() == reflect.Struct && t.NumField() > 0:
 		f.kind, f.object = kindStruct, compileInput(t)
@@ -229,7 +228,8 @@ func (f *field) setLimits(prefix string, tag func(string) string, refuse func(bo
 			f.format, err = text, nil
 			refuse(formats[text].rule == nil, "there is no format "+text)
 		}
-		refuse(err != nil || f.min > f.max, text+" is no "+prefix+key)
+		empty := f.low != "" && f.high != "" && f.min > f.max
+		refuse(err != nil || empty, text+" is no "+prefix+key)
 	}
 }
 
@@ -245,8 +245,8 @@ func (in *input) names(place string) (names []string) {
 
 // setVectors sets the dimensions of the input's vectors, which are a setting.
 func (in *input) setVectors(dimensions int64) {
-	for i := range in.fields {
-		if f := &in.fields[i]; f.kind == kindVector {
+	for _, f := range in.fields {
+		if f.kind == kindVector {
 			f.max = dimensions
 		} else if f.object != nil {
 			f.object.setVectors(dimensions)
@@ -312,6 +312,23 @@ func (f *field) parse(text string, isJSON bool) (value any, bad fault) {
 	}
 	wrong := kinds[f.kind].wrong
 	return nil, fault{strings.Replace(wrong.kind, "type", "parsing", 1), wrong.msg}
+}
+
+// text returns the text to keep, or what is wrong with it.
+func (f *field) text(text string) (any, fault) {
+	n := float64(utf8.RuneCountInString(text))
+	bad := f.bounded(n, "string_too_short", "string_too_long", "have at %s %s characters")
+	switch {
+	case !utf8.ValidString(text) || strings.ContainsRune(text, 0):
+		bad = fault{"string_unicode", "must be valid UTF-8 without U+0000"}
+	case bad.msg != "":
+	case f.enum != nil && !slices.Contains(f.enum, text):
+		bad = fault{"enum", "must be one of: " + strings.Join(f.enum, ", ")}
+	case f.format != "":
+		bad.kind = "value_error"
+		text, bad.msg = formats[f.format].rule(text)
+	}
+	return text, bad
 }
 
 // bounded returns what is wrong with a number, a time in seconds, or a size.

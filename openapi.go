@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math"
 	"net/http"
 	"path"
 	"reflect"
@@ -90,40 +89,6 @@ type schema struct {
 	Description          string   `json:"description,omitzero"`
 }
 
-// The other parts of the document, as the OpenAPI specification names them.
-type (
-	operation struct {
-		OperationID string      `json:"operationId"`
-		Tags        []string    `json:"tags"`
-		Summary     string      `json:"summary"`
-		Description string      `json:"description"`
-		Access      string      `json:"x-access"` // anyone, user or admin
-		Security    []ordered   `json:"security"`
-		Parameters  []parameter `json:"parameters"`
-		RequestBody ordered     `json:"requestBody,omitzero"`
-		Responses   ordered     `json:"responses"`
-	}
-	parameter struct {
-		Name        string  `json:"name"`
-		In          string  `json:"in"`
-		Required    bool    `json:"required"`
-		Description string  `json:"description,omitzero"`
-		Schema      *schema `json:"schema"`
-	}
-	response struct {
-		Ref         string   `json:"$ref,omitzero"`
-		Description string   `json:"description,omitzero"`
-		Codes       []string `json:"x-codes,omitzero"`
-		Headers     ordered  `json:"headers,omitzero"`
-		Content     ordered  `json:"content,omitzero"` // of mediaType
-	}
-	mediaType struct {
-		Schema   *schema `json:"schema"`
-		Example  any     `json:"example,omitzero"`
-		Examples ordered `json:"examples,omitzero"`
-	}
-)
-
 // specification collects the parts of the document while the operations are described.
 type specification struct {
 	Document                  jsontext.Value       `json:"document"`
@@ -160,38 +125,45 @@ func (s *server) openAPI() []byte {
 }
 
 // operation describes a row.
-func (d *specification) operation(rt *route) operation {
+func (d *specification) operation(rt *route) ordered {
 	in := rt.endpoint.input
 	summary, _, _ := strings.Cut(rt.summary, ": ")
-	o := operation{OperationID: rt.name, Tags: strings.Split(rt.path, "/")[1:2], Summary: summary,
-		Description: rt.summary + ".", Access: "anyone", Security: []ordered{}}
+	description, access, security := rt.summary+".", "anyone", []ordered{}
 	if rt.access > clients {
-		o.Access = "user"
-		o.Security = []ordered{{{"password", []any{}}}, {{"bearer", []any{}}}}
+		access = "user"
+		security = []ordered{{{"password", []any{}}}, {{"bearer", []any{}}}}
 	}
 	if rt.access == admins {
-		o.Access = "admin"
-		o.Description += " Admins only."
+		access = "admin"
+		description += " Admins only."
 	}
-	for i := range in.fields {
-		if f := &in.fields[i]; f.at("path") || f.at("query") {
+	parameters := []ordered{}
+	for _, f := range in.fields {
+		if f.at("path") || f.at("query") {
 			p := d.field(f.places[0], f)
-			o.Parameters = append(o.Parameters,
-				parameter{f.name, f.places[0], !f.optional, p.Description, p})
+			parameters = append(parameters, ordered{{"name", f.name}, {"in", f.places[0]},
+				{"required", !f.optional}, {"description", p.Description}, {"schema", p}})
 			p.Description = ""
 		}
 	}
+	o := ordered{{"operationId", rt.name}, {"tags", strings.Split(rt.path, "/")[1:2]},
+		{"summary", summary}, {"description", description}, {"x-access", access},
+		{"security", security}, {"parameters", parameters}}
 	if in.body {
-		ref := d.body(in, false)
-		body := mediaType{Schema: ref, Example: d.example(ref)}
-		content := ordered{{"application/json", body}}
+		content := d.content(d.body(in, false))
 		if in.form { // multipart too, left out: a third type makes openapi-python-client send two
-			content.add("application/x-www-form-urlencoded", body)
+			content.add("application/x-www-form-urlencoded", content[0].value)
 		}
-		o.RequestBody = ordered{{"required", true}, {"content", content}}
+		o.add("requestBody", ordered{{"required", true}, {"content", content}})
 	}
-	o.Responses = d.answers(rt)
+	o.add("responses", d.answers(rt))
 	return o
+}
+
+// content describes a body in JSON.
+func (d *specification) content(body *schema) ordered {
+	return ordered{{"application/json",
+		ordered{{"schema", body}, {"example", d.example(body)}}}}
 }
 
 // answers describes the success of a row and its refusals, by status.
@@ -204,11 +176,10 @@ func (d *specification) answers(rt *route) ordered {
 		items, _ := out.content()
 		t, headers = reflect.TypeOf(items), append(headers, "Link")
 	}
-	success := response{Description: http.StatusText(rt.status), Headers: headerRefs(headers)}
+	success := ordered{{"description", http.StatusText(rt.status)},
+		{"headers", headerRefs(headers)}}
 	if t != reflect.TypeFor[none]() {
-		body := d.schema(t, false)
-		success.Content = ordered{{"application/json",
-			mediaType{Schema: body, Example: d.example(body)}}}
+		success.add("content", d.content(d.schema(t, false)))
 	}
 	responses := ordered{{strconv.Itoa(rt.status), success}}
 	refusals := map[int][]*problem{}
@@ -222,7 +193,7 @@ func (d *specification) answers(rt *route) ordered {
 }
 
 // refusal describes the problems of one status, as a component that all rows with these share.
-func (d *specification) refusal(problems []*problem) response {
+func (d *specification) refusal(problems []*problem) ordered {
 	var codes, headers, lines []string
 	var examples ordered
 	for _, p := range problems {
@@ -235,11 +206,13 @@ func (d *specification) refusal(problems []*problem) response {
 	}
 	name := strings.Join(codes, ".")
 	if d.responses.get(name) == nil {
-		body := mediaType{d.schema(reflect.TypeFor[problemDocument](), false), nil, examples}
-		d.responses.add(name, response{Description: strings.Join(lines, "\n"), Codes: codes,
-			Headers: headerRefs(headers), Content: ordered{{"application/problem+json", body}}})
+		body := ordered{{"schema", d.schema(reflect.TypeFor[problemDocument](), false)},
+			{"examples", examples}}
+		d.responses.add(name, ordered{{"description", strings.Join(lines, "\n")},
+			{"x-codes", codes}, {"headers", headerRefs(headers)},
+			{"content", ordered{{"application/problem+json", body}}}})
 	}
-	return response{Ref: "#/components/responses/" + name}
+	return ordered{{"$ref", "#/components/responses/" + name}}
 }
 
 // headerRefs returns references to the headers of an answer, and to that which all have.
@@ -280,13 +253,12 @@ func (d *specification) body(in *input, nullable bool) *schema {
 	name := exported(in.name) + "Request"
 	return d.component(name, nullable, func(o *schema) {
 		o.AdditionalProperties = new(false)
-		for i := range in.fields {
-			f := &in.fields[i]
+		for _, f := range in.fields {
 			if f.doc == "-" || !f.at("json") && !f.at("form") || o.Properties.get(f.name) != nil {
 				continue
 			}
 			o.Properties.add(f.name, d.field(name, f))
-			same := func(g field) bool { return g.name == f.name && g.at("json") && g.optional }
+			same := func(g *field) bool { return g.name == f.name && g.at("json") && g.optional }
 			if !f.optional && !slices.ContainsFunc(in.fields, same) {
 				o.Required = append(o.Required, f.name)
 			}
@@ -310,34 +282,31 @@ func (d *specification) component(name string, nullable bool, fill func(o *schem
 
 // field describes what is accepted for a field of a component or place.
 func (d *specification) field(owner string, f *field) *schema {
-	o := &schema{Type: f.kind, Enum: slices.Clone(f.enum), ReadOnly: f.readOnly}
-	if i := slices.Index(o.Enum, ""); i >= 0 { // accepted, but kotlin makes a constant of it
-		o.Enum = slices.Delete(o.Enum, i, i+1)
-	}
-	low, high := &f.min, f.max%math.MaxInt64 // 0, which is left out, where there is no bound
-	if f.min == math.MinInt64 {
-		low = nil
+	o := scalars[reflect.TypeOf(kinds[f.kind].zero)]
+	o.ReadOnly = f.readOnly
+	for _, text := range f.enum {
+		if text != "" { // accepted, but kotlin makes a constant of it
+			o.Enum = append(o.Enum, text)
+		}
 	}
 	switch f.kind {
 	case kindText:
-		o.Format, o.MinLength, o.MaxLength = f.format, f.min, high
+		o.Format, o.MinLength, o.MaxLength = f.format, f.min, f.max
 		o.Pattern = formats[f.format].pattern
 		if o.Pattern == "" && f.enum == nil {
 			o.Pattern = `^[^\x00]*$` // what PostgreSQL can store
 		}
-	case kindInteger:
-		o.Format, o.Minimum, o.Maximum = "int64", low, high
-	case kindNumber:
-		o.Format, o.Minimum, o.Maximum = "double", low, high
+	case kindInteger, kindNumber:
+		if o.Maximum = f.max; f.low != "" {
+			o.Minimum = &f.min
+		}
 	case kindTime:
-		o.Type, o.Format = "string", kindTime
+		o.Examples = nil
 		for _, bound := range [][2]string{{"Not before ", f.low}, {"Not after ", f.high}} {
 			if bound[1] != "" {
 				o.Description += bound[0] + bound[1] + ". "
 			}
 		}
-	case kindObject:
-		o.AdditionalProperties = new(true)
 	case kindVector: // without minItems: generators make a tuple where it equals maxItems
 		o.Type, o.MaxItems = "array", f.max
 		o.Items = &schema{Type: "number", Format: "float", Minimum: new(int64(-maxHalf)),
@@ -345,33 +314,33 @@ func (d *specification) field(owner string, f *field) *schema {
 		o.Description = fmt.Sprintf(
 			"Exactly %d numbers, with a norm between 1e-12 and 1e12.", f.max)
 	case kindList:
-		o.Type, o.MinItems, o.MaxItems, o.Items = "array", f.min, high, d.field("", f.items)
+		o.Type, o.MinItems, o.MaxItems, o.Items = "array", f.min, f.max, d.field("", f.items)
 	case kindMap:
-		o.Type, o.MinProperties, o.MaxProperties = "object", f.min, high
+		o.Type, o.MinProperties, o.MaxProperties = "object", f.min, f.max
 		o.AdditionalProperties = d.field("", f.items)
 	case kindStruct:
-		o = d.body(f.object, f.nullable)
+		o = *d.body(f.object, f.nullable)
 	}
 	if f.at("query") && (f.kind == kindObject || f.kind == kindList) {
-		o = &schema{Type: "string"} // with content or contentMediaType it breaks generators
+		o = schema{Type: "string"} // with content or contentMediaType it breaks generators
 	}
 	if f.def != "" && f.at("query") {
 		o.Default = o.literal(f.def)
 	} else if f.def != "" { // openapi-typescript makes a property with a default a required one
 		o.Description += "Defaults to " + f.def + "."
 	}
-	d.describe(o, owner, f.name, f.doc, f.example, f.nullable)
-	return o
+	d.describe(&o, owner, f)
+	return &o
 }
 
 // describe completes the schema of a property with its texts: those of its tags come first.
-func (d *specification) describe(o *schema, owner, name, doc, example string, nullable bool) {
-	text := cmp.Or(d.Fields[owner+"."+name], d.Fields[name])
-	o.Description = strings.TrimSpace(cmp.Or(doc, text[0]) + " " + o.Description)
-	if example = cmp.Or(example, text[1]); example != "" {
+func (d *specification) describe(o *schema, owner string, f *field) {
+	text := cmp.Or(d.Fields[owner+"."+f.name], d.Fields[f.name])
+	o.Description = strings.TrimSpace(cmp.Or(f.doc, text[0]) + " " + o.Description)
+	if example := cmp.Or(f.example, text[1]); example != "" {
 		o.Examples = []any{o.literal(example)}
 	}
-	if nullable && o.Ref == "" {
+	if f.nullable && o.Ref == "" {
 		o.Type = []any{o.Type, "null"}
 	}
 }
@@ -384,8 +353,8 @@ func (o *schema) literal(text string) any {
 	return jsontext.Value(text)
 }
 
-// outputs are the types that outputs are made of, as encoding/json/v2 writes them.
-var outputs = map[reflect.Type]schema{
+// scalars are the schemas of types without parts, as encoding/json/v2 writes them.
+var scalars = map[reflect.Type]schema{
 	reflect.TypeFor[string]():  {Type: "string"},
 	reflect.TypeFor[bool]():    {Type: "boolean"},
 	reflect.TypeFor[int]():     {Type: "integer"},
@@ -395,6 +364,7 @@ var outputs = map[reflect.Type]schema{
 	reflect.TypeFor[time.Time](): {Type: "string", Format: kindTime,
 		Examples: []any{"2026-01-02T03:04:05.678901Z"}},
 	reflect.TypeFor[jsontext.Value](): {Type: "object", AdditionalProperties: new(true)},
+	reflect.TypeFor[jsonObject]():     {Type: "object", AdditionalProperties: new(true)},
 	// A step of loc. As anyOf it becomes a class without members in Kotlin and TypeScript.
 	reflect.TypeFor[any](): {Description: "A name (string) or an index (integer)."},
 }
@@ -402,7 +372,7 @@ var outputs = map[reflect.Type]schema{
 // schema describes an output type; a struct becomes a component. That another type is nullable the
 // property says.
 func (d *specification) schema(t reflect.Type, nullable bool) *schema {
-	o, known := outputs[t]
+	o, known := scalars[t]
 	switch {
 	case known:
 		return &o
@@ -415,20 +385,20 @@ func (d *specification) schema(t reflect.Type, nullable bool) *schema {
 	case t.Kind() != reflect.Struct:
 		panic(t.String() + ": no schema for this type of output")
 	}
-	name := exported(strings.TrimSuffix(t.Name(), "Document"))
-	return d.component(name, nullable, func(o *schema) {
-		for f := range t.Fields() {
-			member, options, _ := strings.Cut(f.Tag.Get("json"), ",")
-			if member == "" || !slices.Contains([]string{"", "omitempty", "omitzero"}, options) {
+	component := exported(strings.TrimSuffix(t.Name(), "Document"))
+	return d.component(component, nullable, func(o *schema) {
+		for sf := range t.Fields() {
+			name, options, _ := strings.Cut(sf.Tag.Get("json"), ",")
+			if name == "" || !slices.Contains([]string{"", "omitempty", "omitzero"}, options) {
 				panic(fmt.Sprintf("%s.%s: an output needs `json:\"name\"`, of options only "+
-					"omitempty or omitzero", t, f.Name))
+					"omitempty or omitzero", t, sf.Name))
 			}
-			p := d.schema(f.Type, false)
-			d.describe(p, name, member, f.Tag.Get("doc"), f.Tag.Get("example"),
-				f.Type.Kind() == reflect.Pointer)
-			o.Properties.add(member, p)
+			p := d.schema(sf.Type, false)
+			d.describe(p, component, &field{name: name, doc: sf.Tag.Get("doc"),
+				example: sf.Tag.Get("example"), nullable: sf.Type.Kind() == reflect.Pointer})
+			o.Properties.add(name, p)
 			if options == "" {
-				o.Required = append(o.Required, member)
+				o.Required = append(o.Required, name)
 			}
 		}
 	})
