@@ -169,8 +169,7 @@ func (o *object) setList(f *field, text string) {
 		}
 		text = "[" + strings.Join(items, ",") + "]"
 	}
-	rd := &reader{loc: slices.Clone(o.loc), text: text}
-	rd.dec = jsontext.NewDecoder(strings.NewReader(text))
+	rd := &reader{loc: o.loc, text: text, dec: jsontext.NewDecoder(strings.NewReader(text))}
 	rd.value(f, o.dst.FieldByIndex(f.index), f.name)
 	if rd.token(); rd.err != io.EOF || !valid {
 		rd.faults = nil

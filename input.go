@@ -112,10 +112,6 @@ var formats = map[string]struct {
 	"filter":   {checkFilter, ""},
 }
 
-var inputTags = []string{"path", "query", "json", "form", "min", "max", "enum", "format",
-	"itemmin", "itemmax", "itemenum", "itemformat", "default", "exclusive", "readonly", "doc",
-	"example"}
-
 // compileInput reads the tags of the struct type t. It panics on anything it does not understand.
 func compileInput(t reflect.Type) *input {
 	in := &input{name: strings.TrimSuffix(t.Name(), "Input"), limit: maxBody}
@@ -148,7 +144,8 @@ func (in *input) compileField(sf reflect.StructField, refuse func(bad bool, why 
 	refuse(f.kind == "" || !sf.IsExported(), sf.Type.String()+" is no input type, or not exported")
 	f.optional = f.optional || f.def != "" || f.readOnly
 	known := 0 // bytes of the tag, so that a misspelt key cannot pass unseen
-	for i, key := range inputTags {
+	for i, key := range strings.Fields("path query json form min max enum format " +
+		"itemmin itemmax itemenum itemformat default exclusive readonly doc example") {
 		text, ok := sf.Tag.Lookup(key)
 		if ok {
 			known += len(fmt.Sprintf("%s:%q ", key, text))
@@ -273,10 +270,8 @@ func (f *field) parse(text string, isJSON bool) (value any, bad fault) {
 		return f.text(text)
 	case kindInteger:
 		n, err := strconv.ParseInt(text, 10, 64)
-		x, _ := strconv.ParseFloat(text, 64)
-		mantissa := text[:strings.IndexAny(text+"e", "eE")]
-		tiny := x == 0 && strings.ContainsAny(mantissa, "123456789") // 1e-400 is not whole
-		if err != nil && isJSON && x == math.Trunc(x) && math.Abs(x) <= 1<<53 && !tiny {
+		x, ok := parseFloat(text)
+		if err != nil && isJSON && ok && x == math.Trunc(x) && math.Abs(x) <= 1<<53 {
 			n, err = int64(x), nil // 77.0 and 1e2 are whole; float64 is exact up to 2^53
 		}
 		if err == nil && (isJSON || strconv.FormatInt(n, 10) == text) { // no sign, no leading zeros
@@ -312,6 +307,13 @@ func (f *field) parse(text string, isJSON bool) (value any, bad fault) {
 	}
 	wrong := kinds[f.kind].wrong
 	return nil, fault{strings.Replace(wrong.kind, "type", "parsing", 1), wrong.msg}
+}
+
+// parseFloat returns a number as float64, unless it is out of range, as 1e400 and 1e-400 are.
+func parseFloat(number string) (x float64, ok bool) {
+	x, err := strconv.ParseFloat(number, 64)
+	mantissa, _, _ := strings.Cut(strings.ToLower(number), "e")
+	return x, err == nil && (x != 0 || !strings.ContainsAny(mantissa, "123456789"))
 }
 
 // text returns the text to keep, or what is wrong with it.
@@ -371,11 +373,10 @@ func checkObject(text string) (refusal string) {
 		case token.Kind() == '"' && strings.ContainsRune(token.String(), 0):
 			return "must not contain U+0000"
 		case token.Kind() == '0': // which PostgreSQL writes without an exponent
-			mantissa, exponent, _ := strings.Cut(strings.ToLower(token.String()), "e")
+			_, exponent, _ := strings.Cut(strings.ToLower(token.String()), "e")
 			zeros, _ := strconv.ParseInt(exponent, 10, 32)
 			room -= int(max(zeros, -zeros))
-			x, err := strconv.ParseFloat(token.String(), 64)
-			if err != nil || x == 0 && strings.ContainsAny(mantissa, "123456789") {
+			if _, ok := parseFloat(token.String()); !ok {
 				return "must not hold numbers beyond the range of 64-bit floating point"
 			}
 		}

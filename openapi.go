@@ -45,8 +45,7 @@ type ordered []struct {
 func (o ordered) MarshalJSONTo(enc *jsontext.Encoder) error {
 	err := enc.WriteToken(jsontext.BeginObject)
 	for _, m := range o {
-		name := enc.WriteToken(jsontext.String(m.name))
-		err = errors.Join(err, name, json.MarshalEncode(enc, m.value))
+		err = errors.Join(err, json.MarshalEncode(enc, m.name), json.MarshalEncode(enc, m.value))
 	}
 	return errors.Join(err, enc.WriteToken(jsontext.EndObject))
 }
@@ -68,7 +67,6 @@ type schema struct {
 	Ref                  string   `json:"$ref,omitzero"`
 	Type                 any      `json:"type,omitzero"` // a string, or several
 	Format               string   `json:"format,omitzero"`
-	ContentMediaType     string   `json:"contentMediaType,omitzero"`
 	Pattern              string   `json:"pattern,omitzero"`
 	MinLength            int64    `json:"minLength,omitzero"`
 	MaxLength            int64    `json:"maxLength,omitzero"`
@@ -179,7 +177,7 @@ func (d *specification) answers(rt *route) ordered {
 	success := ordered{{"description", http.StatusText(rt.status)},
 		{"headers", headerRefs(headers)}}
 	if t != reflect.TypeFor[none]() {
-		success.add("content", d.content(d.schema(t, false)))
+		success.add("content", d.content(d.schema(t)))
 	}
 	responses := ordered{{strconv.Itoa(rt.status), success}}
 	refusals := map[int][]*problem{}
@@ -206,7 +204,7 @@ func (d *specification) refusal(problems []*problem) ordered {
 	}
 	name := strings.Join(codes, ".")
 	if d.responses.get(name) == nil {
-		body := ordered{{"schema", d.schema(reflect.TypeFor[problemDocument](), false)},
+		body := ordered{{"schema", d.schema(reflect.TypeFor[problemDocument]())},
 			{"examples", examples}}
 		d.responses.add(name, ordered{{"description", strings.Join(lines, "\n")},
 			{"x-codes", codes}, {"headers", headerRefs(headers)},
@@ -301,7 +299,7 @@ func (d *specification) field(owner string, f *field) *schema {
 			o.Minimum = &f.min
 		}
 	case kindTime:
-		o.Examples = nil
+		o.Examples = nil // that is for outputs
 		for _, bound := range [][2]string{{"Not before ", f.low}, {"Not after ", f.high}} {
 			if bound[1] != "" {
 				o.Description += bound[0] + bound[1] + ". "
@@ -371,17 +369,19 @@ var scalars = map[reflect.Type]schema{
 
 // schema describes an output type; a struct becomes a component. That another type is nullable the
 // property says.
-func (d *specification) schema(t reflect.Type, nullable bool) *schema {
+func (d *specification) schema(t reflect.Type) *schema {
+	nullable := t.Kind() == reflect.Pointer
+	if nullable {
+		t = t.Elem()
+	}
 	o, known := scalars[t]
 	switch {
 	case known:
 		return &o
-	case t.Kind() == reflect.Pointer:
-		return d.schema(t.Elem(), true)
 	case t.Kind() == reflect.Slice:
-		return &schema{Type: "array", Items: d.schema(t.Elem(), false)}
+		return &schema{Type: "array", Items: d.schema(t.Elem())}
 	case t.Kind() == reflect.Map && t.Key() == reflect.TypeFor[string]():
-		return &schema{Type: "object", AdditionalProperties: d.schema(t.Elem(), false)}
+		return &schema{Type: "object", AdditionalProperties: d.schema(t.Elem())}
 	case t.Kind() != reflect.Struct:
 		panic(t.String() + ": no schema for this type of output")
 	}
@@ -393,7 +393,7 @@ func (d *specification) schema(t reflect.Type, nullable bool) *schema {
 				panic(fmt.Sprintf("%s.%s: an output needs `json:\"name\"`, of options only "+
 					"omitempty or omitzero", t, sf.Name))
 			}
-			p := d.schema(sf.Type, false)
+			p := d.schema(sf.Type)
 			d.describe(p, component, &field{name: name, doc: sf.Tag.Get("doc"),
 				example: sf.Tag.Get("example"), nullable: sf.Type.Kind() == reflect.Pointer})
 			o.Properties.add(name, p)

@@ -466,7 +466,7 @@ func TestOutputTypes(t *testing.T) {
 			}
 		}()
 		var d specification
-		d.schema(reflect.TypeOf(v), false)
+		d.schema(reflect.TypeOf(v))
 		all, err := jsonv2.Marshal(d.schemas)
 		return fmt.Sprint(string(all), err)
 	}
