@@ -309,8 +309,7 @@ func (rd *reader) token() {
 
 // more reports whether an item or a name comes next; if not, it reads the bracket that does.
 func (rd *reader) more() bool {
-	kind := rd.dec.PeekKind()
-	if rd.err == nil && kind != ']' && kind != '}' {
+	if kind := rd.dec.PeekKind(); rd.err == nil && kind != ']' && kind != '}' {
 		return true
 	}
 	rd.token()

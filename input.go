@@ -163,10 +163,11 @@ func (in *input) compileField(sf reflect.StructField, refuse func(bad bool, why 
 	isText := f.kind == kindText || f.kind == kindTime
 	refuse(!isText && f.example != "" && !jsontext.Value(f.example).IsValid(),
 		"its example is no JSON: "+f.example)
-	flat := f.object == nil && f.kind != kindVector && (f.items == nil ||
-		f.kind == kindList && f.items.items == nil && slices.Equal(f.places, []string{"query"}))
-	refuse(!slices.Equal(f.places, []string{"json"}) && !flat ||
-		len(f.places) > 1 && f.places[0] != "json", "a "+f.kind+" cannot stand in these places")
+	single := f.items == nil && f.object == nil && f.kind != kindVector
+	list := f.kind == kindList && f.object == nil && f.items.items == nil
+	allowed := map[string]bool{"path": single, "query": single || list, "json": true,
+		"form": single, "json form": single}[strings.Join(f.places, " ")]
+	refuse(!allowed, "a "+f.kind+" cannot stand in these places")
 	f.setLimits("", tag, refuse)
 	cmp.Or(f.items, &field{}).setLimits("item", tag, refuse)
 	if f.def != "" {
