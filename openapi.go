@@ -99,15 +99,14 @@ type specification struct {
 func (s *server) openAPI() []byte {
 	var d specification
 	err := json.Unmarshal(frameJSON, &d)
-	for i := range s.table {
-		rt := &s.table[i]
+	for _, rt := range s.table {
 		path := s.cfg.APIPrefix + rt.path
 		item, ok := d.paths.get(path).(*ordered)
 		if !ok {
 			item = new(ordered)
 			d.paths.add(path, item)
 		}
-		item.add(strings.ToLower(rt.method), d.operation(rt))
+		item.add(strings.ToLower(rt.method), d.operation(&rt))
 	}
 	parts := []string{"{prefix}", s.cfg.APIPrefix}
 	for _, part := range (ordered{{"{title}", s.cfg.AppName}, {"{version}", version},
@@ -160,8 +159,7 @@ func (d *specification) operation(rt *route) ordered {
 
 // content describes a body in JSON.
 func (d *specification) content(body *schema) ordered {
-	return ordered{{"application/json",
-		ordered{{"schema", body}, {"example", d.example(body)}}}}
+	return ordered{{"application/json", ordered{{"schema", body}, {"example", d.example(body)}}}}
 }
 
 // answers describes the success of a row and its refusals, by status.
@@ -282,17 +280,13 @@ func (d *specification) component(name string, nullable bool, fill func(o *schem
 func (d *specification) field(owner string, f *field) *schema {
 	o := scalars[reflect.TypeOf(kinds[f.kind].zero)]
 	o.ReadOnly = f.readOnly
-	for _, text := range f.enum {
-		if text != "" { // accepted, but kotlin makes a constant of it
-			o.Enum = append(o.Enum, text)
-		}
-	}
 	switch f.kind {
 	case kindText:
 		o.Format, o.MinLength, o.MaxLength = f.format, f.min, f.max
-		o.Pattern = formats[f.format].pattern
-		if o.Pattern == "" && f.enum == nil {
-			o.Pattern = `^[^\x00]*$` // what PostgreSQL can store
+		empty := func(text string) bool { return text == "" } // kotlin makes a constant of it
+		o.Enum = slices.DeleteFunc(slices.Clone(f.enum), empty)
+		if f.enum == nil {
+			o.Pattern = cmp.Or(formats[f.format].pattern, `^[^\x00]*$`) // what PostgreSQL stores
 		}
 	case kindInteger, kindNumber:
 		if o.Maximum = f.max; f.low != "" {
