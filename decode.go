@@ -240,8 +240,7 @@ func (s *server) receive(w *responseWriter, r *http.Request, limit int64) ([]byt
 			conn.SetReadDeadline(time.Now().Add(min(rateWindow, time.Until(last))))
 			conn.SetWriteDeadline(last.Add(writeTimeout))
 		}
-		part = min(part, limit+1-int64(body.Len()))
-		n, err := body.ReadFrom(io.LimitReader(r.Body, part))
+		n, err := body.ReadFrom(io.LimitReader(r.Body, min(part, limit+1-int64(body.Len()))))
 		switch {
 		case err != nil:
 			return nil, errMalformedBody.withDetail("The body ended too early, or came too slowly.")

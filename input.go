@@ -160,9 +160,8 @@ func (in *input) compileField(sf reflect.StructField, refuse func(bad bool, why 
 	refuse(f.name == "", "it has no name in path, query, json or form")
 	refuse(strings.Contains(f.name, ","), f.name+": a name has no options; a pointer is optional")
 	refuse(f.object != nil && f.object.name == "", "the type of a struct in an input needs a name")
-	isText := f.kind == kindText || f.kind == kindTime
-	refuse(!isText && f.example != "" && !jsontext.Value(f.example).IsValid(),
-		"its example is no JSON: "+f.example)
+	refuse(f.kind != kindText && f.kind != kindTime && f.example != "" &&
+		!jsontext.Value(f.example).IsValid(), "its example is no JSON: "+f.example)
 	single := f.items == nil && f.object == nil && f.kind != kindVector
 	list := f.kind == kindList && f.object == nil && f.items.items == nil
 	allowed := map[string]bool{"path": single, "query": single || list, "json": true,
@@ -226,8 +225,8 @@ func (f *field) setLimits(prefix string, tag func(string) string, refuse func(bo
 			f.format, err = text, nil
 			refuse(formats[text].rule == nil, "there is no format "+text)
 		}
-		empty := f.low != "" && f.high != "" && f.min > f.max
-		refuse(err != nil || empty, text+" is no "+prefix+key)
+		crossed := f.low != "" && f.high != "" && f.min > f.max
+		refuse(err != nil || crossed, text+" is no "+prefix+key)
 	}
 }
 
@@ -404,9 +403,8 @@ func parseVector(array string, n int) (v vector, refusal string) {
 		case err != nil:
 			return nil, fmt.Sprintf("must hold only finite numbers, which element %d is not", count)
 		case largest > maxHalf:
-			const msg = "must hold numbers from -65504 to 65504, the range of half precision, " +
-				"which element %d exceeds"
-			return nil, fmt.Sprintf(msg, count)
+			return nil, fmt.Sprintf("must hold numbers from -65504 to 65504, the range of half "+
+				"precision, which element %d exceeds", count)
 		case count < n:
 			v = append(v, float32(x))
 		}
