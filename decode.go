@@ -130,8 +130,8 @@ func (o *object) setText(f *field, text string) {
 }
 
 // readPairs reads a query or a form: name=value, joined by &, each percent-encoded. Empty pairs are
-// ignored, and so is an empty text in a query, which means that the parameter is absent. What is no
-// such text is a fault of a query, and the refusal of a form.
+// ignored, and so is an empty text in a query, which means that the parameter is absent. Malformed
+// pairs are a fault of a query, and the refusal of a form.
 func (o *object) readPairs(place, text string) (refusal string) {
 	defer o.finish(place)
 	query := place == "query"
@@ -263,8 +263,8 @@ func (s *server) receive(w *responseWriter, r *http.Request, limit int64) ([]byt
 // ---- JSON ----
 
 // readJSON reads one JSON object in UTF-8. A byte order mark is skipped. The decoder lets pass what
-// the fields refuse with its place: repeated names and lone surrogates. After a refusal, which is
-// of the body as a whole, the faults do not count.
+// the fields refuse with its place: repeated names and lone surrogates. A refusal is of the body as
+// a whole; the faults do not count then.
 func (o *object) readJSON(text []byte) (refusal string) {
 	text = bytes.TrimPrefix(text, []byte("\ufeff"))
 	if !utf8.Valid(text) {
@@ -277,7 +277,7 @@ func (o *object) readJSON(text []byte) (refusal string) {
 		o.members()
 	} else {
 		o.next()
-		o.add(kinds[kindStruct].wrong)
+		o.add(fault{"object_type", kinds[kindStruct].wrong})
 		o.finish("json")
 	}
 	at := o.dec.InputOffset()
@@ -338,7 +338,8 @@ func (rd *reader) value(f *field, dst reflect.Value, at any) {
 		dst.Field(0).SetBool(true)
 		rd.next()
 	case strings.IndexByte(kinds[f.kind].json, byte(kind)) < 0:
-		if bad = kinds[f.kind].wrong; f.nullable {
+		bad = fault{kinds[f.kind].fault + "_type", kinds[f.kind].wrong}
+		if f.nullable {
 			bad.msg += " or null"
 		}
 		rd.next()
@@ -371,7 +372,7 @@ func (rd *reader) list(f *field, dst reflect.Value) fault {
 			name, bad = unquote(rd.next())
 		}
 		if f.high != "" && int64(n) >= f.max || len(rd.faults) == maxFaults {
-			rd.next()
+			rd.next() // it only counts
 			continue
 		}
 		item := reflect.New(dst.Type().Elem()).Elem()

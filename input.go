@@ -57,22 +57,21 @@ const (
 )
 
 // kinds has the Go type of each kind, the jsontext.Kinds it is read from, the tags that limit it,
-// and the fault of other JSON.
+// its name in the kinds of faults, and what is wrong with anything else.
 var kinds = map[string]struct {
-	zero         any
-	json, limits string
-	wrong        fault
+	zero                       any
+	json, limits, fault, wrong string
 }{
-	kindText:    {"", `"`, "min max enum format", fault{"string_type", "must be a string"}},
-	kindInteger: {int64(0), "0", "min max", fault{"int_type", wholeNumber}},
-	kindNumber:  {0.0, "0", "min max", fault{"float_type", "must be a number of 64 bits"}},
-	kindBoolean: {false, "tf", "", fault{"bool_type", "must be true or false"}},
-	kindTime:    {time.Time{}, `"`, "min max", fault{"datetime_type", rfc3339}},
-	kindObject:  {jsonObject{}, "{", "min max format", fault{"dict_type", "must be an object"}},
-	kindVector:  {vector{}, "[", "", fault{"list_type", "must be an array of numbers"}},
-	kindList:    {nil, "[", "min max", fault{"list_type", "must be an array"}},
-	kindMap:     {nil, "{", "min max", fault{"dict_type", "must be an object"}},
-	kindStruct:  {nil, "{", "", fault{"object_type", "must be an object"}},
+	kindText:    {"", `"`, "min max enum format", "string", "must be a string"},
+	kindInteger: {int64(0), "0", "min max", "int", wholeNumber},
+	kindNumber:  {0.0, "0", "min max", "float", "must be a number of 64 bits"},
+	kindBoolean: {false, "tf", "", "bool", "must be true or false"},
+	kindTime:    {time.Time{}, `"`, "min max", "datetime", rfc3339},
+	kindObject:  {jsonObject{}, "{", "min max format", "dict", "must be an object"},
+	kindVector:  {vector{}, "[", "", "list", "must be an array of numbers"},
+	kindList:    {nil, "[", "min max", "list", "must be an array"},
+	kindMap:     {nil, "{", "min max", "dict", "must be an object"},
+	kindStruct:  {nil, "{", "", "object", "must be an object"},
 }
 
 // field is one compiled field of an input, or the items of a list or map.
@@ -83,7 +82,7 @@ type field struct {
 	items                                   *field   // of a list or map
 	object                                  *input   // of a struct, or of items that are structs
 	min, max                                int64    // of a time: seconds since 1970
-	low, high                               string   // the same as the tags have them
+	low, high                               string   // the same as the tags have them; "": no bound
 	enum                                    []string
 	format, def, doc, example               string
 	optional, nullable, exclusive, readOnly bool
@@ -305,8 +304,7 @@ func (f *field) parse(text string, isJSON bool) (value any, bad fault) {
 		v, refusal := parseVector(text, int(f.max))
 		return v, fault{"value_error", refusal}
 	}
-	wrong := kinds[f.kind].wrong
-	return nil, fault{strings.Replace(wrong.kind, "type", "parsing", 1), wrong.msg}
+	return nil, fault{kinds[f.kind].fault + "_parsing", kinds[f.kind].wrong}
 }
 
 // parseFloat returns a number as float64, unless it is out of range, as 1e400 and 1e-400 are.

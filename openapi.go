@@ -293,7 +293,7 @@ func (d *specification) field(owner string, f *field) *schema {
 			o.Minimum = &f.min
 		}
 	case kindTime:
-		o.Examples = nil // that is for outputs
+		o.Examples = nil // those are for outputs
 		for _, bound := range [][2]string{{"Not before ", f.low}, {"Not after ", f.high}} {
 			if bound[1] != "" {
 				o.Description += bound[0] + bound[1] + ". "
