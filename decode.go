@@ -227,28 +227,28 @@ func (s *server) readBody(w *responseWriter, r *http.Request, o *object) error {
 // maxBody have come, and is cut off where it comes more slowly than minRate. So the memory of
 // bodies is bounded, in total and per user, however many connections send them.
 func (s *server) receive(w *responseWriter, r *http.Request, limit int64) ([]byte, error) {
-	tooLarge := errBodyTooLarge.withDetail(fmt.Sprint("The body is longer than ", limit, " bytes."))
+	tooLarge := func() error {
+		return errBodyTooLarge.withDetail(fmt.Sprint("The body is longer than ", limit, " bytes."))
+	}
 	if r.ContentLength > limit {
-		return nil, tooLarge
+		return nil, tooLarge()
 	}
 	var body bytes.Buffer
 	body.Grow(int(min(max(r.ContentLength, 0), maxBody)) + bytes.MinRead)
-	conn := http.NewResponseController(w.ResponseWriter)
 	last := time.Now().Add(largeTimeout)
 	for part := int64(maxBody + 1); ; part = minRate * int64(rateWindow.Seconds()) {
 		if limit > maxBody {
-			conn.SetReadDeadline(time.Now().Add(min(rateWindow, time.Until(last))))
-			conn.SetWriteDeadline(last.Add(writeTimeout))
+			w.conn().SetReadDeadline(time.Now().Add(min(rateWindow, time.Until(last))))
 		}
 		n, err := body.ReadFrom(io.LimitReader(r.Body, min(part, limit+1-int64(body.Len()))))
 		switch {
 		case err != nil:
 			return nil, errMalformedBody.withDetail("The body ended too early, or came too slowly.")
 		case int64(body.Len()) > limit:
-			return nil, tooLarge
+			return nil, tooLarge()
 		case n < part: // the end
 			w.unread = false
-			conn.SetReadDeadline(time.Time{}) // it would end the context of a slow handler
+			w.conn().SetReadDeadline(time.Time{}) // it would end the context of a slow handler
 			return body.Bytes(), nil
 		case w.freeBody == nil: // the first part of a long body
 			size := cmp.Or(max(r.ContentLength, 0), limit)

@@ -134,7 +134,7 @@ type responseWriter struct {
 // WriteHeader begins the time that a client has to read the answer, however long that was in the
 // making. While draining it asks the client not to send its next request on this connection.
 func (w *responseWriter) WriteHeader(status int) {
-	http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(writeTimeout))
+	w.conn().SetWriteDeadline(time.Now().Add(writeTimeout))
 	if w.status = status; w.server.draining.Load() {
 		w.Header().Set("Connection", "close")
 	}
@@ -147,15 +147,19 @@ func (w *responseWriter) Write(b []byte) (int, error) {
 	return n, err
 }
 
+// conn sets the deadlines of the connection.
+func (w *responseWriter) conn() *http.ResponseController {
+	return http.NewResponseController(w.ResponseWriter)
+}
+
 // discard reads the rest of a body that was refused, after the answer is on its way. Where the
 // connection closes with bytes unread, as behind nginx, which uses a new one for each request, the
 // reset overtakes the answer, and the client sees 502 instead of 401. A client that waits for 100
 // Continue sends no body: then net/http lets nothing be read.
 func (w *responseWriter) discard(r *http.Request) {
-	conn := http.NewResponseController(w.ResponseWriter)
-	conn.Flush()
+	w.conn().Flush()
 	rest := max(unreadTimeout, requestTimeout-time.Since(w.start))
-	conn.SetReadDeadline(time.Now().Add(rest))
+	w.conn().SetReadDeadline(time.Now().Add(rest))
 	io.CopyN(io.Discard, r.Body, maxUnread)
 }
 

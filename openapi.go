@@ -87,6 +87,40 @@ type schema struct {
 	Description          string   `json:"description,omitzero"`
 }
 
+// The other parts of the document, as the OpenAPI specification names them.
+type (
+	operation struct {
+		OperationID string      `json:"operationId"`
+		Tags        []string    `json:"tags"`
+		Summary     string      `json:"summary"`
+		Description string      `json:"description"`
+		Access      string      `json:"x-access"` // anyone, user or admin
+		Security    []ordered   `json:"security"`
+		Parameters  []parameter `json:"parameters"`
+		RequestBody ordered     `json:"requestBody,omitzero"`
+		Responses   ordered     `json:"responses"`
+	}
+	parameter struct {
+		Name        string  `json:"name"`
+		In          string  `json:"in"`
+		Required    bool    `json:"required"`
+		Description string  `json:"description,omitzero"`
+		Schema      *schema `json:"schema"`
+	}
+	response struct {
+		Ref         string   `json:"$ref,omitzero"`
+		Description string   `json:"description,omitzero"`
+		Codes       []string `json:"x-codes,omitzero"`
+		Headers     ordered  `json:"headers,omitzero"`
+		Content     ordered  `json:"content,omitzero"` // of mediaType
+	}
+	mediaType struct {
+		Schema   *schema `json:"schema"`
+		Example  any     `json:"example,omitzero"`
+		Examples ordered `json:"examples,omitzero"`
+	}
+)
+
 // specification collects the parts of the document while the operations are described.
 type specification struct {
 	Document                  jsontext.Value       `json:"document"`
@@ -122,44 +156,41 @@ func (s *server) openAPI() []byte {
 }
 
 // operation describes a row.
-func (d *specification) operation(rt *route) ordered {
+func (d *specification) operation(rt *route) operation {
 	in := rt.endpoint.input
 	summary, _, _ := strings.Cut(rt.summary, ": ")
-	description, access, security := rt.summary+".", "anyone", []ordered{}
+	o := operation{OperationID: rt.name, Tags: strings.Split(rt.path, "/")[1:2], Summary: summary,
+		Description: rt.summary + ".", Access: "anyone", Security: []ordered{}}
 	if rt.access > clients {
-		access = "user"
-		security = []ordered{{{"password", []any{}}}, {{"bearer", []any{}}}}
+		o.Access = "user"
+		o.Security = []ordered{{{"password", []any{}}}, {{"bearer", []any{}}}}
 	}
 	if rt.access == admins {
-		access = "admin"
-		description += " Admins only."
+		o.Access = "admin"
+		o.Description += " Admins only."
 	}
-	parameters := []ordered{}
 	for _, f := range in.fields {
 		if f.at("path") || f.at("query") {
 			p := d.field(f.places[0], f)
-			parameters = append(parameters, ordered{{"name", f.name}, {"in", f.places[0]},
-				{"required", !f.optional}, {"description", p.Description}, {"schema", p}})
+			o.Parameters = append(o.Parameters,
+				parameter{f.name, f.places[0], !f.optional, p.Description, p})
 			p.Description = ""
 		}
 	}
-	o := ordered{{"operationId", rt.name}, {"tags", strings.Split(rt.path, "/")[1:2]},
-		{"summary", summary}, {"description", description}, {"x-access", access},
-		{"security", security}, {"parameters", parameters}}
 	if in.body {
 		content := d.content(d.body(in, false))
 		if in.form { // multipart too, left out: a third type makes openapi-python-client send two
 			content.add("application/x-www-form-urlencoded", content[0].value)
 		}
-		o.add("requestBody", ordered{{"required", true}, {"content", content}})
+		o.RequestBody = ordered{{"required", true}, {"content", content}}
 	}
-	o.add("responses", d.answers(rt))
+	o.Responses = d.answers(rt)
 	return o
 }
 
 // content describes a body in JSON.
 func (d *specification) content(body *schema) ordered {
-	return ordered{{"application/json", ordered{{"schema", body}, {"example", d.example(body)}}}}
+	return ordered{{"application/json", mediaType{Schema: body, Example: d.example(body)}}}
 }
 
 // answers describes the success of a row and its refusals, by status.
@@ -172,10 +203,9 @@ func (d *specification) answers(rt *route) ordered {
 		items, _ := out.content()
 		t, headers = reflect.TypeOf(items), append(headers, "Link")
 	}
-	success := ordered{{"description", http.StatusText(rt.status)},
-		{"headers", headerRefs(headers)}}
+	success := response{Description: http.StatusText(rt.status), Headers: headerRefs(headers)}
 	if t != reflect.TypeFor[none]() {
-		success.add("content", d.content(d.schema(t)))
+		success.Content = d.content(d.schema(t))
 	}
 	responses := ordered{{strconv.Itoa(rt.status), success}}
 	refusals := map[int][]*problem{}
@@ -189,7 +219,7 @@ func (d *specification) answers(rt *route) ordered {
 }
 
 // refusal describes the problems of one status, as a component that all rows with these share.
-func (d *specification) refusal(problems []*problem) ordered {
+func (d *specification) refusal(problems []*problem) response {
 	var codes, headers, lines []string
 	var examples ordered
 	for _, p := range problems {
@@ -202,13 +232,11 @@ func (d *specification) refusal(problems []*problem) ordered {
 	}
 	name := strings.Join(codes, ".")
 	if d.responses.get(name) == nil {
-		body := ordered{{"schema", d.schema(reflect.TypeFor[problemDocument]())},
-			{"examples", examples}}
-		d.responses.add(name, ordered{{"description", strings.Join(lines, "\n")},
-			{"x-codes", codes}, {"headers", headerRefs(headers)},
-			{"content", ordered{{"application/problem+json", body}}}})
+		body := mediaType{d.schema(reflect.TypeFor[problemDocument]()), nil, examples}
+		d.responses.add(name, response{Description: strings.Join(lines, "\n"), Codes: codes,
+			Headers: headerRefs(headers), Content: ordered{{"application/problem+json", body}}})
 	}
-	return ordered{{"$ref", "#/components/responses/" + name}}
+	return response{Ref: "#/components/responses/" + name}
 }
 
 // headerRefs returns references to the headers of an answer, and to that which all have.

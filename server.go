@@ -305,7 +305,7 @@ func (s *server) serveRows(rw http.ResponseWriter, r *http.Request, rs rows) {
 		h.Set("Strict-Transport-Security", "max-age=31536000; includeSubDomains")
 	}
 	if r.ContentLength == 0 { // a body's time-out would end the context of a slow handler
-		http.NewResponseController(rw).SetReadDeadline(time.Time{})
+		w.conn().SetReadDeadline(time.Time{})
 	}
 	if !s.cors(w, r) {
 		matched.serve(w, r)

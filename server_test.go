@@ -630,7 +630,8 @@ func TestPanic(t *testing.T) {
 	}
 }
 
-// TestSlowHandler takes longer than a connection may write: the time for that begins with the answer.
+// TestSlowHandler takes longer than a connection may write: the time for that begins with the
+// answer.
 func TestSlowHandler(t *testing.T) {
 	t.Parallel()
 	a := newApp(t)
@@ -780,6 +781,9 @@ type sink struct {
 func (w *sink) Header() http.Header         { return w.header }
 func (w *sink) Write(b []byte) (int, error) { return len(b), nil }
 func (w *sink) WriteHeader(status int)      { w.status = status }
+
+func (w *sink) SetReadDeadline(time.Time) error  { return nil }
+func (w *sink) SetWriteDeadline(time.Time) error { return nil }
 
 // allocations counts the allocations of one GET of path, through the whole middleware.
 func allocations(t testing.TB, a *app, path, token string) float64 {

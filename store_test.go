@@ -207,7 +207,8 @@ func TestFailedStatements(t *testing.T) {
 		"08006": errUnavailable, "54000": errUnavailable, "58030": errUnavailable,
 		"22023": errInvalidRequest, "23503": errNotFound, "42501": nil, "XX001": nil} {
 		fail := `DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '` + code + `'; END $$`
-		for _, run := range []runner{a.store.run, a.store.runIdempotent, a.store.runLimited("body")} {
+		for _, run := range []runner{a.store.run, a.store.runIdempotent,
+			a.store.runLimited("body")} {
 			_, err := exec(t.Context(), run, fail)
 			_, isProblem := errors.AsType[*problem](err)
 			limited := code == "54000" && errors.Is(err, errInvalidRequest) // by the client's words

@@ -208,9 +208,9 @@ func (s *server) deleteMe(ctx context.Context, c *caller, in deleteMeInput) (non
 	return none{}, err
 }
 
-// removeUser deletes an account and all that belongs to it. A million documents take some seconds to
-// go, and batches in progress are waited for: so it deactivates the account first, which ends its
-// tokens at once. Where the deletion fails, it stays deactivated.
+// removeUser deletes an account and all that belongs to it. A million documents take some seconds
+// to go, and batches in progress are waited for: so it deactivates the account first, which ends
+// its tokens at once. Where the deletion fails, it stays deactivated.
 func (s *server) removeUser(ctx context.Context, c *caller, id int64, oldHash string) error {
 	ch := userChange{IsActive: new(false), OldHash: oldHash}
 	_, err := s.change(ctx, c, user{ID: id}, ch, nil)
