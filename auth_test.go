@@ -257,9 +257,9 @@ func TestUnknownHashes(t *testing.T) {
 		"$pbkdf2-sha256$1000$H0Oode79X.t9z5mTMqb03g$IGwUb0JHQx3luevLnST5lAL/jxjShsCy.b6UMAGtbPI",
 		goodPass, ""} {
 		a.sql(`UPDATE users SET password_hash = $1`, hash)
-		before := a.hasher.dead.Load()
+		before := a.hasher.garbage.Load()
 		a.want(a.tryLogin(m.Email, goodPass), 401, "invalid_credentials")
-		if cost := a.hasher.dead.Load() - before; cost != int64(cheap.memory) {
+		if cost := a.hasher.garbage.Load() - before; cost != int64(cheap.memory) {
 			t.Errorf("%.15s costs %d KiB, want %d", hash, cost, cheap.memory)
 		}
 		change := map[string]string{"full_name": "x", "current_password": goodPass}

@@ -207,8 +207,8 @@ func (row setting) set(text string) (err error) {
 		}
 		*to = text
 	case *bool:
-		*to = fits(text, `^(?i:1|t|true|y|yes|on)$`)
-		if !*to && !fits(text, `^(?i:0|f|false|n|no|off)$`) {
+		*to = matches(text, `^(?i:1|t|true|y|yes|on)$`)
+		if !*to && !matches(text, `^(?i:0|f|false|n|no|off)$`) {
 			return errors.New("must be true or false")
 		}
 	case *int64:
@@ -268,40 +268,40 @@ func (c *config) check() (problems []error) {
 		refuse(why != "", "SECRET_KEY: key %d %s; make one with: openssl rand -hex 32", i+1, why)
 		refuse(slices.Contains(c.SecretKeys[:i], key), "SECRET_KEY: holds the same key twice")
 	}
-	refuse(!fits(c.TokenIssuer, `^[A-Za-z0-9._~:/?#@!$&()*+,;=%-]{1,200}$`), "TOKEN_ISSUER: must "+
-		"be a name or a URL of at most 200 characters, as https://api.example.com")
-	refuse(!fits(c.MetricsAddr, `^(([^:]*:|\[[0-9a-f:]+\]:)?[0-9]{1,5})?$`),
+	refuse(!matches(c.TokenIssuer, `^[A-Za-z0-9._~:/?#@!$&()*+,;=%-]{1,200}$`),
+		"TOKEN_ISSUER: must be a name or a URL of at most 200 characters, as https://api.example.com")
+	refuse(!matches(c.MetricsAddr, `^(([^:]*:|\[[0-9a-f:]+\]:)?[0-9]{1,5})?$`),
 		"METRICS_ADDR: must be a port or address:port, as 9090 or 10.0.0.5:9090")
 	refuse(!plainPath.MatchString(c.APIPrefix) || path.Clean(c.APIPrefix) != c.APIPrefix,
 		"API_V1_PREFIX: must be a path such as /api/v1, without a slash at the end")
 	for _, origin := range c.CORSOrigins {
-		refuse(!fits(origin, `^[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]+)?$`),
+		refuse(!matches(origin, `^[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]+)?$`),
 			"CORS_ORIGINS: must be exact origins such as https://app.example.com, in lower case "+
 				"and without a path; * is not one")
 	}
 	u, err := url.Parse(c.EmbeddingsURL)
 	refuse(c.EmbeddingsURL != "" && (err != nil || u.Hostname() == "" ||
-		!fits(c.EmbeddingsURL, `^(?i:https?):[^#]*$`)), "EMBEDDINGS_URL: must be an http or "+
+		!matches(c.EmbeddingsURL, `^(?i:https?):[^#]*$`)), "EMBEDDINGS_URL: must be an http or "+
 		"https URL without a fragment, as https://api.openai.com/v1")
 	refuse((c.EmbeddingsURL == "") != (c.EmbeddingsModel == ""), "EMBEDDINGS_MODEL: goes together "+
 		"with EMBEDDINGS_URL; set both or none")
-	refuse(!fits(c.EmbeddingsKey, `^[!-~]*$`), "EMBEDDINGS_API_KEY: must be printable ASCII "+
+	refuse(!matches(c.EmbeddingsKey, `^[!-~]*$`), "EMBEDDINGS_API_KEY: must be printable ASCII "+
 		"without spaces, as it goes into a header")
-	refuse(!fits(c.EmbeddingsHeader, `^[A-Za-z0-9-]*$`), "EMBEDDINGS_HEADER: must be the name of "+
-		"a header, as api-key")
-	refuse(!fits(c.TextSearch, `^[a-z_][a-z0-9_]*$`), "TEXT_SEARCH_CONFIG: must be the name of a "+
-		"configuration, as simple or english")
+	refuse(!matches(c.EmbeddingsHeader, `^[A-Za-z0-9-]*$`), "EMBEDDINGS_HEADER: must be the name "+
+		"of a header, as api-key")
+	refuse(!matches(c.TextSearch, `^[a-z_][a-z0-9_]*$`), "TEXT_SEARCH_CONFIG: must be the name "+
+		"of a configuration, as simple or english")
 	return problems
 }
 
 var plainPath = regexp.MustCompile(`^(/[A-Za-z0-9._-]+)+$`)
 
-func fits(text, pattern string) bool { return regexp.MustCompile(pattern).MatchString(text) }
+func matches(text, pattern string) bool { return regexp.MustCompile(pattern).MatchString(text) }
 
 // isHost reports whether text is an address or can be the name of a host.
 func isHost(text string) bool {
 	_, err := netip.ParseAddr(text)
-	return err == nil || fits(text, `^[A-Za-z0-9._-]+$`)
+	return err == nil || matches(text, `^[A-Za-z0-9._-]+$`)
 }
 
 // foreignParameters are those of other drivers, with what to write instead. What else PostgreSQL
@@ -331,7 +331,7 @@ func (c *config) checkDatabaseURL() (problem error) {
 	bad := func(f *pgconn.FallbackConfig) bool {
 		return !isHost(f.Host) && !strings.HasPrefix(f.Host, "/")
 	}
-	if err != nil || !fits(c.DatabaseURL, `^postgres(ql)?://([^/?#@]*@)?[^@]*$`) ||
+	if err != nil || !matches(c.DatabaseURL, `^postgres(ql)?://([^/?#@]*@)?[^@]*$`) ||
 		slices.ContainsFunc(append(conf.Fallbacks, &pgconn.FallbackConfig{Host: conf.Host}), bad) {
 		return errors.New("DATABASE_URL: must be a URL such as postgresql://user:password" +
 			"@host:5432/name; signs in the password are percent-encoded (@ is %40), and files " +

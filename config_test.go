@@ -560,7 +560,7 @@ func dotEnvQuotes(value string) (ways []string) {
 	if !strings.ContainsAny(value, "'\n") {
 		ways = append(ways, "'"+value+"'")
 	}
-	if fits(value, `^[\w./:@%+,-][\w./:@%+,#= -]*$`) && !strings.Contains(value, " #") &&
+	if matches(value, `^[\w./:@%+,-][\w./:@%+,#= -]*$`) && !strings.Contains(value, " #") &&
 		!strings.HasSuffix(value, " ") {
 		ways = append(ways, value)
 	}
@@ -580,7 +580,7 @@ func FuzzDotEnv(f *testing.F) {
 			t.Errorf("parseDotEnv(%q) gives %v, %v", text, values, problems)
 		}
 		for _, p := range problems {
-			if !fits(p.Error(), `^\.env: line \d+ [a-zN]`) || len(p.Error()) > 80 {
+			if !matches(p.Error(), `^\.env: line \d+ [a-zN]`) || len(p.Error()) > 80 {
 				t.Errorf("parseDotEnv(%q): %v", text, p)
 			}
 		}
@@ -610,7 +610,7 @@ func TestUsage(t *testing.T) {
 			for name, tags := range settings() {
 				line := `(?m)^  ` + name + ` +` + regexp.QuoteMeta(tags.def) + ` *` +
 					regexp.QuoteMeta(tags.doc) + `$`
-				if !fits(stdout, line) || name == "" || tags.doc == "" {
+				if !matches(stdout, line) || name == "" || tags.doc == "" {
 					t.Errorf("latch %s does not explain %s", flag, name)
 				}
 			}
@@ -669,7 +669,7 @@ func TestUsage(t *testing.T) {
 			}
 		}
 		exit, stdout, stderr := runLatch(t, dir, row.env, "", strings.Fields(row.args)...)
-		if exit != row.exit || !fits(stderr, row.stderr) ||
+		if exit != row.exit || !matches(stderr, row.stderr) ||
 			strings.Contains(stdout+stderr, "canary") {
 			t.Errorf("%s: latch %s exits with %d, want %d: %s%s", name, row.args, exit, row.exit,
 				stdout, stderr)

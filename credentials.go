@@ -231,10 +231,10 @@ var errMalformedHash = errors.New("stored password hash is malformed or out of b
 
 // hasher hashes and verifies passwords, as many at once as it has slots.
 type hasher struct {
-	params argonParams
-	slots  limiter
-	dead   atomic.Int64 // KiB of finished hashes that are not yet collected
-	dummy  string       // the hash of a password that nobody has, for unknown accounts
+	params  argonParams
+	slots   limiter
+	garbage atomic.Int64 // KiB of finished hashes that are not yet collected
+	dummy   string       // the hash of a password that nobody has, for unknown accounts
 }
 
 // newHasher makes a hasher with a slot for each core but one, which is kept for all other requests
@@ -301,8 +301,8 @@ func (h *hasher) outdated(encoded string) bool {
 // new memory for each second hash and returns the old to the system, which costs 14 % of all logins
 // in page faults, and 20 MiB.
 func (h *hasher) collect(release func(), memory uint32) {
-	if h.dead.Add(int64(memory)) >= h.slots.total*int64(currentParams.memory) {
-		h.dead.Store(0)
+	if h.garbage.Add(int64(memory)) >= h.slots.total*int64(currentParams.memory) {
+		h.garbage.Store(0)
 		runtime.GC()
 	}
 	release()

@@ -63,12 +63,12 @@ func newObject(rd *reader, in *input, dst reflect.Value) *object {
 	return &object{reader: rd, in: in, dst: dst, seen: make([]bool, len(in.fields))}
 }
 
-// find returns the field called name in place and marks it as seen. A repeated or an unknown one is
-// nil and a fault, but forms may hold unknown ones (RFC 6749, section 3.2, of token endpoints).
-func (o *object) find(place, name string) *field {
+// find returns the field called name of source and marks it as seen. A repeated or an unknown one
+// is nil and a fault, but forms may hold unknown ones (RFC 6749, section 3.2, of token endpoints).
+func (o *object) find(source, name string) *field {
 	for i, f := range o.in.fields {
 		switch {
-		case f.name != name || !f.at(place):
+		case f.name != name || !f.isFrom(source):
 			continue
 		case o.seen[i]:
 			o.add(repeated, f.name)
@@ -79,18 +79,18 @@ func (o *object) find(place, name string) *field {
 		o.seen[i] = true
 		return f
 	}
-	if place != "form" && len(o.faults) < maxFaults {
-		known := strings.Join(o.in.names(place), ", ")
+	if source != "form" && len(o.faults) < maxFaults {
+		known := strings.Join(o.in.names(source), ", ")
 		o.add(fault{"extra_forbidden", "holds an unknown field; known are: " + known})
 	}
 	return nil
 }
 
-// finish sets the defaults of place and adds a fault for each required field that did not come.
-func (o *object) finish(place string) {
+// finish sets the defaults of source and adds a fault for each required field that did not come.
+func (o *object) finish(source string) {
 	for i, f := range o.in.fields {
 		switch {
-		case !f.at(place) || f.exclusive && !o.seen[i]:
+		case !f.isFrom(source) || f.exclusive && !o.seen[i]:
 		case o.seen[i] && o.exclusive != "" && !f.exclusive:
 			o.add(fault{"value_error", "cannot be combined with " + o.exclusive}, f.name)
 		case o.seen[i] || o.exclusive != "":
@@ -132,9 +132,9 @@ func (o *object) setText(f *field, text string) {
 // readPairs reads a query or a form: name=value, joined by &, each percent-encoded. Empty pairs are
 // ignored, and so is an empty text in a query, which means that the parameter is absent. Malformed
 // pairs are a fault of a query, and the refusal of a form.
-func (o *object) readPairs(place, text string) (refusal string) {
-	defer o.finish(place)
-	query := place == "query"
+func (o *object) readPairs(source, text string) (refusal string) {
+	defer o.finish(source)
+	query := source == "query"
 	for pair := range strings.SplitSeq(text, "&") {
 		name, value, hasValue := strings.Cut(pair, "=")
 		name, err1 := url.QueryUnescape(name)
@@ -146,7 +146,7 @@ func (o *object) readPairs(place, text string) (refusal string) {
 			o.add(fault{"query_malformed", "must be name=value pairs in percent-encoded UTF-8"})
 			return invalidForm
 		}
-		switch f := o.find(place, name); {
+		switch f := o.find(source, name); {
 		case f == nil || value == "" && query && f.kind == kindText && f.enum == nil:
 		case f.kind == kindList:
 			o.setList(f, value)
@@ -250,9 +250,10 @@ func (s *server) receive(w *responseWriter, r *http.Request, limit int64) ([]byt
 			w.unread = false
 			w.conn().SetReadDeadline(time.Time{}) // it would end the context of a slow handler
 			return body.Bytes(), nil
-		case w.freeBody == nil: // the first part of a long body
+		case w.releaseBody == nil: // the first part of a long body
 			size := cmp.Or(max(r.ContentLength, 0), limit)
-			if w.freeBody, err = s.bodies.acquire(r.Context(), w.caller.key(), size); err != nil {
+			w.releaseBody, err = s.bodies.acquire(r.Context(), w.caller.key(), size)
+			if err != nil {
 				return nil, err
 			}
 			body.Grow(int(size) - body.Len() + bytes.MinRead)
@@ -263,8 +264,8 @@ func (s *server) receive(w *responseWriter, r *http.Request, limit int64) ([]byt
 // ---- JSON ----
 
 // readJSON reads one JSON object in UTF-8. A byte order mark is skipped. The decoder lets pass what
-// the fields refuse with its place: repeated names and lone surrogates. A refusal is of the body as
-// a whole; the faults do not count then.
+// the fields refuse with its location: repeated names and lone surrogates. A refusal is of the body
+// as a whole; the faults do not count then.
 func (o *object) readJSON(text []byte) (refusal string) {
 	text = bytes.TrimPrefix(text, []byte("\ufeff"))
 	if !utf8.Valid(text) {
@@ -328,7 +329,7 @@ func (o *object) members() {
 	o.finish("json")
 }
 
-// value reads the value that comes next into dst. at is the last step of its place.
+// value reads the value that comes next into dst. at is the last step of its location.
 func (rd *reader) value(f *field, dst reflect.Value, at any) {
 	rd.loc = append(rd.loc, at)
 	kind := rd.dec.PeekKind()
@@ -356,8 +357,8 @@ func (rd *reader) value(f *field, dst reflect.Value, at any) {
 	rd.loc = rd.loc[:len(rd.loc)-1]
 }
 
-// list reads an array into the slice dst, or an object into the map dst. The place of a member of a
-// map is its number: its name is the client's.
+// list reads an array into the slice dst, or an object into the map dst. The location of a member
+// of a map is its number: its name is the client's.
 func (rd *reader) list(f *field, dst reflect.Value) fault {
 	isMap := f.kind == kindMap
 	if isMap {

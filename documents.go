@@ -35,7 +35,7 @@ func (d document) location() string { return fmt.Sprintf("/documents/%d", d.ID) 
 // size returns how many bytes the document has as JSON, or somewhat more: control characters take
 // six, others at most what they have in UTF-8, quotes and backslashes twice that.
 func (d document) size() int {
-	n := 256 + 6*len(value(d.Key)) + len(d.Content) + len(d.Metadata) + 16*len(d.Embedding)
+	n := 256 + 6*len(keyText(d.Key)) + len(d.Content) + len(d.Metadata) + 16*len(d.Embedding)
 	for _, c := range []byte(d.Content) {
 		if c < ' ' {
 			n += 5
@@ -99,7 +99,7 @@ func (s *server) createDocument(
 	return &docs[0], nil
 }
 
-// inBody is the place of a document that is the body.
+// inBody is the location of a document that is the body.
 func inBody(int) []any { return []any{"body"} }
 
 type createDocumentsInput struct {
@@ -111,17 +111,17 @@ type createDocumentsInput struct {
 func (s *server) createDocuments(
 	ctx context.Context, c *caller, in createDocumentsInput,
 ) (batch, error) {
-	place := func(i int) []any { return []any{"body", "documents", i} }
-	docs, err := s.storeDocuments(ctx, c, in.Documents, in.storeOptions, place)
+	loc := func(i int) []any { return []any{"body", "documents", i} }
+	docs, err := s.storeDocuments(ctx, c, in.Documents, in.storeOptions, loc)
 	return batch{docs}, err
 }
 
 // storeDocuments gives the documents that lack an embedding one of the provider, and stores all.
-// place is where document i is in the request.
+// loc returns the location of document i in the request.
 func (s *server) storeDocuments(
-	ctx context.Context, c *caller, list []documentInput, opt storeOptions, place func(i int) []any,
+	ctx context.Context, c *caller, list []documentInput, opt storeOptions, loc func(i int) []any,
 ) (documents, error) {
-	stored, err := s.checkKeys(ctx, c, list, opt, place)
+	stored, err := s.checkKeys(ctx, c, list, opt, loc)
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +132,7 @@ func (s *server) storeDocuments(
 			in.Embedding = stored[i]
 		}
 		if in.Embedding == nil {
-			texts = append(texts, textToEmbed{in.Content, place(i), "content", &in.Embedding})
+			texts = append(texts, textToEmbed{in.Content, loc(i), "content", &in.Embedding})
 		}
 	}
 	if err := s.embedder.embed(ctx, texts...); err != nil {
@@ -152,7 +152,7 @@ func (s *server) storeDocuments(
 	docs, err := s.store.createDocuments(ctx, c.ID, list, opt.Upsert, opt.Include != nil)
 	if errors.Is(err, errKeyTaken) {
 		stored, _ := s.store.storedKeys(ctx, c.ID, list)
-		err = keyTaken(stored, place)
+		err = keyTaken(stored, loc)
 	}
 	return docs, accountGone(err)
 }
@@ -161,15 +161,15 @@ func (s *server) storeDocuments(
 // saves calls to the provider: it refuses keys that are taken, or with upsert returns the stored
 // embeddings of the same contents.
 func (s *server) checkKeys(
-	ctx context.Context, c *caller, list []documentInput, opt storeOptions, place func(i int) []any,
+	ctx context.Context, c *caller, list []documentInput, opt storeOptions, loc func(i int) []any,
 ) (stored map[int]vector, err error) {
 	var faults []fieldError
 	seen, lacking := map[string]bool{}, false // lacking: an embedding
 	for i, in := range list {
-		key := value(in.Key.Value)
+		key := keyText(in.Key.Value)
 		if seen[key] {
-			loc := append(place(i), "key")
-			faults = append(faults, fieldError{loc, repeated.msg, repeated.kind})
+			faults = append(faults,
+				fieldError{append(loc(i), "key"), repeated.msg, repeated.kind})
 		}
 		if key != "" {
 			seen[key] = true
@@ -183,24 +183,24 @@ func (s *server) checkKeys(
 		stored, err = s.store.storedKeys(ctx, c.ID, list)
 	}
 	if len(stored) > 0 && !opt.Upsert {
-		err = keyTaken(stored, place)
+		err = keyTaken(stored, loc)
 	}
 	return stored, err
 }
 
 // keyTaken returns errKeyTaken at the keys that are stored.
-func keyTaken(stored map[int]vector, place func(i int) []any) error {
+func keyTaken(stored map[int]vector, loc func(i int) []any) error {
 	var taken []fieldError
 	for _, i := range slices.Sorted(maps.Keys(stored)) {
-		loc := append(place(i), "key")
-		taken = append(taken, fieldError{loc, "is the key of another document", errKeyTaken.code})
+		taken = append(taken, fieldError{append(loc(i), "key"),
+			"is the key of another document", errKeyTaken.code})
 	}
 	return errKeyTaken.withErrors(taken...)
 }
 
-// embeddingRequired returns errEmbeddingRequired for the object at place.
-func embeddingRequired(place []any) *problem {
-	loc := append(place, "embedding")
+// embeddingRequired returns errEmbeddingRequired for an object, given by its location.
+func embeddingRequired(object []any) *problem {
+	loc := append(object, "embedding")
 	return errEmbeddingRequired.withErrors(fieldError{loc, "is required here", "missing"})
 }
 

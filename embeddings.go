@@ -109,7 +109,7 @@ func embeddingsURL(setting string) *url.URL {
 // textToEmbed is a text of a request that needs an embedding.
 type textToEmbed struct {
 	text   string
-	place  []any   // of the object with the text, in the request
+	object []any   // the location of the object with the text, in the request
 	member string  // of the object
 	vector *vector // where its embedding goes
 }
@@ -131,7 +131,7 @@ func (e *embedder) embed(ctx context.Context, texts ...textToEmbed) error {
 	case len(texts) == 0:
 		return nil
 	case e == nil:
-		return embeddingRequired(texts[0].place)
+		return embeddingRequired(texts[0].object)
 	}
 	ctx, cancel := context.WithTimeout(ctx, e.loadTimeout+restTimeout)
 	defer cancel()
@@ -206,7 +206,7 @@ func (j *embedJob) embedPart(ctx context.Context, texts []textToEmbed) error {
 		case !refused:
 			refused = true
 		default:
-			loc := append(texts[0].place, texts[0].member)
+			loc := append(texts[0].object, texts[0].member)
 			f.problem = errTextRefused.withErrors(fieldError{loc, "is refused by the embedding " +
 				"model: it may be too long for it, or hold nothing that it knows", "text_refused"})
 			return f

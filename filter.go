@@ -33,9 +33,9 @@ func filterBy(filter jsonObject, args *[]any) string {
 	return " AND metadata @> " + c.arg([]byte(filter), "jsonb")
 }
 
-// uncached returns args for a statement with filter. With operators its text is of the client's
+// withExecMode returns args for a statement with filter. With operators its text is of the client's
 // making, and PostgreSQL would keep the plans of hundreds.
-func uncached(filter jsonObject, args []any) []any {
+func withExecMode(filter jsonObject, args []any) []any {
 	if hasOperators(filter) {
 		return append([]any{pgx.QueryExecModeCacheDescribe}, args...)
 	}

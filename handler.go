@@ -24,12 +24,14 @@ import (
 type access int
 
 const (
-	nobody  access = iota
-	anyone         // no token is looked at
-	clients        // anyone, at a token endpoint: refusals also have the members of RFC 6749
-	users          // a token of a live session of an active account
-	admins         // the same, of an admin
+	unset         access = iota
+	anyone               // no token is read
+	tokenEndpoint        // the same; refusals also have the members of RFC 6749, section 5.2
+	users                // a token of a live session of an active account
+	admins               // the same, of an admin
 )
+
+func (a access) isPublic() bool { return a <= tokenEndpoint }
 
 // route is one row of the table.
 type route struct {
@@ -68,7 +70,7 @@ func (rt *route) problems() []*problem {
 	if rt.endpoint.input.body {
 		all = append(all, errMalformedBody, errBodyTooLarge, errUnsupportedMedia)
 	}
-	if rt.access > clients {
+	if !rt.access.isPublic() {
 		all = append(all, errNotAuthenticated, errInvalidToken)
 	}
 	if rt.access == admins {
@@ -92,7 +94,7 @@ type caller struct {
 	userAgent string // the header as it came: see cleanText
 	requestID string
 
-	freeAnswer func() // gives back the memory of a large answer; nil: it has none
+	releaseAnswer func() // gives back the memory of a large answer; nil: it has none
 }
 
 // page is one page of a list. next is the id of its last item where more follows, else 0.
@@ -119,16 +121,16 @@ func pageOf[List ~[]T, T any](list List, limit int64, id func(T) int64) page[Lis
 // responseWriter is the response to one request, with what the access log says of both.
 type responseWriter struct {
 	http.ResponseWriter
-	server     *server
-	route      *route
-	stats      *routeStats
-	caller     caller
-	start      time.Time
-	status     int
-	bytes      int
-	unread     bool   // the request has a body that was not read to its end
-	endRequest func() // gives back the place among the requests in progress; nil: it has none
-	freeBody   func() // gives back the memory of a large body; nil: it has none
+	server         *server
+	route          *route
+	stats          *routeStats
+	caller         caller
+	start          time.Time
+	status         int
+	bytes          int
+	unread         bool   // the request has a body that was not read to its end
+	releaseRequest func() // gives back the place among the requests in progress; nil: it has none
+	releaseBody    func() // gives back the memory of a large body; nil: it has none
 }
 
 // WriteHeader begins the time that a client has to read the answer, however long that was in the
@@ -184,7 +186,7 @@ func (s *server) serve(w *responseWriter, r *http.Request) {
 // whom the row does not admit.
 func (s *server) authenticate(ctx context.Context, w *responseWriter, r *http.Request) error {
 	c := &w.caller
-	if w.route.access <= clients {
+	if w.route.access.isPublic() {
 		return nil
 	}
 	token, err := bearerToken(r)
@@ -195,7 +197,7 @@ func (s *server) authenticate(ctx context.Context, w *responseWriter, r *http.Re
 	if !ok {
 		return errInvalidToken
 	}
-	w.endRequest, err = s.requests.acquire(ctx, clientKey{user: ref.user}, 1)
+	w.releaseRequest, err = s.requests.acquire(ctx, clientKey{user: ref.user}, 1)
 	if err != nil {
 		return err
 	}
@@ -217,7 +219,7 @@ func (in *input) read(w *responseWriter, r *http.Request, dst reflect.Value) err
 	o := newObject(&reader{}, in, dst)
 	o.loc = []any{"path"}
 	for _, f := range in.fields {
-		if f.at("path") {
+		if f.isFrom("path") {
 			o.setText(f, r.PathValue(f.name))
 		}
 	}
@@ -283,7 +285,7 @@ func (w *responseWriter) fail(err error) {
 		h.Set(p.header[0], p.header[1])
 	}
 	document := p.document(c.requestID)
-	if w.route.access == clients {
+	if w.route.access == tokenEndpoint {
 		document.Error, document.ErrorDescription = p.oauthError(), p.detail
 	}
 	err = w.write(context.Background(), p.status, "application/problem+json", document)
@@ -295,8 +297,8 @@ func (w *responseWriter) fail(err error) {
 // reserve takes the bytes of a large answer of s.answers until its client has read it. What writes
 // large documents calls it before: a refusal afterwards would make clients repeat what was stored.
 func (s *server) reserve(ctx context.Context, c *caller, size int) (err error) {
-	if size > largeAnswer && c.freeAnswer == nil {
-		c.freeAnswer, err = s.answers.acquire(ctx, c.key(), int64(size))
+	if size > largeAnswer && c.releaseAnswer == nil {
+		c.releaseAnswer, err = s.answers.acquire(ctx, c.key(), int64(size))
 	}
 	return err
 }

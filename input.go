@@ -77,7 +77,7 @@ var kinds = map[string]struct {
 // field is one compiled field of an input, or the items of a list or map.
 type field struct {
 	name, kind                              string   // on the wire; one of kinds
-	places                                  []string // where it may stand: path, query, json, form
+	sources                                 []string // some of: path, query, json, form
 	index                                   []int    // in the struct
 	items                                   *field   // of a list or map
 	object                                  *input   // of a struct, or of items that are structs
@@ -96,8 +96,8 @@ type input struct {
 	limit             int64 // bytes of a body
 }
 
-// at reports whether the field may stand in place.
-func (f *field) at(place string) bool { return slices.Contains(f.places, place) }
+// isFrom reports whether the field may come from source.
+func (f *field) isFrom(source string) bool { return slices.Contains(f.sources, source) }
 
 // formats are the rules that a format tag can name. A rule returns the text to keep, or why it is
 // refused; where there is a pattern, the rule enforces it.
@@ -126,9 +126,9 @@ func compileInput(t reflect.Type) *input {
 		if f.kind == kindVector || f.kind == kindList && f.object != nil {
 			in.limit = maxLargeBody
 		}
-		in.form = in.form || f.at("form")
-		in.body = in.form || in.body || f.at("json")
-		in.query = in.query || f.at("query")
+		in.form = in.form || f.isFrom("form")
+		in.body = in.form || in.body || f.isFrom("json")
+		in.query = in.query || f.isFrom("query")
 		in.fields = append(in.fields, f)
 	}
 	return in
@@ -152,7 +152,7 @@ func (in *input) compileField(sf reflect.StructField, refuse func(bad bool, why 
 		if text != "" && i < 4 {
 			refuse(f.name != "" && f.name != text, "it has two names")
 			refuse(slices.Contains(in.names(key), text), "another field has its name")
-			f.name, f.places = text, append(f.places, key)
+			f.name, f.sources = text, append(f.sources, key)
 		}
 	}
 	refuse(known != len(sf.Tag)+1, "a key of its tag is unknown, repeated or not of key:\"value\"")
@@ -164,7 +164,7 @@ func (in *input) compileField(sf reflect.StructField, refuse func(bad bool, why 
 	single := f.items == nil && f.object == nil && f.kind != kindVector
 	list := f.kind == kindList && f.object == nil && f.items.items == nil
 	allowed := map[string]bool{"path": single, "query": single || list, "json": true,
-		"form": single, "json form": single}[strings.Join(f.places, " ")]
+		"form": single, "json form": single}[strings.Join(f.sources, " ")]
 	refuse(!allowed, "a "+f.kind+" cannot stand in these places")
 	f.setLimits("", tag, refuse)
 	cmp.Or(f.items, &field{}).setLimits("item", tag, refuse)
@@ -229,10 +229,10 @@ func (f *field) setLimits(prefix string, tag func(string) string, refuse func(bo
 	}
 }
 
-// names returns the documented fields that may stand in place, in the order of the struct.
-func (in *input) names(place string) (names []string) {
+// names returns the documented fields that may come from source, in the order of the struct.
+func (in *input) names(source string) (names []string) {
 	for _, f := range in.fields {
-		if f.at(place) && f.doc != "-" {
+		if f.isFrom(source) && f.doc != "-" {
 			names = append(names, f.name)
 		}
 	}

@@ -73,18 +73,18 @@ Settings, from the environment or .env, each also as NAME_FILE and in lower case
 
 // run executes one command and returns the exit status.
 func run(ctx context.Context, args []string) (code int) {
-	defer endBySentence(&code)
+	defer reportPanic(&code)
 	command := strings.Join(append([]string{"latch"}, args...), " ")
 	switch {
-	case fits(command, `^latch (-h|--?help|help)$`):
+	case matches(command, `^latch (-h|--?help|help)$`):
 		fmt.Printf(usage, version)
 		printSettings(os.Stdout)
 		return 0
-	case fits(command, `^latch --?version$`):
+	case matches(command, `^latch --?version$`):
 		fmt.Printf("latch %s (commit %s)\n", version, commit(debug.ReadBuildInfo()))
 		return 0
-	case !fits(command, `^latch( migrate( -check)?| admin [^ ]+| psql| healthcheck)?$`) &&
-		!fits(command, `^latch index( -list|( -drop)? [^ ]+@[^ ]+)$`):
+	case !matches(command, `^latch( migrate( -check)?| admin [^ ]+| psql| healthcheck)?$`) &&
+		!matches(command, `^latch index( -list|( -drop)? [^ ]+@[^ ]+)$`):
 		fmt.Fprintln(os.Stderr, "latch: unknown command or flag; see latch -h")
 		return 2
 	}
@@ -108,9 +108,9 @@ func run(ctx context.Context, args []string) (code int) {
 	return 0
 }
 
-// endBySentence recovers from a panic with a text, which says what is wrong with a row of the route
+// reportPanic recovers from a panic with a text, which says what is wrong with a row of the route
 // table, a tag of an input or a section of the schema, prints it and sets code. Others go on.
-func endBySentence(code *int) {
+func reportPanic(code *int) {
 	switch cause := recover().(type) {
 	case nil:
 	case string:

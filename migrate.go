@@ -149,7 +149,7 @@ func connectWhenReady(ctx context.Context, url string, log *slog.Logger) (*pgx.C
 // checkEncoding refuses a database that does not keep UTF-8, and warns where only ASCII letters
 // have upper and lower case.
 func checkEncoding(ctx context.Context, q querier, log *slog.Logger) error {
-	encoding, err := queryOne(ctx, on(q), pgx.RowTo[string], `SHOW server_encoding`)
+	encoding, err := queryOne(ctx, onConn(q), pgx.RowTo[string], `SHOW server_encoding`)
 	if err != nil {
 		return describe(err)
 	}
@@ -157,7 +157,7 @@ func checkEncoding(ctx context.Context, q querier, log *slog.Logger) error {
 		return fmt.Errorf("the database has the encoding %s: restore it into a new one, made with "+
 			"CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0", encoding)
 	}
-	folds, err := queryOne(ctx, on(q), pgx.RowTo[bool], `
+	folds, err := queryOne(ctx, onConn(q), pgx.RowTo[bool], `
 		SELECT 'Ä' ILIKE 'ä' AND to_tsvector('simple', 'Ä') = to_tsvector('simple', 'ä')`)
 	if err == nil && !folds {
 		log.Warn("ascii_case", "detail", "LC_CTYPE of the database knows only ASCII: searches "+
@@ -170,7 +170,7 @@ func checkEncoding(ctx context.Context, q querier, log *slog.Logger) error {
 // that is newer than this program and tables of another program are errors. It takes no lock, so a
 // start on a current database does not wait.
 func nextMigration(ctx context.Context, q querier, all []migration) (*migration, error) {
-	tables, err := queryAll(ctx, on(q), pgx.RowTo[string], `
+	tables, err := queryAll(ctx, onConn(q), pgx.RowTo[string], `
 		SELECT relname FROM pg_class c
 		WHERE relnamespace = quote_ident(current_schema())::regnamespace
 		  AND relkind IN ('r', 'p', 'v', 'm', 'f') AND (relname <> 'schema_migrations'
@@ -180,7 +180,7 @@ func nextMigration(ctx context.Context, q querier, all []migration) (*migration,
 		ORDER BY relname`) // not those of extensions, and no other program's schema_migrations
 	var sums []string
 	if slices.Contains(tables, "schema_migrations") {
-		sums, err = queryAll(ctx, on(q), pgx.RowTo[string],
+		sums, err = queryAll(ctx, onConn(q), pgx.RowTo[string],
 			`SELECT checksum FROM schema_migrations ORDER BY version`)
 	} else if n := len(tables); n > 0 {
 		return nil, fmt.Errorf("the database has tables that are not Latch's (%s), so nothing was "+
@@ -212,10 +212,10 @@ func (m *migration) apply(ctx context.Context, conn *pgx.Conn) error {
 	// Read committed, whatever a role's isolation is: a snapshot would hide what others applied.
 	options := pgx.TxOptions{IsoLevel: pgx.ReadCommitted}
 	return pgx.BeginTxFunc(ctx, conn, options, func(tx pgx.Tx) error {
-		err := requireRow(exec(ctx, on(tx),
+		err := requireRow(exec(ctx, onConn(tx),
 			`SELECT WHERE pg_try_advisory_xact_lock($1)`, migrationLock))
 		if err == nil { // the timeout: while a statement waits for a table, so do requests
-			err = requireRow(exec(ctx, on(tx), fmt.Sprintf(noTimeouts, true)+`
+			err = requireRow(exec(ctx, onConn(tx), fmt.Sprintf(noTimeouts, true)+`
 				SET LOCAL lock_timeout = '2s';
 				CREATE TABLE IF NOT EXISTS schema_migrations (
 				    version integer PRIMARY KEY, name text NOT NULL,
@@ -316,12 +316,12 @@ func buildIndex(ctx context.Context, url string, owner, memory int64) error {
 	}()
 	_, err = conn.Exec(ctx, fmt.Sprintf(noTimeouts, false))
 	for locked := false; err == nil && !locked; time.Sleep(lockPoll) {
-		locked, err = queryOne(ctx, on(conn), pgx.RowTo[bool],
+		locked, err = queryOne(ctx, onConn(conn), pgx.RowTo[bool],
 			`SELECT pg_try_advisory_lock(hashtextextended($1, 0))`, name)
 	}
 	valid := false
 	if err == nil {
-		valid, err = queryOne(ctx, on(conn), pgx.RowTo[bool], `SELECT EXISTS (
+		valid, err = queryOne(ctx, onConn(conn), pgx.RowTo[bool], `SELECT EXISTS (
 			SELECT FROM pg_index WHERE indexrelid = to_regclass($1) AND indisvalid)`, name)
 	}
 	if err == nil && !valid {

@@ -405,7 +405,8 @@ func TestMigrateRights(t *testing.T) {
 		runScript(t, url, row.setup)
 		all := parseMigrations(row.sql)
 		err := migrate(t.Context(), url+"&role="+guest, all, false, quiet)
-		if err == nil || !fits(err.Error(), row.want) || !fits(err.Error(), `\n`+requirements+`$`) {
+		if err == nil || !matches(err.Error(), row.want) ||
+			!matches(err.Error(), `\n`+requirements+`$`) {
 			t.Errorf("after %s: %v, want %s, and what Latch needs", row.setup, err, row.want)
 		}
 	}

@@ -31,7 +31,7 @@ import (
 var docsPage []byte
 
 // frameJSON is the document without what {…} stands for, and the texts of fields, [description,
-// example], by component or place and name, or by the name alone for all other fields.
+// example], by component or source and name, or by the name alone for all other fields.
 //
 //go:embed openapi.json
 var frameJSON []byte
@@ -161,7 +161,7 @@ func (d *specification) operation(rt *route) operation {
 	summary, _, _ := strings.Cut(rt.summary, ": ")
 	o := operation{OperationID: rt.name, Tags: strings.Split(rt.path, "/")[1:2], Summary: summary,
 		Description: rt.summary + ".", Access: "anyone", Security: []ordered{}}
-	if rt.access > clients {
+	if !rt.access.isPublic() {
 		o.Access = "user"
 		o.Security = []ordered{{{"password", []any{}}}, {{"bearer", []any{}}}}
 	}
@@ -170,10 +170,10 @@ func (d *specification) operation(rt *route) operation {
 		o.Description += " Admins only."
 	}
 	for _, f := range in.fields {
-		if f.at("path") || f.at("query") {
-			p := d.field(f.places[0], f)
+		if f.isFrom("path") || f.isFrom("query") {
+			p := d.field(f.sources[0], f)
 			o.Parameters = append(o.Parameters,
-				parameter{f.name, f.places[0], !f.optional, p.Description, p})
+				parameter{f.name, f.sources[0], !f.optional, p.Description, p})
 			p.Description = ""
 		}
 	}
@@ -278,11 +278,14 @@ func (d *specification) body(in *input, nullable bool) *schema {
 	return d.component(name, nullable, func(o *schema) {
 		o.AdditionalProperties = new(false)
 		for _, f := range in.fields {
-			if f.doc == "-" || !f.at("json") && !f.at("form") || o.Properties.get(f.name) != nil {
+			if f.doc == "-" || !f.isFrom("json") && !f.isFrom("form") ||
+				o.Properties.get(f.name) != nil {
 				continue
 			}
 			o.Properties.add(f.name, d.field(name, f))
-			same := func(g *field) bool { return g.name == f.name && g.at("json") && g.optional }
+			same := func(g *field) bool {
+				return g.name == f.name && g.isFrom("json") && g.optional
+			}
 			if !f.optional && !slices.ContainsFunc(in.fields, same) {
 				o.Required = append(o.Required, f.name)
 			}
@@ -304,7 +307,7 @@ func (d *specification) component(name string, nullable bool, fill func(o *schem
 	return &schema{Ref: "#/components/schemas/" + name}
 }
 
-// field describes what is accepted for a field of a component or place.
+// field describes what is accepted for a field of a component or source.
 func (d *specification) field(owner string, f *field) *schema {
 	o := scalars[reflect.TypeOf(kinds[f.kind].zero)]
 	o.ReadOnly = f.readOnly
@@ -341,10 +344,10 @@ func (d *specification) field(owner string, f *field) *schema {
 	case kindStruct:
 		o = *d.body(f.object, f.nullable)
 	}
-	if f.at("query") && (f.kind == kindObject || f.kind == kindList) {
+	if f.isFrom("query") && (f.kind == kindObject || f.kind == kindList) {
 		o = schema{Type: "string"} // with content or contentMediaType it breaks generators
 	}
-	if f.def != "" && f.at("query") {
+	if f.def != "" && f.isFrom("query") {
 		o.Default = o.literal(f.def)
 	} else if f.def != "" { // openapi-typescript makes a property with a default a required one
 		o.Description += "Defaults to " + f.def + "."

@@ -208,8 +208,8 @@ type (
 	runner func(ctx context.Context, f work) error
 )
 
-// on returns the runner on a connection or a transaction that the caller has.
-func on(q querier) runner {
+// onConn returns the runner on a connection or a transaction that the caller has.
+func onConn(q querier) runner {
 	return func(ctx context.Context, f work) error { return f(ctx, q) }
 }
 
@@ -277,7 +277,7 @@ func (st *store) retry(timeout time.Duration, idempotent bool) runner {
 				defer conn.Release() // also after a panic
 				return f(detached, conn)
 			}()
-			retryable := err != nil && (isLostRace(err) || idempotent && isLostConnection(err))
+			retryable := err != nil && (isRetryable(err) || idempotent && isLostConnection(err))
 			if !retryable || tries == maxTries || detached.Err() != nil {
 				return translate(err)
 			}
@@ -371,7 +371,7 @@ func translate(err error) error {
 	}
 	pg, _ := errors.AsType[*pgconn.PgError](err)
 	switch {
-	case isLostConnection(err) || isLostRace(err) ||
+	case isLostConnection(err) || isRetryable(err) ||
 		sqlState(err, "55P03", "57", "53", "58", "08", "XX000") ||
 		sqlState(err, "54000") && pg.ConstraintName == "":
 		// Not the statement's fault: a lock, cancelled, terminated or starting, out of connections,
@@ -395,10 +395,10 @@ func sqlState(err error, prefixes ...string) bool {
 	})
 }
 
-// isLostRace reports whether nothing of a statement was kept and another try may succeed: it was
+// isRetryable reports whether nothing of a statement was kept and another try may succeed: it was
 // not sent, or failed by a serialization failure, a deadlock, a plan that a migration has outdated,
 // or one of staleCodes. After a lock time-out the client has waited long enough.
-func isLostRace(err error) bool {
+func isRetryable(err error) bool {
 	return pgconn.SafeToRetry(err) || sqlState(err, "40001", "40P01", "0A000") ||
 		sqlState(err, staleCodes...)
 }

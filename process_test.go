@@ -189,7 +189,7 @@ func TestServe(t *testing.T) {
 	a.want(a.refresh(m.RefreshToken), 200, "")
 	a.want(a.tryLogin(m.Email, "a wrong canary"), 401, "invalid_credentials")
 	exit, _, stderr = runLatch(t, dir, env, "")
-	if exit != 1 || !fits(stderr, `^latch: port \d+ is in use[^\n]+\n$`) {
+	if exit != 1 || !matches(stderr, `^latch: port \d+ is in use[^\n]+\n$`) {
 		t.Errorf("a second server on the port exits with %d, want 1: %s", exit, stderr)
 	}
 	finish := halfRequest(a, m.Email)
@@ -332,7 +332,7 @@ func TestUnit(t *testing.T) {
 		text, err := os.ReadFile("deploy/" + file)
 		wait := fmt.Sprintf(`(TimeoutStopSec=|stop_grace_period: )%vs?\b`,
 			drainTimeout.Seconds()+delay)
-		if err != nil || !fits(string(text), wait) {
+		if err != nil || !matches(string(text), wait) {
 			t.Errorf("%s does not wait %v and %v s (%v)", file, drainTimeout, delay, err)
 		}
 	}
@@ -370,7 +370,7 @@ func TestUnreadableDotEnv(t *testing.T) {
 				"/proc/self/fd/3", "healthcheck"}
 		}
 		out, _ := inShell(cmd, script).CombinedOutput()
-		if !fits(string(out), want) {
+		if !matches(string(out), want) {
 			t.Errorf("after %s, latch healthcheck prints %s, want %s", script, out, want)
 		}
 	}
@@ -410,11 +410,11 @@ func TestIndexCommand(t *testing.T) {
 	}
 	a.sql(`UPDATE pg_extension SET extversion = '0.8.0' WHERE extname = 'vector'`)
 	out := index(0, m.Email)
-	if !fits(out, `(?s)^Building documents_hnsw_\d+ for 60 documents, .*\n        0     1.0000 `+
+	if !matches(out, `(?s)^Building documents_hnsw_\d+ for 60 documents, .*\n        0     1.0000 `+
 		`.*\n       40     [01]\..*\nSearches of ada@example.com use it with ef_search \d+\.\n$`) {
 		t.Errorf("latch index prints %s", out)
 	}
-	if out := index(0, "-list"); !fits(out, `^owner .*\nada@example.com +60 +0 +\d+ .* ago\n$`) {
+	if out := index(0, "-list"); !matches(out, `^owner .*\nada@example.com +60 +0 +\d+ .* ago\n$`) {
 		t.Errorf("latch index -list prints %s", out)
 	}
 	index(0, "-drop", m.Email)
@@ -727,11 +727,11 @@ func TestDevelopment(t *testing.T) {
 	stop(c, dir)
 }
 
-// TestEndBySentence: a wrong row ends the start by its sentence; a bug goes on with its stack.
-func TestEndBySentence(t *testing.T) {
+// TestReportPanic: a wrong row ends the start by its sentence; a bug goes on with its stack.
+func TestReportPanic(t *testing.T) {
 	t.Parallel()
 	end := func(cause any) (code int) {
-		defer endBySentence(&code)
+		defer reportPanic(&code)
 		panic(cause)
 	}
 	if got := end("GET /x: a row needs access, name, status and summary"); got != 1 {

@@ -104,7 +104,7 @@ func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
 
 // addRow serves a row of the table.
 func (s *server) addRow(rt *route) {
-	if rt.access == nobody || rt.name == "" || rt.status == 0 || rt.summary == "" {
+	if rt.access == unset || rt.name == "" || rt.status == 0 || rt.summary == "" {
 		panic(rt.method + " " + rt.path + ": a row needs access, name, status and summary")
 	}
 	names := rt.endpoint.input.names("path")
@@ -155,13 +155,13 @@ func (s *server) accountRoutes() []route {
 		{"POST", "/auth/register", anyone, "register", handle(s.register), 201,
 			errs{errEmailTaken, errRegistrationClosed, errBusy, errUnavailable},
 			"Create an account: not an admin, and not logged in"},
-		{"POST", "/auth/login", clients, "login", handle(s.login), 200,
+		{"POST", "/auth/login", tokenEndpoint, "login", handle(s.login), 200,
 			errs{errInvalidCredentials, errAccountInactive, errInvalidRefresh, errRefreshReused},
 			"Log in: start a session; with grant_type=refresh_token, do what refresh does"},
-		{"POST", "/auth/refresh", clients, "refresh", handle(s.refresh), 200,
+		{"POST", "/auth/refresh", tokenEndpoint, "refresh", handle(s.refresh), 200,
 			errs{errInvalidRefresh, errRefreshReused},
 			"Refresh tokens: exchange a refresh token; using it again later ends the session"},
-		{"POST", "/auth/revoke", clients, "revoke", handle(s.revoke), 200, nil,
+		{"POST", "/auth/revoke", tokenEndpoint, "revoke", handle(s.revoke), 200, nil,
 			"Revoke a token: end the session of a token, also of an expired one (RFC 7009)"},
 		{"POST", "/auth/logout", users, "logout", handle(s.logout), 204, nil,
 			"Log out: end this session, the others, or all; their tokens end at once"},
@@ -338,7 +338,7 @@ func (s *server) finish(w *responseWriter, r *http.Request) {
 			cause = nil
 		}
 	}
-	for _, release := range []func(){w.freeBody, w.caller.freeAnswer, w.endRequest} {
+	for _, release := range []func(){w.releaseBody, w.caller.releaseAnswer, w.releaseRequest} {
 		if release != nil {
 			release()
 		}

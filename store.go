@@ -64,7 +64,7 @@ func (st *store) getUser(ctx context.Context, id int64) (user, error) {
 
 // listUsers returns up to f.Limit accounts in the order of ids, and one more where there is one.
 // With f.Q the plan depends on the text: a rare one is found by its index, a common one by id.
-func (st *store) listUsers(ctx context.Context, f userFilter) ([]user, error) {
+func (st *store) listUsers(ctx context.Context, f usersInput) ([]user, error) {
 	run, where := st.runIdempotent, ""
 	args := []any{f.After, f.IsActive, f.IsAdmin, f.Skip, f.Limit + 1}
 	if f.Q != nil {
@@ -90,7 +90,7 @@ func (st *store) updateUser(
 		if before, err = lockUser(ctx, q, id, c); err != nil {
 			return err
 		}
-		after, err = queryOne(ctx, on(q), scanUser, `
+		after, err = queryOne(ctx, onConn(q), scanUser, `
 			UPDATE users u SET
 			    email = coalesce($2, u.email), password_hash = coalesce($3, u.password_hash),
 			    full_name = CASE WHEN $4 THEN $5 ELSE u.full_name END,
@@ -99,7 +99,7 @@ func (st *store) updateUser(
 			WHERE u.id = $1 RETURNING `+userColumns,
 			id, c.Email, c.PasswordHash, c.FullName.Set, c.FullName.Value, c.IsActive, c.IsAdmin)
 		if err == nil && (c.PasswordHash != nil || !after.IsActive) {
-			_, err = exec(ctx, on(q), endOtherSessions, id, c.KeepSession)
+			_, err = exec(ctx, onConn(q), endOtherSessions, id, c.KeepSession)
 		}
 		return err
 	})
@@ -114,7 +114,7 @@ const adminLock = 0x61646d696e // "admin" in ASCII
 // other the second waits for adminLock, and then sees what the first has done. Inserting documents
 // neither waits for these locks nor holds them up.
 func lockUser(ctx context.Context, q querier, id int64, c userChange) (user, error) {
-	u, err := queryOne(ctx, on(q), scanStoredUser,
+	u, err := queryOne(ctx, onConn(q), scanStoredUser,
 		`SELECT `+userColumns+`, password_hash FROM users u WHERE u.id = $1 FOR NO KEY UPDATE`, id)
 	demotes := c.IsActive != nil && !*c.IsActive || c.IsAdmin != nil && !*c.IsAdmin
 	switch {
@@ -122,9 +122,9 @@ func lockUser(ctx context.Context, q querier, id int64, c userChange) (user, err
 	case c.OldHash != "" && c.OldHash != u.PasswordHash:
 		err = errWrongPassword
 	case demotes && u.IsAdmin && u.IsActive:
-		_, err = exec(ctx, on(q), `SELECT pg_advisory_xact_lock($1)`, int64(adminLock))
+		_, err = exec(ctx, onConn(q), `SELECT pg_advisory_xact_lock($1)`, int64(adminLock))
 		if err == nil {
-			err = requireRow(exec(ctx, on(q),
+			err = requireRow(exec(ctx, onConn(q),
 				`SELECT FROM users WHERE is_admin AND is_active AND id <> $1 LIMIT 1`, id))
 		}
 		if errors.Is(err, errNotFound) {
@@ -180,17 +180,17 @@ func (st *store) runLookups(ctx context.Context, batch []*lookup) error {
 	}
 	type row struct {
 		account
-		Place int
+		Ordinal int
 	}
 	rows, err := queryAll(ctx, st.runIdempotent, pgx.RowToStructByPos[row], `
-		SELECT `+userColumns+`, coalesce(x.ef_search, 0), t.place
+		SELECT `+userColumns+`, coalesce(x.ef_search, 0), t.ordinal
 		FROM unnest($1::bigint[], $2::bigint[], $3::bigint[])
-		    WITH ORDINALITY AS t (session, account, expires, place)
+		    WITH ORDINALITY AS t (session, account, expires, ordinal)
 		JOIN sessions s ON s.id = t.session AND s.user_id = t.account
 		JOIN users u ON u.id = s.user_id LEFT JOIN vector_indexes x ON x.owner_id = u.id
 		WHERE t.expires > extract(epoch FROM now()) AND `+sessionIsLive, sessions, users, expires)
 	for _, r := range rows {
-		batch[r.Place-1].account, batch[r.Place-1].err = r.account, nil
+		batch[r.Ordinal-1].account, batch[r.Ordinal-1].err = r.account, nil
 	}
 	return err
 }
@@ -278,13 +278,13 @@ func (st *store) createSession(
 	ctx context.Context, userID int64, hash string, c *caller, idle time.Duration,
 ) (s session, err error) {
 	err = st.runTx(ctx, func(ctx context.Context, q querier) error {
-		err := requireRow(exec(ctx, on(q), `
+		err := requireRow(exec(ctx, onConn(q), `
 			SELECT FROM users WHERE id = $1 AND password_hash = $2 AND is_active
 			FOR NO KEY UPDATE`, userID, hash))
 		if err != nil {
 			return err
 		}
-		s, err = queryOne(ctx, on(q), scanSession, `
+		s, err = queryOne(ctx, onConn(q), scanSession, `
 			WITH gone AS (DELETE FROM sessions WHERE user_id = $2 AND (expires_at <= now() OR id IN
 			    (SELECT id FROM sessions WHERE user_id = $2 AND expires_at > now()
 			     ORDER BY rotated_at DESC, id OFFSET $6)))
@@ -305,7 +305,7 @@ func (st *store) rotateSession(
 	ctx context.Context, ref sessionRef, generation int64, idle, grace time.Duration,
 ) (s session, err error) {
 	err = st.runIdempotent(ctx, func(ctx context.Context, q querier) error {
-		s, err = queryOne(ctx, on(q), scanSession, `
+		s, err = queryOne(ctx, onConn(q), scanSession, `
 			UPDATE sessions s SET generation = $3 + 1, rotated_at = now(),
 			    expires_at = least(now() + $5, s.created_at + $6)
 			FROM users u
@@ -320,7 +320,7 @@ func (st *store) rotateSession(
 			session
 			Successor bool
 		}
-		r, err := queryOne(ctx, on(q), pgx.RowToStructByPos[row], `
+		r, err := queryOne(ctx, onConn(q), pgx.RowToStructByPos[row], `
 			SELECT `+sessionColumns+`,
 			    s.generation = $3 + 1 AND s.rotated_at > now() - $5::interval
 			FROM sessions s JOIN users u ON u.id = s.user_id
@@ -330,7 +330,7 @@ func (st *store) rotateSession(
 		if s = r.session; err != nil || r.Successor {
 			return err
 		}
-		_, err = exec(ctx, on(q), `DELETE FROM sessions WHERE id = $1`, ref.session)
+		_, err = exec(ctx, onConn(q), `DELETE FROM sessions WHERE id = $1`, ref.session)
 		return cmp.Or(err, error(errRefreshReused))
 	})
 	return s, err

@@ -62,9 +62,9 @@ func (st *store) createDocuments(
 	}
 	// Citus refuses parameters here.
 	returning := strings.Replace(documentColumns, "$2", strconv.FormatBool(embeddings), 1)
-	order := "place"
+	order := "ordinal"
 	if upsert {
-		order = `key, place
+		order = `key, ordinal
 		ON CONFLICT (owner_id, key) WHERE key IS NOT NULL DO UPDATE SET content = excluded.content,
 		    metadata = excluded.metadata, embedding = excluded.embedding,
 		    updated_at = excluded.updated_at`
@@ -73,16 +73,16 @@ func (st *store) createDocuments(
 		INSERT INTO documents AS d (owner_id, key, content, metadata, embedding)
 		SELECT $1, key, content, metadata, embedding
 		FROM unnest($2::text[], $3::text[], $4::jsonb[], $5::halfvec[])
-		    WITH ORDINALITY AS item (key, content, metadata, embedding, place)
+		    WITH ORDINALITY AS item (key, content, metadata, embedding, ordinal)
 		ORDER BY `+order+` RETURNING `+returning, owner, keys, contents, metadata, vectors)
 	// Those without a key were numbered in their order in list.
 	slices.SortFunc(docs, func(a, b document) int { return cmp.Compare(a.ID, b.ID) })
 	stored := map[string]documents{}
 	for _, d := range docs {
-		stored[value(d.Key)] = append(stored[value(d.Key)], d)
+		stored[keyText(d.Key)] = append(stored[keyText(d.Key)], d)
 	}
 	for i := range docs {
-		key := value(keys[i])
+		key := keyText(keys[i])
 		docs[i], stored[key] = stored[key][0], stored[key][1:]
 	}
 	return docs, documentRefusal(err)
@@ -94,15 +94,15 @@ func documentRefusal(err error) error {
 	return onConstraint(err, "documents_key_idx", errKeyTaken)
 }
 
-// value returns the text of a key, "" where there is none.
-func value(key *string) string {
+// keyText returns the text of a key, "" where there is none.
+func keyText(key *string) string {
 	if key == nil {
 		return ""
 	}
 	return *key
 }
 
-// storedKeys returns the places in list of keys that owner has already, with the stored embeddings
+// storedKeys returns the indexes in list of keys that owner has already, with the stored embeddings
 // where the contents are equal.
 func (st *store) storedKeys(
 	ctx context.Context, owner int64, list []documentInput,
@@ -116,8 +116,8 @@ func (st *store) storedKeys(
 		Embedding *pgvector.HalfVector
 	}
 	rows, err := queryAll(ctx, st.runIdempotent, pgx.RowToStructByPos[row], `
-		SELECT place - 1, CASE WHEN d.content = item.content THEN embedding END
-		FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS item (key, content, place)
+		SELECT ordinal - 1, CASE WHEN d.content = item.content THEN embedding END
+		FROM unnest($2::text[], $3::text[]) WITH ORDINALITY AS item (key, content, ordinal)
 		JOIN documents d ON d.owner_id = $1 AND d.key = item.key`, owner, keys, contents)
 	stored := map[int]vector{}
 	for _, r := range rows {
@@ -154,14 +154,14 @@ func (st *store) listDocuments(
 	var total int64
 	list, err = queryAll(ctx, run, scanDocument(&total), `
 		SELECT `+documentColumns+`, p.total
-		FROM (SELECT id, count(*) OVER () AS total, row_number() OVER w AS place,
+		FROM (SELECT id, count(*) OVER () AS total, row_number() OVER w AS number,
 		          sum(octet_length(content)) OVER w AS bytes
 		      FROM (SELECT id, content FROM documents
 		            WHERE owner_id = $1 AND id > coalesce($3::bigint, 0)`+where+`
 		            ORDER BY id LIMIT $4) AS page
 		      WINDOW w AS (ORDER BY id)) AS p
 		JOIN documents d ON d.owner_id = $1 AND d.id = p.id
-		WHERE p.place < $4 AND (p.bytes <= $5 OR p.place = 1)
+		WHERE p.number < $4 AND (p.bytes <= $5 OR p.number = 1)
 		ORDER BY d.id`, args...)
 	return list, int64(len(list)) < total, err
 }
@@ -177,7 +177,7 @@ func (sel selection) where(args ...any) (string, []any) {
 		args = append(args, *sel.Keys)
 		sql += fmt.Sprintf(" AND key = ANY ($%d)", len(args))
 	}
-	return sql, uncached(sel.Filter, args)
+	return sql, withExecMode(sel.Filter, args)
 }
 
 // countDocuments returns how many documents of owner are selected.
@@ -288,8 +288,8 @@ var searchModes = map[string]string{
 	    SELECT id, NULL::float8 AS distance, score FROM matching
 	    ORDER BY score DESC, id LIMIT $3)`,
 	"hybrid": nearestVectors + fuseDepth + `), ` + matchingWords + `best AS MATERIALIZED (
-	    SELECT id, NULL::float8 AS distance, sum(vote / (60 + place)) AS score
-	    FROM (SELECT id, row_number() OVER (ORDER BY distance, id) AS place,
+	    SELECT id, NULL::float8 AS distance, sum(vote / (60 + rank)) AS score
+	    FROM (SELECT id, row_number() OVER (ORDER BY distance, id) AS rank,
 	              1.0::float8 AS vote FROM nearest
 	          UNION ALL
 	          SELECT id, row_number() OVER (ORDER BY score DESC, id),
@@ -432,9 +432,9 @@ func (st *store) nearest(ctx context.Context, owner int64, v vector) ([]match, e
 func (st *store) sampleVectors(ctx context.Context, owner, n int64) ([]pgvector.HalfVector, error) {
 	return queryAll(ctx, st.runLimited(""), pgx.RowTo[pgvector.HalfVector], `
 		SELECT d.embedding
-		FROM (SELECT first + floor(random() * (last + 1 - first))::bigint AS place
+		FROM (SELECT first + floor(random() * (last + 1 - first))::bigint AS target
 		      FROM generate_series(1, $2), (SELECT min(id) AS first, max(id) AS last
 		          FROM documents WHERE owner_id = $1) AS ids) AS chosen,
-		LATERAL (SELECT embedding FROM documents WHERE owner_id = $1 AND id >= place
+		LATERAL (SELECT embedding FROM documents WHERE owner_id = $1 AND id >= target
 		         ORDER BY id LIMIT 1) AS d`, owner, n)
 }

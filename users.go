@@ -221,8 +221,8 @@ func (s *server) removeUser(ctx context.Context, c *caller, id int64, oldHash st
 	return err
 }
 
-// userFilter is the query of GET /users.
-type userFilter struct {
+// usersInput is the query of GET /users.
+type usersInput struct {
 	Skip     *int64  `query:"skip" min:"0" doc:"How many to skip; not together with after."`
 	Limit    int64   `query:"limit" min:"1" max:"100" default:"100"`
 	After    *int64  `query:"after" min:"1"`
@@ -232,7 +232,7 @@ type userFilter struct {
 }
 
 // listUsers returns a page of accounts in the order of ids.
-func (s *server) listUsers(ctx context.Context, _ *caller, in userFilter) (page[[]user], error) {
+func (s *server) listUsers(ctx context.Context, _ *caller, in usersInput) (page[[]user], error) {
 	if in.Skip != nil && in.After != nil {
 		return page[[]user]{}, invalid(fieldError{[]any{"query", "skip"},
 			"cannot be combined with after", "value_error"})
