@@ -269,7 +269,8 @@ func (c *config) check() (problems []error) {
 		refuse(slices.Contains(c.SecretKeys[:i], key), "SECRET_KEY: holds the same key twice")
 	}
 	refuse(!matches(c.TokenIssuer, `^[A-Za-z0-9._~:/?#@!$&()*+,;=%-]{1,200}$`),
-		"TOKEN_ISSUER: must be a name or a URL of at most 200 characters, as https://api.example.com")
+		"TOKEN_ISSUER: must be a name or a URL of at most 200 characters, as "+
+			"https://api.example.com")
 	refuse(!matches(c.MetricsAddr, `^(([^:]*:|\[[0-9a-f:]+\]:)?[0-9]{1,5})?$`),
 		"METRICS_ADDR: must be a port or address:port, as 9090 or 10.0.0.5:9090")
 	refuse(!plainPath.MatchString(c.APIPrefix) || path.Clean(c.APIPrefix) != c.APIPrefix,
