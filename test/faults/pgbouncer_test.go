@@ -56,7 +56,8 @@ func TestOperationsThroughPgBouncer(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer bouncer.Stop()
-			callOperations(r, db, "latch", startReplica(t, databaseURL(bouncer.Address, "latch")))
+			target := startReplica(t, databaseURL(bouncer.Address, "latch"))
+			callOperations(r, db, "latch", target)
 		})
 	}
 }
