@@ -30,7 +30,7 @@ import (
 
 const version = "0.1.0"
 
-// revision is the commit of a build without a repository, as the image's: its linker sets it.
+// revision is the commit of a build without a repository, as the image's: set by its linker.
 var revision string
 
 // commit returns the revision that "go build" recorded; "go run" records none.
@@ -89,7 +89,7 @@ func run(ctx context.Context, args []string) (code int) {
 		return 2
 	}
 	dotenv, err := os.ReadFile(".env")
-	if _, absent := os.Lstat(".env"); err != nil && absent == nil {
+	if _, statErr := os.Lstat(".env"); err != nil && statErr == nil {
 		fmt.Fprintln(os.Stderr, "latch: .env cannot be read:", err)
 		return 2
 	}
@@ -108,8 +108,8 @@ func run(ctx context.Context, args []string) (code int) {
 	return 0
 }
 
-// reportPanic recovers from a panic with a text, which says what is wrong with a row of the route
-// table, a tag of an input or a section of the schema, prints it and sets code. Others go on.
+// reportPanic prints the text of a panic, which is about a row of the route table, a tag of an
+// input or a section of the schema, and sets code. Others panic again.
 func reportPanic(code *int) {
 	switch cause := recover().(type) {
 	case nil:
@@ -151,7 +151,7 @@ func execute(ctx context.Context, cfg *config, command string) (err error) {
 	}
 	slow := time.Duration(cfg.SlowStatement) * time.Millisecond
 	if command != "latch" {
-		slow = 0 // nobody waits for a statement
+		slow = 0 // commands log none
 	}
 	st, err := openStore(ctx, cfg.DatabaseURL, cfg.DatabaseMaxConns,
 		&statementLog{log, cfg.DatabaseEcho, slow})
@@ -178,7 +178,7 @@ func execute(ctx context.Context, cfg *config, command string) (err error) {
 	return s.changeIndex(ctx, email, drop)
 }
 
-// levelAudit, written as AUDIT, is of what happens to accounts and sessions: always logged.
+// levelAudit, written as AUDIT, is for events of accounts and sessions, whatever LOG_LEVEL is.
 const levelAudit = slog.LevelError + 4
 
 func newLogger(cfg *config, w io.Writer) *slog.Logger {
@@ -216,9 +216,8 @@ api=%s
 `
 
 // listenAndServe answers requests until ctx ends, then drains: /health/db fails, so that load
-// balancers stop sending requests, SHUTDOWN_DELAY passes, and the requests in progress are
-// finished. A second signal ends at once; not SIGHUP, which a closed terminal and its shell both
-// send.
+// balancers stop sending requests, SHUTDOWN_DELAY passes, and requests in progress are finished.
+// A second signal ends it at once, except SIGHUP: a closed terminal and its shell send it.
 func (s *server) listenAndServe(ctx context.Context, dev *devdb.DB) error {
 	listener, err := listen(s.cfg, dev != nil)
 	if err != nil {
@@ -242,24 +241,24 @@ func (s *server) listenAndServe(ctx context.Context, dev *devdb.DB) error {
 		"commit", commit(debug.ReadBuildInfo()))
 	go s.sweep(ctx)
 	hs := s.httpServer()
-	failed := make(chan error, 1)
-	go func() { failed <- hs.Serve(listener) }()
+	served := make(chan error, 1)
+	go func() { served <- hs.Serve(listener) }()
 	select {
-	case err := <-failed:
+	case err := <-served:
 		return err
 	case <-ctx.Done():
 	}
-	second, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	secondSignal, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	s.draining.Store(true)
 	s.log.Info("draining", "delay_s", s.cfg.ShutdownDelay)
 	select {
-	case <-second.Done():
+	case <-secondSignal.Done():
 	case <-time.After(time.Duration(s.cfg.ShutdownDelay) * time.Second):
 	}
-	limited, cancel := context.WithTimeout(second, drainTimeout)
+	drainCtx, cancel := context.WithTimeout(secondSignal, drainTimeout)
 	defer cancel()
-	if err := hs.Shutdown(limited); err != nil {
+	if err := hs.Shutdown(drainCtx); err != nil {
 		hs.Close()
 		return fmt.Errorf("stopped with requests in progress: %w", err)
 	}
@@ -267,11 +266,11 @@ func (s *server) listenAndServe(ctx context.Context, dev *devdb.DB) error {
 	return nil
 }
 
-// defaultPort is that of the common frameworks for development, and of their tutorials.
+// defaultPort is that of common frameworks and their tutorials.
 const defaultPort = 8000
 
-// listen opens the port. In development, where PORT is not set, it tries the next nine if it is
-// taken, so that two checkouts run side by side.
+// listen opens the port. In development, without PORT, it tries the next nine where it is taken, so
+// that two checkouts run side by side.
 func listen(cfg *config, development bool) (net.Listener, error) {
 	for port := cmp.Or(cfg.Port, defaultPort); ; port++ {
 		l, err := net.Listen("tcp", net.JoinHostPort(cfg.Host, fmt.Sprint(port)))
@@ -294,19 +293,15 @@ func (c *config) localURL(port int64) string {
 	return "http://" + net.JoinHostPort(host, fmt.Sprint(port))
 }
 
-// makeAdmin makes the account of email an active admin. Where there is none it creates one, with
-// the password that is piped in, or with one that it prints.
+// makeAdmin makes email's account an active admin. Where there is none it creates one, with the
+// password that is piped in, or with one that it prints.
 func (s *server) makeAdmin(ctx context.Context, email string) error {
 	u, err := s.store.userByEmail(ctx, email)
 	if err == nil {
-		admin := userChange{IsActive: new(true), IsAdmin: new(true)}
-		_, err = s.change(ctx, &caller{}, u.user, admin, nil)
-	}
-	if err == nil {
-		printPromotion(u.user)
+		err = s.promote(ctx, u.user)
 	}
 	if !errors.Is(err, errNotFound) {
-		return err
+		return err // nil: promoted
 	}
 	piped := pipedPassword()
 	password := cmp.Or(piped, rand.Text())
@@ -326,18 +321,26 @@ func (s *server) makeAdmin(ctx context.Context, email string) error {
 	return nil
 }
 
-// printPromotion says since when an account exists and how to undo its promotion: its owner may be
-// a stranger who registered the address.
-func printPromotion(before user) {
+// promote makes an account an active admin, and prints since when it exists and how to undo it:
+// its owner may be a stranger who registered the address.
+func (s *server) promote(ctx context.Context, before user) error {
+	admin := userChange{IsActive: new(true), IsAdmin: new(true)}
+	if _, err := s.change(ctx, &caller{}, before, admin, nil); err != nil {
+		return err
+	}
 	fmt.Println(before.Email, "is an active admin; the password is unchanged.")
 	if before.IsAdmin && before.IsActive {
-		return
+		return nil
 	}
-	was := map[bool]string{true: "an account", false: "a deactivated account"}[before.IsActive]
+	was := "an account"
+	if !before.IsActive {
+		was = "a deactivated account"
+	}
 	fmt.Printf("It was %s that exists since %s; its password is known to whoever registered it.\n"+
 		"To undo this, another admin sends PUT /users/%d with "+
 		`{"is_admin":%t,"is_active":%t}.`+"\n", was,
 		before.CreatedAt.Format(time.RFC3339), before.ID, before.IsAdmin, before.IsActive)
+	return nil
 }
 
 // pipedPassword returns the first line of standard input, or "" where nothing is piped in.
@@ -357,41 +360,38 @@ const (
 	measureLimit     = 10 * time.Minute
 )
 
-// changeIndex drops the HNSW index of email's account, or builds it, unless there is one, and
-// measures it. Searches then use it with the least ef_search whose recall is enough; where none is,
-// the index is dropped.
+// changeIndex drops the HNSW index of email's account, or builds it unless there is one, and
+// measures it. Searches use the least ef_search of enough recall; without one it is dropped.
 func (s *server) changeIndex(ctx context.Context, email string, drop bool) error {
-	c, err := s.store.userByEmail(ctx, email)
+	u, err := s.store.userByEmail(ctx, email)
 	switch {
 	case errors.Is(err, errNotFound):
 		return errors.New("no account has this e-mail address")
 	case err == nil && drop:
-		return s.store.dropIndex(ctx, c.ID)
+		return s.store.dropIndex(ctx, u.ID)
 	case err == nil:
 		err = s.store.checkPgvector(ctx)
 	}
 	if err != nil {
 		return err
 	}
-	n, err := s.store.countDocuments(ctx, c.ID, selection{})
-	if err == nil && n == 0 {
-		err = errors.New("the account has no documents")
-	}
-	if err != nil {
-		return err
+	n, err := s.store.countDocuments(ctx, u.ID, selection{})
+	if err != nil || n == 0 {
+		return cmp.Or(err, errors.New("the account has no documents"))
 	}
 	memory := n * (2*s.cfg.EmbeddingDimensions + graphBytes)
 	fmt.Printf("Building %s for %d documents, with up to %d MB of PostgreSQL's memory.\n",
-		indexName(c.ID), n, memory>>20)
-	building, done := context.WithCancel(ctx)
-	go s.printProgress(building, c.ID)
-	err = buildIndex(ctx, s.cfg.DatabaseURL, c.ID, memory)
-	if done(); err != nil {
+		indexName(u.ID), n, memory>>20)
+	building, stop := context.WithCancel(ctx)
+	go s.printProgress(building, u.ID)
+	err = buildIndex(ctx, s.cfg.DatabaseURL, u.ID, memory)
+	stop()
+	if err != nil {
 		return err
 	}
 	fmt.Printf("Measuring it, which takes up to %v.\n", measureLimit)
 	efSearches := []int{40, 80, 160, 320, 640, 1000} // 1000 is pgvector's limit
-	list, err := s.measureIndex(ctx, c.ID, efSearches, min(measureSearches, n), measureLimit)
+	list, err := s.measureIndex(ctx, u.ID, efSearches, min(measureSearches, n), measureLimit)
 	if err != nil {
 		return err
 	}
@@ -400,14 +400,14 @@ func (s *server) changeIndex(ctx context.Context, email string, drop bool) error
 		fmt.Printf("%9d  %9.4f  %11.4f  %8.1f  %8.1f\n", m.efSearch, m.recalls[0], m.recalls[1],
 			m.within(50), m.within(99))
 	}
-	for _, m := range list[1:] {
+	for _, m := range list[1:] { // the first is exact
 		if m.recall() >= enoughRecall {
 			fmt.Printf("Searches of %s use it with ef_search %d.\n", email, m.efSearch)
-			return s.store.saveIndex(ctx, vectorIndex{Owner: c.ID, EfSearch: m.efSearch,
+			return s.store.saveIndex(ctx, vectorIndex{Owner: u.ID, EfSearch: m.efSearch,
 				Recall: m.recall(), Documents: n})
 		}
 	}
-	return errors.Join(s.store.dropIndex(ctx, c.ID), fmt.Errorf(
+	return errors.Join(s.store.dropIndex(ctx, u.ID), fmt.Errorf(
 		"no ef_search reaches %.2f: the index is dropped, and searches stay exact", enoughRecall))
 }
 
