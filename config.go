@@ -1,10 +1,9 @@
 package main
 
-// config.go has every setting with its meaning, unit and default: the table below is what -h
-// prints and what is enforced. A setting NAME comes from the environment, or from a file .env in
-// the working directory, which the environment overrides; NAME_FILE names a file to read it from,
-// as container secrets are given. Names may be in lower case too; an empty value counts as none.
-// Values are never printed: any of them may be a secret in the wrong place.
+// config.go has every setting with its meaning, unit and default: the table is what -h prints and
+// what is enforced. A setting NAME comes from the environment, or else from the file .env in the
+// working directory; NAME_FILE names a file to read it from, as container secrets are given. Names
+// may be in lower case too; empty values are ignored. No value is printed: it may be a secret.
 
 import (
 	"cmp"
@@ -39,14 +38,13 @@ type config struct {
 
 	SecretKeys, CORSOrigins []string
 	TrustedProxies          []netip.Prefix
-
-	warnings []string // names in .env that look like typing errors
+	warnings                []string // names in .env that look like typing errors
 }
 
 // setting is one row of the table.
 type setting struct {
 	name string
-	to   any    // points to the field of config
+	dst  any    // points to the field of config
 	def  string // the default
 	rule string // "lowest highest" of a number, or the words that are allowed, with commas
 	doc  string
@@ -142,7 +140,7 @@ func loadConfig(environ []string, dotenv string) (*config, error) {
 		upper := strings.ToUpper(name)
 		distance := func(known string) int {
 			if strings.Contains(known, "_") && strings.HasSuffix(upper, "_"+known) {
-				return 2 // as with pydantic's env_prefix
+				return 2 // counts as two: pydantic's env_prefix
 			}
 			return edits(upper, known, 2)
 		}
@@ -155,7 +153,7 @@ func loadConfig(environ []string, dotenv string) (*config, error) {
 	return cfg, errors.Join(append(problems, cfg.check()...)...)
 }
 
-// edits returns how many insertions, deletions and replacements make b of a, exactly up to limit.
+// edits counts insertions, deletions and replacements from a to b: exact to limit, else above it.
 func edits(a, b string, limit int) int {
 	for a != "" && b != "" && a[0] == b[0] {
 		a, b = a[1:], b[1:]
@@ -188,15 +186,15 @@ func lookUp(name string, sources ...map[string]string) (text string, err error) 
 			}
 		}
 		if text != "" {
-			break
+			return strings.TrimRight(text, "\r\n"), nil
 		}
 	}
-	return strings.TrimRight(text, "\r\n"), nil
+	return "", nil
 }
 
 // set parses text into the field of the row.
 func (row setting) set(text string) (err error) {
-	switch to := row.to.(type) {
+	switch dst := row.dst.(type) {
 	case *string:
 		words := strings.Split(row.rule, ",")
 		i := slices.IndexFunc(words, func(w string) bool { return strings.EqualFold(w, text) })
@@ -205,21 +203,21 @@ func (row setting) set(text string) (err error) {
 		} else if row.rule != "" {
 			return fmt.Errorf("must be one of %s", strings.Join(words, ", "))
 		}
-		*to = text
+		*dst = text
 	case *bool:
-		*to = matches(text, `^(?i:1|t|true|y|yes|on)$`)
-		if !*to && !matches(text, `^(?i:0|f|false|n|no|off)$`) {
+		*dst = matches(text, `^(?i:1|t|true|y|yes|on)$`)
+		if !*dst && !matches(text, `^(?i:0|f|false|n|no|off)$`) {
 			return errors.New("must be true or false")
 		}
 	case *int64:
 		var lowest, highest int64
 		fmt.Sscan(row.rule, &lowest, &highest)
-		*to, err = strconv.ParseInt(text, 10, 64)
-		if err != nil || *to < lowest || *to > highest {
+		*dst, err = strconv.ParseInt(text, 10, 64)
+		if err != nil || *dst < lowest || *dst > highest {
 			return fmt.Errorf("must be a whole number from %d to %d", lowest, highest)
 		}
 	case *[]string:
-		*to = items(text)
+		*dst = items(text)
 	case *[]netip.Prefix:
 		for _, item := range items(text) {
 			network, err := netip.ParsePrefix(item)
@@ -229,7 +227,7 @@ func (row setting) set(text string) (err error) {
 			if err != nil {
 				return errors.New("must be addresses or networks such as 10.0.0.0/8, with commas")
 			}
-			*to = append(*to, network.Masked())
+			*dst = append(*dst, network.Masked())
 		}
 	}
 	return nil
@@ -237,7 +235,7 @@ func (row setting) set(text string) (err error) {
 
 // items returns the elements of text, which has commas, or is a JSON list as pydantic reads it.
 func items(text string) (list []string) {
-	if text[0] != '[' || json.Unmarshal([]byte(text), &list) != nil {
+	if !strings.HasPrefix(text, "[") || json.Unmarshal([]byte(text), &list) != nil {
 		list = strings.Split(text, ",")
 	}
 	for i := range list {
@@ -248,49 +246,51 @@ func items(text string) (list []string) {
 
 // check finds what no single setting shows, and completes the defaults that depend on others.
 func (c *config) check() (problems []error) {
-	refuse := func(bad bool, text string, args ...any) {
+	failIf := func(bad bool, text string, args ...any) {
 		if bad {
 			problems = append(problems, fmt.Errorf(text, args...))
 		}
 	}
-	refuse(!isHost(c.Host), "HOST: must be an address or a name alone, such as 127.0.0.1, ::1 or "+
+	failIf(!isHost(c.Host), "HOST: must be an address or a name alone, such as 127.0.0.1, ::1 or "+
 		"localhost; the port goes into PORT")
-	level := map[bool]string{false: "info", true: "debug"}[c.Debug]
-	format := map[bool]string{false: "json", true: "text"}[c.DatabaseURL == ""]
-	c.LogLevel, c.LogFormat = cmp.Or(c.LogLevel, level), cmp.Or(c.LogFormat, format)
-	if c.DatabaseURL != "" {
+	if c.Debug {
+		c.LogLevel = cmp.Or(c.LogLevel, "debug")
+	}
+	if c.DatabaseURL == "" {
+		c.LogFormat = cmp.Or(c.LogFormat, "text")
+	} else {
 		problems = append(problems, c.checkDatabaseURL())
-		refuse(len(c.SecretKeys) == 0, "SECRET_KEY: is required with DATABASE_URL; make one with: "+
+		failIf(len(c.SecretKeys) == 0, "SECRET_KEY: is required with DATABASE_URL; make one with: "+
 			"openssl rand -hex 32")
 	}
+	c.LogLevel, c.LogFormat = cmp.Or(c.LogLevel, "info"), cmp.Or(c.LogFormat, "json")
 	for i, key := range c.SecretKeys {
 		why := weakKey(key, c.Debug)
-		refuse(why != "", "SECRET_KEY: key %d %s; make one with: openssl rand -hex 32", i+1, why)
-		refuse(slices.Contains(c.SecretKeys[:i], key), "SECRET_KEY: holds the same key twice")
+		failIf(why != "", "SECRET_KEY: key %d %s; make one with: openssl rand -hex 32", i+1, why)
+		failIf(slices.Contains(c.SecretKeys[:i], key), "SECRET_KEY: holds the same key twice")
 	}
-	refuse(!matches(c.TokenIssuer, `^[A-Za-z0-9._~:/?#@!$&()*+,;=%-]{1,200}$`),
-		"TOKEN_ISSUER: must be a name or a URL of at most 200 characters, as "+
-			"https://api.example.com")
-	refuse(!matches(c.MetricsAddr, `^(([^:]*:|\[[0-9a-f:]+\]:)?[0-9]{1,5})?$`),
+	failIf(!matches(c.TokenIssuer, `^[A-Za-z0-9._~:/?#@!$&()*+,;=%-]{1,200}$`), "TOKEN_ISSUER: "+
+		"must be a name or a URL of at most 200 characters, as https://api.example.com")
+	failIf(!matches(c.MetricsAddr, `^(([^:]*:|\[[0-9a-f:]+\]:)?[0-9]{1,5})?$`),
 		"METRICS_ADDR: must be a port or address:port, as 9090 or 10.0.0.5:9090")
-	refuse(!plainPath.MatchString(c.APIPrefix) || path.Clean(c.APIPrefix) != c.APIPrefix,
+	failIf(!plainPath.MatchString(c.APIPrefix) || path.Clean(c.APIPrefix) != c.APIPrefix,
 		"API_V1_PREFIX: must be a path such as /api/v1, without a slash at the end")
 	for _, origin := range c.CORSOrigins {
-		refuse(!matches(origin, `^[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]+)?$`),
+		failIf(!matches(origin, `^[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]+)?$`),
 			"CORS_ORIGINS: must be exact origins such as https://app.example.com, in lower case "+
 				"and without a path; * is not one")
 	}
 	u, err := url.Parse(c.EmbeddingsURL)
-	refuse(c.EmbeddingsURL != "" && (err != nil || u.Hostname() == "" ||
+	failIf(c.EmbeddingsURL != "" && (err != nil || u.Hostname() == "" ||
 		!matches(c.EmbeddingsURL, `^(?i:https?):[^#]*$`)), "EMBEDDINGS_URL: must be an http or "+
 		"https URL without a fragment, as https://api.openai.com/v1")
-	refuse((c.EmbeddingsURL == "") != (c.EmbeddingsModel == ""), "EMBEDDINGS_MODEL: goes together "+
+	failIf((c.EmbeddingsURL == "") != (c.EmbeddingsModel == ""), "EMBEDDINGS_MODEL: goes together "+
 		"with EMBEDDINGS_URL; set both or none")
-	refuse(!matches(c.EmbeddingsKey, `^[!-~]*$`), "EMBEDDINGS_API_KEY: must be printable ASCII "+
+	failIf(!matches(c.EmbeddingsKey, `^[!-~]*$`), "EMBEDDINGS_API_KEY: must be printable ASCII "+
 		"without spaces, as it goes into a header")
-	refuse(!matches(c.EmbeddingsHeader, `^[A-Za-z0-9-]*$`), "EMBEDDINGS_HEADER: must be the name "+
+	failIf(!matches(c.EmbeddingsHeader, `^[A-Za-z0-9-]*$`), "EMBEDDINGS_HEADER: must be the name "+
 		"of a header, as api-key")
-	refuse(!matches(c.TextSearch, `^[a-z_][a-z0-9_]*$`), "TEXT_SEARCH_CONFIG: must be the name "+
+	failIf(!matches(c.TextSearch, `^[a-z_][a-z0-9_]*$`), "TEXT_SEARCH_CONFIG: must be the name "+
 		"of a configuration, as simple or english")
 	return problems
 }
@@ -311,8 +311,8 @@ var foreignParameters = [][2]string{
 	{"ssl sslaccept", "write sslmode=require"},
 	{"schema currentSchema", "write search_path"},
 	{"command_timeout", "write statement_timeout, in milliseconds"},
-	{"connection_limit max_overflow max_size pool_max_conns pool_size", "set DATABASE_MAX_CONNS " +
-		"instead"},
+	{"connection_limit max_overflow max_size pool_max_conns pool_size",
+		"set DATABASE_MAX_CONNS instead"},
 	{"prepared_statement_cache_size prepared_statement_name_func statement_cache_size pgbouncer",
 		"leave it out: PgBouncer is recognized by itself"},
 	{"async_fallback charset gssencmode keepalives keepalives_count keepalives_idle " +
@@ -320,9 +320,8 @@ var foreignParameters = [][2]string{
 		"sslcompression tcp_user_timeout timeout", "leave it out"},
 }
 
-// checkDatabaseURL takes SQLAlchemy's URLs too: they have a driver in the scheme, and asyncpg's ssl
-// for sslmode. An @ in a password must be encoded: pgx would take the rest of the password for the
-// host, and ask the resolver for it.
+// checkDatabaseURL also takes SQLAlchemy's URLs: a driver in the scheme, asyncpg's ssl for sslmode.
+// An @ in a password must be encoded: pgx would send what follows it to the resolver, as the host.
 func (c *config) checkDatabaseURL() (problem error) {
 	driver := regexp.MustCompile(`^postgres(ql)?\+\w+://`)
 	ssl := regexp.MustCompile(`([?&])ssl=(disable|allow|prefer|require|verify-)`)
@@ -366,7 +365,7 @@ func weakKey(key string, debug bool) string {
 	case len(key) < 32: // the size of the hash: RFC 7518, section 3.2
 		return "has fewer than 32 bytes"
 	case len(distinct) < 8, // a random hexadecimal key has nearly all 16 digits
-		strings.Contains((key + key)[1:2*len(key)-1], key): // one piece, repeated
+		strings.Contains((key + key)[1:2*len(key)-1], key): // abcabc is in bcabcabcab
 		return "repeats the same bytes"
 	case slices.ContainsFunc(publicKeys, isPublic):
 		return "is a placeholder"
@@ -396,11 +395,11 @@ func parseDotEnv(text string, env map[string]string) (values map[string]string, 
 		if escaped, ok := strings.CutPrefix(token, `\`); ok {
 			return strings.ReplaceAll(escaped, "n", "\n")
 		}
-		name, value, hasDefault := strings.Cut(token[2:len(token)-1], ":-")
+		name, fallback, hasDefault := strings.Cut(token[2:len(token)-1], ":-")
 		if !hasDefault { // a variable that is not set stays as it is written
-			value = token
+			fallback = token
 		}
-		return cmp.Or(env[name], values[name], value)
+		return cmp.Or(env[name], values[name], fallback)
 	}
 	for i, line := range strings.Split(strings.TrimPrefix(text, "\ufeff"), "\n") {
 		line = strings.TrimSpace(line)
@@ -413,8 +412,9 @@ func parseDotEnv(text string, env map[string]string) (values map[string]string, 
 		} else if _, twice := values[m[1]]; twice {
 			refuse(i, "sets a name that was set before")
 		} else {
-			values[m[1]] = m[2] + dotEnvEscape.ReplaceAllStringFunc(m[3], expand) +
-				dotEnvVariable.ReplaceAllStringFunc(strings.TrimSpace(m[4]), expand)
+			single, double, unquoted := m[2], m[3], strings.TrimSpace(m[4]) // two are empty
+			values[m[1]] = single + dotEnvEscape.ReplaceAllStringFunc(double, expand) +
+				dotEnvVariable.ReplaceAllStringFunc(unquoted, expand)
 		}
 	}
 	return values, problems

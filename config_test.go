@@ -63,7 +63,7 @@ func TestSettings(t *testing.T) {
 	get := func(c *config, name string) any {
 		for _, row := range c.settings() {
 			if row.name == name {
-				return reflect.ValueOf(row.to).Elem().Interface()
+				return reflect.ValueOf(row.dst).Elem().Interface()
 			}
 		}
 		return nil
