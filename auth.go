@@ -265,7 +265,7 @@ func (s *server) sweep(ctx context.Context) {
 // event logs what an operator or auditor looks for, under a stable name: what happened to the
 // account userID (0: unknown), and by whom where it was another.
 func (s *server) event(c *caller, name string, userID int64, more ...any) {
-	attrs := []any{"request_id", c.requestID, "client", c.client, "user_id", userID}
+	attrs := []any{"request_id", c.requestID, "client", c.ip, "user_id", userID}
 	if c.ID != 0 && c.ID != userID {
 		attrs = append(attrs, "by", c.ID)
 	}

@@ -585,7 +585,7 @@ func TestLoginRacesPasswordChange(t *testing.T) {
 	change := map[string]string{"password": "another canary passphrase",
 		"current_password": goodPass}
 	a.want(a.do("PUT", "/api/v1/users/me", m.AccessToken, change), 200, "")
-	c := &caller{client: netip.MustParseAddr("127.0.0.1")}
+	c := &caller{ip: netip.MustParseAddr("127.0.0.1")}
 	if _, err := a.store.createSession(t.Context(), m.ID, hash, c, time.Hour); err != errNotFound {
 		t.Errorf("createSession with a replaced hash = %v, want errNotFound", err)
 	}

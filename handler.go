@@ -90,7 +90,7 @@ type none struct{}
 type caller struct {
 	account
 	session   int64
-	client    netip.Addr
+	ip        netip.Addr
 	userAgent string // the header as it came: see cleanText
 	requestID string
 
@@ -284,11 +284,11 @@ func (w *responseWriter) fail(err error) {
 	if p.header[0] != "" {
 		h.Set(p.header[0], p.header[1])
 	}
-	document := p.document(c.requestID)
+	body := p.body(c.requestID)
 	if w.route.access == tokenEndpoint {
-		document.Error, document.ErrorDescription = p.oauthError(), p.detail
+		body.Error, body.ErrorDescription = p.oauthError(), p.detail
 	}
-	err = w.write(context.Background(), p.status, "application/problem+json", document)
+	err = w.write(context.Background(), p.status, "application/problem+json", body)
 	if err != nil {
 		panic(err) // texts and numbers always encode
 	}
@@ -449,7 +449,7 @@ type problemDocument struct {
 	ErrorDescription string `json:"error_description,omitempty" doc:"Of token endpoints: detail."`
 }
 
-func (p *problem) document(requestID string) problemDocument {
+func (p *problem) body(requestID string) problemDocument {
 	return problemDocument{Type: "about:blank", Title: http.StatusText(p.status),
 		Status: p.status, Detail: p.detail, Code: p.code, RequestID: requestID, Errors: p.errors}
 }

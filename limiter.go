@@ -40,7 +40,7 @@ func (c *caller) key() clientKey {
 	if c.ID != 0 {
 		return clientKey{user: c.ID}
 	}
-	network, _ := c.client.Prefix(min(64, c.client.BitLen()))
+	network, _ := c.ip.Prefix(min(64, c.ip.BitLen()))
 	return clientKey{address: network.Addr()}
 }
 

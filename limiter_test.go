@@ -161,7 +161,7 @@ func TestLimiterAtOnce(t *testing.T) {
 func TestClientKey(t *testing.T) {
 	t.Parallel()
 	key := func(address string, id int64) clientKey {
-		c := &caller{client: netip.MustParseAddr(address)}
+		c := &caller{ip: netip.MustParseAddr(address)}
 		c.ID = id
 		return c.key()
 	}

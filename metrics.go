@@ -78,7 +78,7 @@ func (w *responseWriter) record(r *http.Request) {
 		slog.String("request_id", w.caller.requestID), slog.String("method", method),
 		slog.String("route", w.route.path), slog.Int("status", w.status),
 		slog.Float64("duration_ms", milliseconds(took)), slog.Int("bytes", w.bytes),
-		slog.Int64("user_id", w.caller.ID), slog.String("client", w.caller.client.String())}
+		slog.Int64("user_id", w.caller.ID), slog.String("client", w.caller.ip.String())}
 	if id := traceID(r.Header.Values("Traceparent")); id != "" {
 		attrs = append(attrs, slog.String("trace_id", id))
 	}

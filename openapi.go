@@ -228,7 +228,7 @@ func (d *specification) refusal(problems []*problem) response {
 		if p == errInvalidRequest {
 			p = invalidField("email", "missing", "is required")
 		}
-		examples.add(p.code, ordered{{"value", p.document("R5CZ3OYJ6VGU2MHX4TNBKQ7WDE")}})
+		examples.add(p.code, ordered{{"value", p.body("R5CZ3OYJ6VGU2MHX4TNBKQ7WDE")}})
 	}
 	name := strings.Join(codes, ".")
 	if d.responses.get(name) == nil {

@@ -292,7 +292,7 @@ func (s *server) serveRows(rw http.ResponseWriter, r *http.Request, rs rows) {
 	}
 	w := &responseWriter{ResponseWriter: rw, server: s, route: matched.route,
 		stats: matched.stats, start: time.Now(), unread: r.ContentLength != 0,
-		caller: caller{client: client, requestID: id, userAgent: r.UserAgent()}}
+		caller: caller{ip: client, requestID: id, userAgent: r.UserAgent()}}
 	s.stats.inFlight.Add(1)
 	defer s.finish(w, r)
 	h := w.Header()

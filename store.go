@@ -290,7 +290,7 @@ func (st *store) createSession(
 			     ORDER BY rotated_at DESC, id OFFSET $6)))
 			INSERT INTO sessions AS s (id, user_id, expires_at, user_agent, ip)
 			VALUES ($1, $2, now() + $3, $4, $5) RETURNING `+sessionColumns,
-			newSessionID(), userID, idle, cleanText(c.userAgent), c.client, maxSessions-1)
+			newSessionID(), userID, idle, cleanText(c.userAgent), c.ip, maxSessions-1)
 		return err
 	})
 	return s, err
