@@ -2,7 +2,7 @@ package main
 
 // handler.go is what every row of the route table passes: authenticate, decode, call, encode. A
 // handler is an ordinary function from (context, caller, input) to (output, error); its types
-// declare what it takes and returns, and it sees neither a request nor a response.
+// declare what it takes and returns; it sees neither a request nor a response.
 
 import (
 	"bytes"
@@ -51,7 +51,7 @@ type endpoint struct {
 	call   func(ctx context.Context, w *responseWriter, r *http.Request) (any, error)
 }
 
-// handle makes an endpoint of a method of server.
+// handle makes an endpoint of a server's method.
 func handle[In, Out any](f func(context.Context, *caller, In) (Out, error)) endpoint {
 	in := compileInput(reflect.TypeFor[In]())
 	call := func(ctx context.Context, w *responseWriter, r *http.Request) (any, error) {
@@ -64,7 +64,7 @@ func handle[In, Out any](f func(context.Context, *caller, In) (Out, error)) endp
 	return endpoint{in, reflect.TypeFor[Out](), call}
 }
 
-// problems returns all that the row can answer: what the steps below refuse, and its own.
+// problems returns the refusals of the steps below and the row's own; the tests fail on others.
 func (rt *route) problems() []*problem {
 	all := []*problem{errInvalidRequest, errInternal}
 	if rt.endpoint.input.body {
@@ -103,7 +103,7 @@ type page[List any] struct {
 	next  int64
 }
 
-// pager is a page of any list.
+// pager is a page of any list, for reply and openapi.go.
 type pager interface {
 	content() (items any, next int64)
 }
@@ -129,12 +129,12 @@ type responseWriter struct {
 	status         int
 	bytes          int
 	unread         bool   // the request has a body that was not read to its end
-	releaseRequest func() // gives back the place among the requests in progress; nil: it has none
+	releaseRequest func() // gives back a unit of server.requests; or nil
 	releaseBody    func() // gives back the memory of a large body; nil: it has none
 }
 
-// WriteHeader begins the time that a client has to read the answer, however long that was in the
-// making. While draining it asks the client not to send its next request on this connection.
+// WriteHeader starts the client's time to read the answer, however long its making took. While
+// draining it asks the client not to use the connection again.
 func (w *responseWriter) WriteHeader(status int) {
 	w.conn().SetWriteDeadline(time.Now().Add(writeTimeout))
 	if w.status = status; w.server.draining.Load() {
@@ -154,10 +154,10 @@ func (w *responseWriter) conn() *http.ResponseController {
 	return http.NewResponseController(w.ResponseWriter)
 }
 
-// discard reads the rest of a body that was refused, after the answer is on its way. Where the
-// connection closes with bytes unread, as behind nginx, which uses a new one for each request, the
-// reset overtakes the answer, and the client sees 502 instead of 401. A client that waits for 100
-// Continue sends no body: then net/http lets nothing be read.
+// discard reads the rest of a refused body after the answer is sent. If a connection closes with
+// bytes unread, as behind nginx, which uses a new one for each request, a TCP reset arrives before
+// the answer is read, and the client sees 502 instead of 401. A client that waits for 100 Continue
+// sends no body: then net/http lets nothing be read.
 func (w *responseWriter) discard(r *http.Request) {
 	w.conn().Flush()
 	rest := max(unreadTimeout, requestTimeout-time.Since(w.start))
@@ -169,13 +169,13 @@ func (w *responseWriter) discard(r *http.Request) {
 func (s *server) serve(w *responseWriter, r *http.Request) {
 	info := &requestInfo{id: w.caller.requestID, route: w.route.path}
 	ctx := context.WithValue(r.Context(), requestInfo{}, info)
-	out, err := any(nil), s.authenticate(ctx, w, r)
+	err := s.authenticate(ctx, w, r)
 	if err == nil {
-		info.client = w.caller.key()
-		out, err = w.route.endpoint.call(ctx, w, r)
-	}
-	if err == nil {
-		err = w.reply(r, out)
+		info.client = w.caller.key() // ctx points to info
+		var out any
+		if out, err = w.route.endpoint.call(ctx, w, r); err == nil {
+			err = w.reply(ctx, r, out)
+		}
 	}
 	if err != nil {
 		w.fail(err)
@@ -240,17 +240,17 @@ func (in *input) read(w *responseWriter, r *http.Request, dst reflect.Value) err
 }
 
 // reply writes a success: out as JSON, or nothing for none.
-func (w *responseWriter) reply(r *http.Request, out any) error {
-	s, status, next := w.server, w.route.status, int64(0)
+func (w *responseWriter) reply(ctx context.Context, r *http.Request, out any) error {
+	s, status := w.server, w.route.status
 	if p, ok := out.(pager); ok {
-		out, next = p.content()
-	}
-	if next != 0 {
-		query := r.URL.Query()
-		query.Del("skip")
-		query.Set("after", strconv.FormatInt(next, 10))
-		target := s.prefix(r) + r.URL.Path + "?" + query.Encode()
-		w.Header().Set("Link", "<"+target+`>; rel="next"`)
+		var next int64
+		if out, next = p.content(); next != 0 {
+			query := r.URL.Query()
+			query.Del("skip")
+			query.Set("after", strconv.FormatInt(next, 10))
+			target := s.prefix(r) + r.URL.Path + "?" + query.Encode()
+			w.Header().Set("Link", "<"+target+`>; rel="next"`)
+		}
 	}
 	if made, ok := out.(interface{ location() string }); ok && status == http.StatusCreated {
 		w.Header().Set("Location", s.prefix(r)+s.cfg.APIPrefix+made.location())
@@ -259,7 +259,7 @@ func (w *responseWriter) reply(r *http.Request, out any) error {
 		w.WriteHeader(status)
 		return nil
 	}
-	return w.write(r.Context(), status, "application/json", out)
+	return w.write(ctx, status, "application/json", out)
 }
 
 // fail writes err as a problem document. What is not caused by the client is logged with its cause.
@@ -267,19 +267,19 @@ func (w *responseWriter) fail(err error) {
 	s, c := w.server, &w.caller
 	p, known := errors.AsType[*problem](err)
 	switch {
-	case errors.Is(err, context.Canceled):
-		w.WriteHeader(499) // nginx's for a client that has gone; in the log and the metrics only
+	case errors.Is(err, context.Canceled): // of this request: shared statements detach from it
+		w.WriteHeader(499) // nginx's: the client has gone; for the log and metrics only
 		return
 	case !known:
 		p = errInternal
 		s.log.Error("internal_error", "request_id", c.requestID, "route", w.route.path,
 			"error", err.Error())
-	case p.status > http.StatusInternalServerError || err != error(p): // it has another cause
+	case p.status > http.StatusInternalServerError || err != error(p): // err adds a cause
 		s.log.Warn(p.code, "request_id", c.requestID, "route", w.route.path, "user_id", c.ID,
 			"error", err.Error())
 	}
 	h := w.Header()
-	h.Del("Link") // of the answer that did not come about
+	h.Del("Link") // of reply, which failed
 	h.Del("Location")
 	if p.header[0] != "" {
 		h.Set(p.header[0], p.header[1])
@@ -343,7 +343,7 @@ func newProblem(status int, code, detail string, header ...string) *problem {
 
 func (p *problem) Error() string { return p.code + ": " + p.detail }
 
-// Is makes p equal to the problem that withDetail made it from.
+// Is makes p equal to the problem that it is a copy of.
 func (p *problem) Is(target error) bool {
 	q, ok := target.(*problem)
 	return ok && p.code == q.code
@@ -423,7 +423,7 @@ var (
 func invalid(faults ...fieldError) *problem {
 	var parts []string
 	for _, f := range faults {
-		loc := strings.Trim(fmt.Sprint(f.Loc), "[]") // steps, which hold no spaces, and spaces
+		loc := strings.Trim(fmt.Sprint(f.Loc), "[]") // as in: body documents 2 key
 		parts = append(parts, strings.ReplaceAll(loc, " ", ".")+" "+f.Msg)
 	}
 	detail := "The request is invalid: " + strings.Join(parts, "; ") + "."
@@ -456,13 +456,13 @@ func (p *problem) body(requestID string) problemDocument {
 
 // oauthError returns the error code of RFC 6749, section 5.2, for a refusal of a token endpoint.
 func (p *problem) oauthError() string {
-	grant := func(f fieldError) bool { return f.Loc[len(f.Loc)-1] == "grant_type" }
+	ofGrant := func(f fieldError) bool { return f.Loc[len(f.Loc)-1] == "grant_type" }
 	switch {
 	case p.status == 401 || p.status == 403:
 		return "invalid_grant"
 	case p.status >= 500:
 		return "temporarily_unavailable"
-	case len(p.errors) == 1 && grant(p.errors[0]) && p.errors[0].Type == "enum":
+	case len(p.errors) == 1 && ofGrant(p.errors[0]) && p.errors[0].Type == "enum":
 		return "unsupported_grant_type"
 	}
 	return "invalid_request"
