@@ -28,7 +28,7 @@ const (
 	maxBody      = 16 << 10 // bytes; the longest registration has some 13 KiB, escaped six-fold
 	maxLargeBody = 16 << 20 // bytes; 500 documents of 1,536 numbers of 20 digits
 	maxHeader    = 12 << 10 // bytes; net/http adds 4 KiB; a token has some 300 bytes
-	maxRequests  = 4096     // with a token, in progress; 128 of one user: more than a pool has
+	maxRequests  = 4096     // with a token, in progress; 128 of one user: more than a client's pool
 	maxRequestID = 64       // characters of a client's X-Request-Id; a UUID has 36
 	maxText      = 256      // bytes of a User-Agent, or of a provider's message, that are kept
 
@@ -40,18 +40,18 @@ const (
 	minRate        = 32 << 10         // bytes a second of a large body: a quarter of 1 Mbit/s
 	rateWindow     = 5 * time.Second  // in which the rate may be uneven
 	unreadTimeout  = 2 * time.Second  // for the rest of a late body that was refused: see discard
-	maxUnread      = 2 * maxLargeBody // bytes of it that are read; one that is too large has more
+	maxUnread      = 2 * maxLargeBody // bytes of it that are read; a body may have more
 
-	// Memory of bodies that are longer than maxBody, and of answers that are longer than
-	// largeAnswer. Decoding takes as much again, and Go's collector twice the sum, which together
-	// with some 40 KB for each of 2,000 connections stays under 256 MiB.
+	// Memory of bodies longer than maxBody, and of answers longer than largeAnswer. Decoding takes
+	// as much again, and Go's collector twice the sum, which together with some 40 KB for each of
+	// 2,000 connections stays under 256 MiB.
 	bodyMemory   = 32 << 20 // bytes; half of it for one user: a body of the largest size
 	answerMemory = 32 << 20 // bytes; half of it for one user
 	largeAnswer  = 64 << 10 // bytes; smaller ones go into the socket's buffer at once
 )
 
-// server answers HTTP requests. It keeps no state of its own beyond the drain flag and the
-// limiters: everything else is in PostgreSQL, so any number of servers may run on one database.
+// server answers HTTP requests. Its state is the drain flag, the limiters and counts: everything
+// else is in PostgreSQL, so any number of servers may run on one database.
 type server struct {
 	cfg      *config
 	store    *store
@@ -61,7 +61,7 @@ type server struct {
 	log      *slog.Logger
 	mux      *http.ServeMux
 	table    []route
-	rows     map[string]rows // by path
+	paths    map[string]handlers
 	stats    serverStats
 	start    time.Time
 	draining atomic.Bool
@@ -75,7 +75,7 @@ type server struct {
 // newServer builds the server and its routes. It panics where the route table contradicts itself.
 func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
 	s := &server{cfg: cfg, store: st, hasher: h, embedder: newEmbedder(cfg), log: log,
-		start: time.Now(), mux: http.NewServeMux(), rows: map[string]rows{}}
+		start: time.Now(), mux: http.NewServeMux(), paths: map[string]handlers{}}
 	s.requests = limiter{total: maxRequests, share: maxRequests / 32, queue: maxRequests,
 		timeout: 2 * time.Second, detail: "Too many of your requests are in progress; try again."}
 	s.bodies = limiter{total: bodyMemory, share: bodyMemory / 2, queue: 64,
@@ -91,14 +91,14 @@ func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
 		s.addRow(&s.table[i])
 	}
 	if cfg.Docs {
-		s.route("GET", "/openapi.json", &route{path: "/openapi.json"}, s.document())
-		s.route("GET", "/docs", &route{path: "/docs"},
+		s.addHandler("GET", "/openapi.json", &route{path: "/openapi.json"}, s.serveOpenAPI())
+		s.addHandler("GET", "/docs", &route{path: "/docs"},
 			asset("text/html; charset=utf-8", docsPolicy(docsPage), docsPage))
-		s.route("GET", "/{$}", &route{path: "/"}, func(w *responseWriter, r *http.Request) {
+		s.addHandler("GET", "/{$}", &route{path: "/"}, func(w *responseWriter, r *http.Request) {
 			http.Redirect(w, r, s.prefix(r)+"/docs", http.StatusFound)
 		})
 	}
-	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { s.serveRows(w, r, nil) })
+	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { s.servePath(w, r, nil) })
 	return s
 }
 
@@ -113,33 +113,34 @@ func (s *server) addRow(rt *route) {
 		panic(rt.method + " " + rt.path + ": the path tags of its input are other than its {names}")
 	}
 	rt.endpoint.input.setVectors(s.cfg.EmbeddingDimensions)
-	s.route(rt.method, s.cfg.APIPrefix+rt.path, rt, s.serve)
+	s.addHandler(rt.method, s.cfg.APIPrefix+rt.path, rt, s.serve)
 }
 
-// document serves the OpenAPI document. With a prefix it is written in parts: copies for clients
-// that do not read them would take memory without bounds.
-func (s *server) document() handlerFunc {
+// serveOpenAPI serves the OpenAPI document. With a prefix it is written in parts: a copy for each
+// client that does not read it would take memory without bounds.
+func (s *server) serveOpenAPI() handlerFunc {
 	text := string(s.openAPI())
-	under := func(prefix string) *strings.Replacer {
+	withPrefix := func(prefix string) *strings.Replacer {
 		return strings.NewReplacer("{server}", cmp.Or(prefix, "/"), "{root}", prefix)
 	}
-	plain := asset("application/json", "", []byte(under("").Replace(text)))
+	plain := asset("application/json", "", []byte(withPrefix("").Replace(text)))
 	return func(w *responseWriter, r *http.Request) {
 		if prefix := s.prefix(r); prefix != "" {
 			w.Header().Set("Content-Type", "application/json")
 			w.WriteHeader(http.StatusOK)
-			under(prefix).WriteString(w, text)
+			withPrefix(prefix).WriteString(w, text)
 			return
 		}
 		plain(w, r)
 	}
 }
 
-type errs = []*problem // refusals of a row; those that all of its kind have are in problems
+type errs = []*problem // refusals of a row beyond those in problems
 
-// routes is the table: all operations, and who may call them.
+// routes is the table: method, path, who may call it, name, handler, status, refusals, summary.
 func (s *server) routes() []route {
-	return slices.Concat(s.accountRoutes(),
+	return slices.Concat(
+		s.accountRoutes(),
 		s.documentRoutes(),
 	)
 }
@@ -200,7 +201,7 @@ func (s *server) documentRoutes() []route {
 		errEmbeddingsUnavailable}
 	stores := append(errs{errKeyTaken}, embeds...)
 	create := handle(s.createDocument)
-	create.output = reflect.TypeFor[document]() // the batch of the older form is not documented
+	create.output = reflect.TypeFor[document]() // not the batch, an older form, undocumented
 	return []route{
 		{"POST", "/documents", users, "createDocument", create, 201, stores, "Store a document"},
 		{"POST", "/documents/batch", users, "createDocuments", handle(s.createDocuments), 201,
@@ -231,21 +232,21 @@ func (s *server) httpServer() *http.Server {
 }
 
 // ServeHTTP passes a request on to its path, which has one spelling: for another one ServeMux would
-// answer 307, which makes clients send their credentials again, and take %6De for me.
+// answer 307, which makes clients send their credentials again, and would take %6De for me.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p := r.URL.EscapedPath()
 	if !strings.HasPrefix(p, "/") || path.Clean(p) != p || strings.Contains(p, "%") {
-		s.serveRows(w, r, nil)
+		s.servePath(w, r, nil)
 		return
 	}
 	s.mux.ServeHTTP(w, r)
 }
 
-// rows are those of one path, by method.
-type rows map[string]row
+// handlers are those of a path, by method.
+type handlers map[string]handler
 
-// row is what answers the requests to one method of a path.
-type row struct {
+// handler answers the requests to one method of a path.
+type handler struct {
 	route *route
 	stats *routeStats
 	serve handlerFunc
@@ -256,43 +257,41 @@ type handlerFunc func(*responseWriter, *http.Request)
 // methods are those that a path may support, in the order in which Allow lists them.
 var methods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
 
-// route serves a method of a path. The mux chooses by the path alone, so that a literal one hides
-// those with a wildcard for all methods: PUT /documents/search is not for the document called
-// search.
-func (s *server) route(method, path string, rt *route, serve handlerFunc) {
-	if s.rows[path] == nil {
-		byMethod := rows{}
-		s.rows[path] = byMethod
+// addHandler serves a method of a path. The mux chooses by the path alone, so that a literal path
+// hides one with a wildcard for all methods: PUT /documents/search is for no document "search".
+func (s *server) addHandler(method, path string, rt *route, serve handlerFunc) {
+	byMethod := s.paths[path]
+	if byMethod == nil {
+		byMethod = handlers{}
+		s.paths[path] = byMethod
 		s.mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
-			s.serveRows(w, r, byMethod)
+			s.servePath(w, r, byMethod)
 		})
 	}
-	if _, twice := s.rows[path][method]; twice {
+	if _, twice := byMethod[method]; twice {
 		panic(method + " " + path + ": another row has this method and path")
 	}
-	added := row{rt, s.stats.add(method, rt.path), serve}
-	s.rows[path][method] = added
+	byMethod[method] = handler{rt, s.stats.add(method, rt.path), serve}
 	if method == http.MethodGet {
-		s.rows[path][http.MethodHead] = added
+		byMethod[http.MethodHead] = byMethod[method]
 	}
 }
 
-// serveRows takes every request through the same steps: the client's address, the headers of every
-// answer, CORS, the row of its method; finish recovers a panic, counts and logs. Without rows, it
-// answers 404.
-func (s *server) serveRows(rw http.ResponseWriter, r *http.Request, rs rows) {
-	client, https := s.origin(r)
+// servePath takes every request through the same steps: the client's address, the headers of every
+// answer, CORS, the handler of its method, or 404 or 405; finish recovers a panic, counts and logs.
+func (s *server) servePath(rw http.ResponseWriter, r *http.Request, byMethod handlers) {
+	ip, https := s.origin(r)
 	id := strings.Join(r.Header.Values("X-Request-Id"), " ") // several are refused for the space
 	if len(id) > maxRequestID || !printable.MatchString(id) {
 		id = rand.Text()
 	}
-	matched, ok := rs[r.Method]
+	matched, ok := byMethod[r.Method]
 	if !ok {
-		matched = row{&route{}, s.stats.other, s.refuseMethod(rs)}
+		matched = handler{&route{}, s.stats.other, refuseMethod(byMethod)}
 	}
 	w := &responseWriter{ResponseWriter: rw, server: s, route: matched.route,
 		stats: matched.stats, start: time.Now(), unread: r.ContentLength != 0,
-		caller: caller{ip: client, requestID: id, userAgent: r.UserAgent()}}
+		caller: caller{ip: ip, requestID: id, userAgent: r.UserAgent()}}
 	s.stats.inFlight.Add(1)
 	defer s.finish(w, r)
 	h := w.Header()
@@ -312,22 +311,22 @@ func (s *server) serveRows(rw http.ResponseWriter, r *http.Request, rs rows) {
 	}
 }
 
-// refuseMethod answers 405 where a path has rows of other methods, else 404.
-func (s *server) refuseMethod(rs rows) handlerFunc {
+// refuseMethod answers 405 where a path has other methods, else 404.
+func refuseMethod(byMethod handlers) handlerFunc {
 	return func(w *responseWriter, _ *http.Request) {
-		if rs == nil {
+		if byMethod == nil {
 			w.fail(errNotFound)
 			return
 		}
-		lacks := func(method string) bool { return rs[method].serve == nil }
+		lacks := func(method string) bool { return byMethod[method].serve == nil }
 		allowed := slices.DeleteFunc(slices.Clone(methods), lacks)
 		w.Header().Set("Allow", strings.Join(allowed, ", "))
 		w.fail(errMethodNotAllowed)
 	}
 }
 
-// finish answers a panic with 500 and records the request. Answers are written in one go at the
-// end, so a panic comes before the first byte; where not, the connection is cut.
+// finish answers a panic with 500 and records the request. An answer is written in one go at the
+// end, so a panic comes before it; otherwise the connection is cut.
 func (s *server) finish(w *responseWriter, r *http.Request) {
 	cause := recover()
 	if cause != nil && cause != http.ErrAbortHandler {
@@ -359,14 +358,14 @@ func (s *server) trusts(a netip.Addr) bool {
 }
 
 // origin returns the address of the client and whether it came by TLS. The headers of proxies are
-// read from the right, and only as far as each hop is a trusted proxy, so that a client cannot
+// read from the right, and only while each hop is a trusted proxy, so that a client cannot
 // choose its address.
 func (s *server) origin(r *http.Request) (client netip.Addr, https bool) {
 	client, _ = parseHop(r.RemoteAddr)
 	if !s.trusts(client) {
 		return client, r.TLS != nil
 	}
-	hops, https := forwarded(r.Header)
+	hops, overTLS := forwarded(r.Header)
 	for _, hop := range slices.Backward(hops) {
 		a, err := parseHop(hop)
 		if err != nil || !s.trusts(client) {
@@ -374,15 +373,14 @@ func (s *server) origin(r *http.Request) (client netip.Addr, https bool) {
 		}
 		client = a
 	}
-	return client, https || r.TLS != nil
+	return client, overTLS || r.TLS != nil
 }
 
-// prefix returns the path that trusted proxies have cut off, the outermost first, which goes before
-// each path in an answer, or "". What is no plain path, such as //host, is ignored: it would lead
-// elsewhere.
+// prefix returns the path that trusted proxies have cut off, the outermost's first, or "". Answers
+// put it before each path. One that is not plain, as //host, is ignored: it would lead elsewhere.
 func (s *server) prefix(r *http.Request) string {
 	peer, _ := parseHop(r.RemoteAddr)
-	parts := strings.Join(r.Header.Values("X-Forwarded-Prefix"), ",")
+	parts := strings.Join(r.Header.Values("X-Forwarded-Prefix"), "")
 	prefix := strings.TrimSuffix(strings.NewReplacer(", ", "", ",", "").Replace(parts), "/")
 	if !s.trusts(peer) || path.Clean(prefix) != prefix || !plainPath.MatchString(prefix) {
 		return ""
@@ -390,8 +388,8 @@ func (s *server) prefix(r *http.Request) string {
 	return prefix
 }
 
-// forwarded returns the addresses that proxies have added, as they stand there, and whether the
-// client came by TLS: from X-Forwarded-For and -Proto, or from Forwarded (RFC 7239).
+// forwarded returns the addresses that proxies have added, unparsed, and whether the client
+// came by TLS: from X-Forwarded-For and -Proto, or from Forwarded (RFC 7239).
 func forwarded(h http.Header) (hops []string, https bool) {
 	proto, _, _ := strings.Cut(h.Get("X-Forwarded-Proto"), ",") // several proxies add theirs
 	https = strings.EqualFold(proto, "https")
@@ -423,7 +421,7 @@ func parseHop(text string) (netip.Addr, error) {
 
 // cors lets the pages of the configured origins call the API, and answers their preflights, with
 // whatever headers they ask for: tracing libraries add their own. Credentials are not allowed:
-// tokens travel in a header, and there are no cookies.
+// tokens travel in a header, not in cookies.
 func (s *server) cors(w *responseWriter, r *http.Request) (answered bool) {
 	if len(s.cfg.CORSOrigins) == 0 {
 		return false

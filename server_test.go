@@ -127,7 +127,7 @@ func TestPublicRoutes(t *testing.T) {
 
 func TestGateRefusesBadRows(t *testing.T) {
 	t.Parallel()
-	s := &server{cfg: &config{}, mux: http.NewServeMux(), rows: map[string]rows{}}
+	s := &server{cfg: &config{}, mux: http.NewServeMux(), paths: map[string]handlers{}}
 	good := route{"GET", "/x", anyone, "x", handle(s.health), 200, nil, "x"}
 	for name, spoil := range map[string]func(*route){
 		"repeated": func(*route) {
