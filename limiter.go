@@ -17,7 +17,7 @@ import (
 type limiter struct {
 	total   int64         // units in use at most
 	share   int64         // of these, by one client
-	queue   int           // waiting requests at most; one client may have three quarters
+	queue   int           // waiting requests at most; three quarters of them by one client
 	timeout time.Duration // how long a request waits
 	detail  string        // the detail of the 503 for a request that waited in vain
 
@@ -28,8 +28,7 @@ type limiter struct {
 	refused atomic.Int64
 }
 
-// clientKey identifies whose share a request counts in: an account, or before a login the network
-// address.
+// clientKey names whose share a request counts in: an account's, or an address's before a login.
 type clientKey struct {
 	user    int64
 	address netip.Addr
@@ -44,18 +43,17 @@ func (c *caller) key() clientKey {
 	return clientKey{address: network.Addr()}
 }
 
-// waiter is a request for n units, 0 once they are given back. rank is how many its client had or
-// waited for before it.
+// waiter is a request for n units, 0 after release. rank is how many its client had or waited for
+// when it came.
 type waiter struct {
 	client  clientKey
 	n, rank int64
-	granted chan struct{} // closed when it has them; nil: it did not have to wait
+	granted chan struct{} // closed when it has them; nil: granted without waiting
 }
 
-// acquire takes n units for a client and returns the function that gives them back, which may be
-// called again to no effect. More than a share counts as a whole share. It returns errBusy, with
-// the limiter's detail, where the queue is full or the time-out is over, and the context's error
-// when the client has gone.
+// acquire takes n units for a client, at most its share, and returns the function that gives them
+// back, which may be called twice. It returns errBusy with the limiter's detail where the queue is
+// full or the time-out is over, and the context's error when the client has gone.
 func (l *limiter) acquire(ctx context.Context, client clientKey, n int64) (func(), error) {
 	w := &waiter{client: client, n: min(n, l.share)}
 	release := func() { l.release(w) }
@@ -84,7 +82,7 @@ func (l *limiter) acquire(ctx context.Context, client clientKey, n int64) (func(
 func (l *limiter) enqueue(w *waiter) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	own := 0
+	own := 0 // waiters of the same client
 	w.rank = l.usedBy[w.client]
 	for _, other := range l.waiting {
 		if other.client == w.client {
@@ -105,15 +103,15 @@ func (l *limiter) enqueue(w *waiter) bool {
 	return true
 }
 
-// grant serves waiters while there is room: first those whose client has the least, then those that
-// came first. The first that fits its share but not the total holds back all others, so that small
-// requests do not starve a large one. The caller holds mu.
+// grant gives units to waiters: the lowest rank first, then the first to come. It passes over those
+// beyond their share, and stops at one beyond the total, so that small requests do not starve a
+// large one. The caller holds mu.
 func (l *limiter) grant() {
 	for {
 		next := -1
 		for i, w := range l.waiting {
-			fits := l.usedBy[w.client]+w.n <= l.share
-			if fits && (next < 0 || w.rank < l.waiting[next].rank) {
+			inShare := l.usedBy[w.client]+w.n <= l.share
+			if inShare && (next < 0 || w.rank < l.waiting[next].rank) {
 				next = i
 			}
 		}
@@ -145,10 +143,11 @@ func (l *limiter) release(w *waiter) {
 			delete(l.usedBy, w.client)
 		}
 	}
-	w.n = 0
+	w.n = 0 // for a second call
 	l.grant()
 }
 
+// busy counts and returns a refusal.
 func (l *limiter) busy() error {
 	l.refused.Add(1)
 	return errBusy.withDetail(l.detail)
