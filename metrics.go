@@ -1,8 +1,7 @@
 package main
 
-// metrics.go records every request in the access log and in counts, and has the health checks. The
-// counts are served in Prometheus' text format 0.0.4 on a listener of their own, METRICS_ADDR:
-// without a login, so it is not for the world.
+// metrics.go has the access log, the health checks and the counts, in Prometheus' text format 0.0.4
+// on a listener of their own, METRICS_ADDR: without a login, so it is not for the world.
 
 import (
 	"cmp"
@@ -35,9 +34,9 @@ var buckets = [...]float64{
 
 // routeStats counts the requests to a method of a route.
 type routeStats struct {
-	labels      string // as Prometheus writes them
-	statuses    [600]atomic.Int64
-	buckets     [len(buckets)]atomic.Int64
+	labels      string                     // as Prometheus writes them
+	statuses    [600]atomic.Int64          // by status code
+	buckets     [len(buckets)]atomic.Int64 // each without those below it
 	nanoseconds atomic.Int64
 }
 
@@ -85,8 +84,7 @@ func (w *responseWriter) record(r *http.Request) {
 	s.log.LogAttrs(context.Background(), level, "request", attrs...)
 }
 
-// traceparent matches version, trace id, parent id and flags of W3C Trace Context, and what a later
-// version may add.
+// traceparent is W3C Trace Context: version, trace id, parent id, flags, a later version's rest.
 var traceparent = regexp.MustCompile(
 	`^([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?$`)
 
@@ -106,7 +104,7 @@ type metric struct {
 	value      any // a number, or labelled
 }
 
-type labelled map[string]any // numbers by labels
+type labelled map[string]any // numbers by their labels, as Prometheus writes them
 
 func (s *server) writeMetrics(w io.Writer) {
 	const head = "# HELP %[1]s %[2]s\n# TYPE %[1]s %[3]s\n"
@@ -132,8 +130,7 @@ func (s *server) writeMetrics(w io.Writer) {
 			total += st.buckets[i].Load()
 			fmt.Fprintf(w, histogram+"_bucket{%s,le=\"%v\"} %d\n", st.labels, bound, total)
 		}
-		seconds := float64(st.nanoseconds.Load()) / 1e9
-		fmt.Fprintf(w, histogram+"_sum{%s} %g\n", st.labels, seconds)
+		fmt.Fprintf(w, histogram+"_sum{%s} %g\n", st.labels, float64(st.nanoseconds.Load())/1e9)
 		fmt.Fprintf(w, histogram+"_count{%s} %d\n", st.labels, total)
 	}
 }
@@ -165,7 +162,10 @@ func (s *server) serverMetrics() []metric {
 		units[label], refused[label] = l.total, l.refused.Load()
 		used[label], waiting[label] = l.state()
 	}
-	draining := map[bool]int{true: 1}[s.draining.Load()]
+	draining := 0
+	if s.draining.Load() {
+		draining = 1
+	}
 	recalls := labelled{}
 	for _, x := range *cmp.Or(s.stats.indexes.Load(), new([]vectorIndex)) {
 		if x.EfSearch > 0 {
@@ -188,7 +188,7 @@ func (s *server) serverMetrics() []metric {
 }
 
 // resourceMetrics has those of the pool, and of the process by the names that Prometheus' client
-// libraries use. macOS has no /proc for four.
+// libraries use. macOS has no /proc for the last four.
 func (s *server) resourceMetrics() []metric {
 	pool := s.store.pool.Stat()
 	var m runtime.MemStats
@@ -259,23 +259,23 @@ func (s *server) serveMetrics() (*http.Server, error) {
 	return hs, nil
 }
 
-// serveProfile writes a profile for go tool pprof: profile, of the processor for ?seconds=30, or a
-// state such as heap or goroutine, with ?debug=1 as text; without a name, the names of these. It
-// stands for net/http/pprof, which makes the program 0.6 MB larger.
+// serveProfile writes a profile for go tool pprof: "profile", of the processor for ?seconds=30, or
+// another, as heap, with ?debug=1 as text; without a name, all names. net/http/pprof adds 0.6 MB.
 func serveProfile(w http.ResponseWriter, r *http.Request) {
-	number := func(name string) int { n, _ := strconv.Atoi(r.FormValue(name)); return n }
+	detail, _ := strconv.Atoi(r.FormValue("debug"))
+	seconds, _ := strconv.Atoi(r.FormValue("seconds"))
 	name := r.PathValue("name")
 	profile := pprof.Lookup(name)
 	switch {
 	case profile != nil:
-		profile.WriteTo(w, number("debug"))
+		profile.WriteTo(w, detail)
 	case name == "":
 		fmt.Fprintln(w, "profile")
 		for _, profile := range pprof.Profiles() {
 			fmt.Fprintln(w, profile.Name())
 		}
 	case name == "profile":
-		duration := time.Duration(cmp.Or(number("seconds"), 30)) * time.Second
+		duration := time.Duration(cmp.Or(seconds, 30)) * time.Second
 		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(duration + writeTimeout))
 		if err := pprof.StartCPUProfile(w); err != nil { // another one is being made
 			http.Error(w, err.Error(), http.StatusConflict)
