@@ -11,7 +11,7 @@ say() { printf 'setup.sh: %s\n' "$*" >&2; }
 die() { say "$@"; exit 1; }
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 
-# The directories and the versions are those of findPostgres in devdb.go.
+# The directories and the versions are those of FindPostgres in devdb.go.
 has_postgres() {
 	on_path=$(command -v pg_ctl) || on_path=''
 	for bin in /usr/lib/postgresql/*/bin /opt/homebrew/opt/postgresql@*/bin \

@@ -25,7 +25,7 @@ import (
 
 const image = "pgvector/pgvector:0.8.6-pg17-bookworm" // as in compose.yaml
 
-// DB is a PostgreSQL that Start has started.
+// DB is a PostgreSQL that Start started.
 type DB struct {
 	URL    string // of the database "postgres", for its superuser
 	Where  string // the data directory or Docker volume, for messages
@@ -41,7 +41,7 @@ type DB struct {
 // is none. Each of settings is a name=value of postgresql.conf.
 func Start(dir string, settings ...string) (*DB, error) {
 	dir, err := filepath.Abs(dir)
-	if err := errors.Join(err, os.MkdirAll(dir, 0o755)); err != nil { // serverID enters it
+	if err := errors.Join(err, os.MkdirAll(dir, 0o755)); err != nil { // for serverID
 		return nil, fmt.Errorf("there is no DATABASE_URL, and for a private PostgreSQL: %w", err)
 	}
 	db := &DB{Dir: dir}
@@ -71,7 +71,7 @@ func (db *DB) Stop() error {
 	return errors.Join(err, stopping.Close(), db.lock.Close())
 }
 
-// StopCommand returns the command that stops PostgreSQL: the local one for a DB{Dir: dir}.
+// StopCommand returns the command that stops PostgreSQL. A local one needs no more than Dir.
 func (db *DB) StopCommand() *exec.Cmd {
 	if db.container != "" {
 		return exec.Command("docker", "stop", db.container)
@@ -118,15 +118,15 @@ func (db *DB) version() string {
 }
 
 // FindPostgres returns the bin directory of the newest PostgreSQL, from 14 on or of this major
-// version, with pgvector from 0.7 on, which has halfvec; or "". setup.sh searches the same ones.
+// version, with pgvector from 0.7 on, which has halfvec; or "". setup.sh has the same list.
 func FindPostgres(major string) (bin string) {
 	onPath, _ := exec.LookPath("initdb")
 	newest := 13
 	for _, pattern := range []string{onPath, "/usr/lib/postgresql/*/bin/initdb",
-		"/usr/pgsql-*/bin/initdb", "/usr/local/pgsql/bin/initdb", // RPMs, and a build of one's own
+		"/usr/pgsql-*/bin/initdb", "/usr/local/pgsql/bin/initdb", // RPMs, and own builds
 		"/opt/homebrew/opt/postgresql@*/bin/initdb", "/usr/local/opt/postgresql@*/bin/initdb"} {
-		found, _ := filepath.Glob(pattern)
-		for _, initdb := range found {
+		paths, _ := filepath.Glob(pattern)
+		for _, initdb := range paths {
 			dir, v := filepath.Dir(initdb), 0
 			out, _ := exec.Command(dir+"/pg_config", "--version", "--sharedir").Output()
 			fmt.Sscanf(string(out), "PostgreSQL %d", &v)
@@ -194,11 +194,11 @@ func (db *DB) command(name string, args ...string) *exec.Cmd {
 	}
 	args = append([]string{filepath.Join(db.bin, name)}, args...)
 	if id := strconv.Itoa(serverID()); os.Geteuid() == 0 {
-		as := []string{"setpriv", "--reuid=" + id, "--regid=65534", "--clear-groups"}
+		setpriv := []string{"setpriv", "--reuid=" + id, "--regid=65534", "--clear-groups"}
 		if !isReachable(db.Dir) { // the capability lets PostgreSQL into a checkout below /root
-			as = append(as, "--inh-caps=+dac_override", "--ambient-caps=+dac_override")
+			setpriv = append(setpriv, "--inh-caps=+dac_override", "--ambient-caps=+dac_override")
 		}
-		args = append(as, args...)
+		args = append(setpriv, args...)
 	}
 	return exec.Command(args[0], args[1:]...)
 }
