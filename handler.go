@@ -6,13 +6,16 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -28,7 +31,8 @@ const (
 	anyone               // no token is read
 	tokenEndpoint        // the same; refusals also have the members of RFC 6749, section 5.2
 	users                // a token of a live session of an active account
-	admins               // the same, of an admin
+	usersAlways          // the same, however many of their requests are in progress: see enter
+	admins               // the same as users, of an admin
 )
 
 func (a access) isPublic() bool { return a <= tokenEndpoint }
@@ -57,6 +61,9 @@ func handle[In, Out any](f func(context.Context, *caller, In) (Out, error)) endp
 	call := func(ctx context.Context, w *responseWriter, r *http.Request) (any, error) {
 		var value In
 		if err := in.read(w, r, reflect.ValueOf(&value).Elem()); err != nil {
+			return nil, err
+		}
+		if err := w.enter(ctx); err != nil {
 			return nil, err
 		}
 		return f(ctx, &w.caller, value)
@@ -197,10 +204,6 @@ func (s *server) authenticate(ctx context.Context, w *responseWriter, r *http.Re
 	if !ok {
 		return errInvalidToken
 	}
-	w.releaseRequest, err = s.requests.acquire(ctx, clientKey{user: ref.user}, 1)
-	if err != nil {
-		return err
-	}
 	if c.account, err = s.store.sessionUser(ctx, ref); err != nil {
 		return accountGone(err)
 	}
@@ -209,6 +212,16 @@ func (s *server) authenticate(ctx context.Context, w *responseWriter, r *http.Re
 		return errAdminRequired
 	}
 	return nil
+}
+
+// enter counts a request among those of its user, once its body has come: a slot that is taken
+// before belongs to the slowest sender. What ends access, as a logout does, takes none, so that
+// whoever floods an account with a stolen token cannot keep its owner from that.
+func (w *responseWriter) enter(ctx context.Context) (err error) {
+	if a := w.route.access; a == users || a == admins {
+		w.releaseRequest, err = w.server.requests.acquire(ctx, w.caller.key(), 1)
+	}
+	return err
 }
 
 // read fills dst from the path, the query and the body.
@@ -245,10 +258,7 @@ func (w *responseWriter) reply(ctx context.Context, r *http.Request, out any) er
 	if p, ok := out.(pager); ok {
 		var next int64
 		if out, next = p.content(); next != 0 {
-			query := r.URL.Query()
-			query.Del("skip")
-			query.Set("after", strconv.FormatInt(next, 10))
-			target := s.prefix(r) + r.URL.Path + "?" + query.Encode()
+			target := s.prefix(r) + r.URL.Path + "?" + nextQuery(r.URL.RawQuery, next)
 			w.Header().Set("Link", "<"+target+`>; rel="next"`)
 		}
 	}
@@ -262,14 +272,28 @@ func (w *responseWriter) reply(ctx context.Context, r *http.Request, out any) er
 	return w.write(ctx, status, "application/json", out)
 }
 
+// nextQuery returns the query of the page after the id next. It keeps what readPairs has read, also a
+// raw semicolon, which url.ParseQuery drops.
+func nextQuery(raw string, next int64) string {
+	query := fmt.Sprint("after=", next)
+	for pair := range strings.SplitSeq(raw, "&") {
+		name, value, _ := strings.Cut(pair, "=")
+		name, _ = url.QueryUnescape(name)
+		value, _ = url.QueryUnescape(value)
+		if !slices.Contains([]string{"", "_", "skip", "after"}, name) {
+			query += "&" + url.QueryEscape(name) + "=" + url.QueryEscape(value)
+		}
+	}
+	return query
+}
+
 // fail writes err as a problem document. What is not caused by the client is logged with its cause.
 func (w *responseWriter) fail(err error) {
 	s, c := w.server, &w.caller
 	p, known := errors.AsType[*problem](err)
 	switch {
 	case errors.Is(err, context.Canceled): // of this request: shared statements detach from it
-		w.WriteHeader(499) // nginx's: the client has gone; for the log and metrics only
-		return
+		p = errClientClosed
 	case !known:
 		p = errInternal
 		s.log.Error("internal_error", "request_id", c.requestID, "route", w.route.path,
@@ -404,6 +428,8 @@ var (
 		"No embedding provider is configured; send embedding.")
 	errTextRefused = newProblem(422, "text_refused",
 		"The embedding model refuses a text; errors says which. Nothing was stored.")
+	errClientClosed = newProblem(499, "client_closed_request", // nginx's, for log and metrics
+		"The client closed the connection before the answer.")
 	errInternal = newProblem(500, "internal_error",
 		"Internal error; the request_id identifies it in the log.")
 	errEmbeddingsFailed = newProblem(502, "embeddings_failed", "The embedding provider refused "+
@@ -450,7 +476,7 @@ type problemDocument struct {
 }
 
 func (p *problem) body(requestID string) problemDocument {
-	return problemDocument{Type: "about:blank", Title: http.StatusText(p.status),
+	return problemDocument{Type: "about:blank", Title: cmp.Or(http.StatusText(p.status), p.code),
 		Status: p.status, Detail: p.detail, Code: p.code, RequestID: requestID, Errors: p.errors}
 }
 
