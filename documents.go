@@ -154,7 +154,7 @@ func (s *server) storeDocuments(
 		stored, _ := s.store.storedKeys(ctx, c.ID, list)
 		err = keyTaken(stored, loc)
 	}
-	return docs, accountGone(err)
+	return docs, authError(err)
 }
 
 // checkKeys refuses a key that several documents of list have. Where some lack an embedding, it

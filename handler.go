@@ -205,7 +205,7 @@ func (s *server) authenticate(ctx context.Context, w *responseWriter, r *http.Re
 		return errInvalidToken
 	}
 	if c.account, err = s.store.sessionUser(ctx, ref); err != nil {
-		return accountGone(err)
+		return authError(err)
 	}
 	c.session = ref.session
 	if w.route.access == admins && !c.IsAdmin {

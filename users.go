@@ -137,12 +137,12 @@ func (s *server) updateMe(ctx context.Context, c *caller, in updateMeInput) (use
 		time.AfterFunc(emailInterval, release)
 	}
 	u, err := s.change(ctx, c, c.user, change, in.Password)
-	return u, accountGone(err)
+	return u, authError(err)
 }
 
-// accountGone returns err, or errInvalidToken where the caller's own account or session was not
-// found: it has ended since, and the next request would be answered so.
-func accountGone(err error) error {
+// authError returns errInvalidToken where err says that the caller's own account or session was not
+// found: it has ended since, and the next request would be answered so. Else it returns err.
+func authError(err error) error {
 	if errors.Is(err, errNotFound) {
 		return errInvalidToken
 	}
@@ -154,7 +154,7 @@ func accountGone(err error) error {
 func (s *server) confirmPassword(ctx context.Context, c *caller, password string) (string, error) {
 	hash, err := s.store.passwordHash(ctx, c.ID)
 	if err != nil {
-		return "", accountGone(err)
+		return "", authError(err)
 	}
 	ok, err := s.hasher.verify(ctx, c.key(), password, hash)
 	switch {
@@ -203,7 +203,7 @@ type deleteMeInput struct {
 func (s *server) deleteMe(ctx context.Context, c *caller, in deleteMeInput) (none, error) {
 	hash, err := s.confirmPassword(ctx, c, in.CurrentPassword)
 	if err == nil {
-		err = accountGone(s.removeUser(ctx, c, c.ID, hash))
+		err = authError(s.removeUser(ctx, c, c.ID, hash))
 	}
 	return none{}, err
 }
