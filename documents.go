@@ -271,7 +271,7 @@ type updateDocumentInput struct {
 	Metadata  jsonObject `json:"metadata" max:"16384" example:"{\"lang\":\"en\"}"`
 	Embedding vector     `json:"embedding"`
 	Include   *string    `query:"include" enum:"embedding"`
-	sentBack
+	readOnly
 }
 
 // updateDocument changes what is given. A vector never silently belongs to another text: content

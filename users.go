@@ -4,9 +4,9 @@ package main
 //
 // Threats and answers. A stolen access token: on /users/me a new password and a deletion need the
 // current password, and the hashing limiter bounds guesses; an admin's token may set any account's
-// password, and each change is in the log. A list of accounts by changing one's address:
-// e-mail changes are few per hour. No admin left: store.lockUser. A form that makes an admin:
-// is_admin is accepted from a user only where it changes nothing.
+// password, and each change is in the log. Account enumeration by changing one's own address:
+// maxEmailChanges. No admin left: store.lockUser. A user who sends is_admin: it is accepted only
+// if it changes nothing.
 
 import (
 	"cmp"
@@ -76,25 +76,25 @@ func (s *server) newHash(ctx context.Context, c *caller, password, email string)
 // me returns the caller, as the query that checked the token read it.
 func (s *server) me(_ context.Context, c *caller, _ none) (user, error) { return c.user, nil }
 
-// sentBack are members that clients may send back as they got them, but not change.
-type sentBack struct {
+// readOnly are members that a client may send back as it received them, but not change.
+type readOnly struct {
 	SentID    *int64     `json:"id" readonly:"true"`
 	CreatedAt *time.Time `json:"created_at" readonly:"true"`
 	UpdatedAt *time.Time `json:"updated_at" readonly:"true"`
 }
 
 // check returns the 422 for members that do not equal what is stored, and for further faults.
-func (b sentBack) check(id int64, created, updated time.Time, faults ...fieldError) error {
-	faults = slices.Concat(faults, readOnly("id", b.SentID, id),
-		readOnly("created_at", b.CreatedAt, created), readOnly("updated_at", b.UpdatedAt, updated))
+func (r readOnly) check(id int64, created, updated time.Time, faults ...fieldError) error {
+	faults = slices.Concat(faults, unequal("id", r.SentID, id),
+		unequal("created_at", r.CreatedAt, created), unequal("updated_at", r.UpdatedAt, updated))
 	if len(faults) == 0 {
 		return nil
 	}
 	return invalid(faults...)
 }
 
-// readOnly returns a fault where a member was sent and is not the stored value. Times are in UTC.
-func readOnly[T comparable](name string, sent *T, stored T) []fieldError {
+// unequal returns a fault if a member was sent and is not the stored value. Times are in UTC.
+func unequal[T comparable](name string, sent *T, stored T) []fieldError {
 	if sent == nil || *sent == stored {
 		return nil
 	}
@@ -109,14 +109,14 @@ type updateMeInput struct {
 	CurrentPassword *string          `json:"current_password" format:"password" min:"1" max:"1024"`
 	IsActive        *bool            `json:"is_active" readonly:"true"`
 	IsAdmin         *bool            `json:"is_admin" readonly:"true"`
-	sentBack
+	readOnly
 }
 
 // updateMe changes the caller's account. A new password needs the current one, and ends all other
 // sessions.
 func (s *server) updateMe(ctx context.Context, c *caller, in updateMeInput) (user, error) {
-	faults := append(readOnly("is_active", in.IsActive, c.IsActive),
-		readOnly("is_admin", in.IsAdmin, c.IsAdmin)...)
+	faults := append(unequal("is_active", in.IsActive, c.IsActive),
+		unequal("is_admin", in.IsAdmin, c.IsAdmin)...)
 	if in.Password != nil && in.CurrentPassword == nil {
 		faults = append(faults, fieldError{[]any{"body", "current_password"},
 			"is required to change the password", "missing"})
@@ -269,7 +269,7 @@ type updateUserInput struct {
 	Password *string          `json:"password" format:"password" min:"8" max:"1024"`
 	IsActive *bool            `json:"is_active" doc:"false ends all sessions of the account."`
 	IsAdmin  *bool            `json:"is_admin"`
-	sentBack
+	readOnly
 }
 
 // updateUser changes any account, also the admin's own.
