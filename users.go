@@ -9,7 +9,6 @@ package main
 // if it changes nothing.
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,7 +26,7 @@ const (
 var errEmailChanges = newProblem(503, errBusy.code, "The e-mail address was changed too often; "+
 	"try again later.", "Retry-After", fmt.Sprint(emailInterval.Seconds()))
 
-// user is an account as clients see it, and all they ever see of it.
+// user is an account as clients see it, and all they see of it.
 type user struct {
 	ID        int64     `json:"id" example:"7"`
 	Email     string    `json:"email" example:"ada@example.com"`
@@ -47,7 +46,7 @@ type newUser struct {
 	IsActive, IsAdmin   bool
 }
 
-// userChange is what store.updateUser changes; nil and unset fields stay.
+// userChange is what store.updateUser changes; nil and unset fields keep their value.
 type userChange struct {
 	Email, PasswordHash *string
 	FullName            nullable[string]
@@ -76,14 +75,14 @@ func (s *server) newHash(ctx context.Context, c *caller, password, email string)
 // me returns the caller, as the query that checked the token read it.
 func (s *server) me(_ context.Context, c *caller, _ none) (user, error) { return c.user, nil }
 
-// readOnly are members that a client may send back as it received them, but not change.
+// readOnly are members that clients may send back as received, but not change.
 type readOnly struct {
-	SentID    *int64     `json:"id" readonly:"true"`
+	SentID    *int64     `json:"id" readonly:"true"` // not ID, which is the path's
 	CreatedAt *time.Time `json:"created_at" readonly:"true"`
 	UpdatedAt *time.Time `json:"updated_at" readonly:"true"`
 }
 
-// check returns the 422 for members that do not equal what is stored, and for further faults.
+// check returns the 422 for members that differ from what is stored, and for further faults.
 func (r readOnly) check(id int64, created, updated time.Time, faults ...fieldError) error {
 	faults = slices.Concat(faults, unequal("id", r.SentID, id),
 		unequal("created_at", r.CreatedAt, created), unequal("updated_at", r.UpdatedAt, updated))
@@ -112,8 +111,7 @@ type updateMeInput struct {
 	readOnly
 }
 
-// updateMe changes the caller's account. A new password needs the current one, and ends all other
-// sessions.
+// updateMe changes the caller. A new password needs the current one, and ends all other sessions.
 func (s *server) updateMe(ctx context.Context, c *caller, in updateMeInput) (user, error) {
 	faults := append(unequal("is_active", in.IsActive, c.IsActive),
 		unequal("is_admin", in.IsAdmin, c.IsAdmin)...)
@@ -121,10 +119,10 @@ func (s *server) updateMe(ctx context.Context, c *caller, in updateMeInput) (use
 		faults = append(faults, fieldError{[]any{"body", "current_password"},
 			"is required to change the password", "missing"})
 	}
-	change := userChange{Email: in.Email, FullName: in.FullName, KeepSession: c.session}
+	ch := userChange{Email: in.Email, FullName: in.FullName, KeepSession: c.session}
 	err := in.check(c.ID, c.CreatedAt, c.UpdatedAt, faults...)
 	if err == nil && in.CurrentPassword != nil {
-		change.OldHash, err = s.confirmPassword(ctx, c, *in.CurrentPassword)
+		ch.OldHash, err = s.confirmPassword(ctx, c, *in.CurrentPassword)
 	}
 	if err != nil {
 		return user{}, err
@@ -134,9 +132,9 @@ func (s *server) updateMe(ctx context.Context, c *caller, in updateMeInput) (use
 		if err != nil {
 			return user{}, errEmailChanges
 		}
-		time.AfterFunc(emailInterval, release)
+		time.AfterFunc(emailInterval, release) // so used counts the last hour
 	}
-	u, err := s.change(ctx, c, c.user, change, in.Password)
+	u, err := s.change(ctx, c, c.user, ch, in.Password)
 	return u, authError(err)
 }
 
@@ -149,8 +147,7 @@ func authError(err error) error {
 	return err
 }
 
-// confirmPassword returns the hash of the caller's password if it is the given one, else
-// errWrongPassword.
+// confirmPassword returns the hash of the caller's password, or errWrongPassword if it is another.
 func (s *server) confirmPassword(ctx context.Context, c *caller, password string) (string, error) {
 	hash, err := s.store.passwordHash(ctx, c.ID)
 	if err != nil {
@@ -167,13 +164,16 @@ func (s *server) confirmPassword(ctx context.Context, c *caller, password string
 	return "", errWrongPassword
 }
 
-// change applies ch, and the new password if there is one, to the account target, and logs what
-// changed.
+// change applies ch and the new password, if any, to the account target. It logs what changed.
 func (s *server) change(
 	ctx context.Context, c *caller, target user, ch userChange, password *string,
 ) (user, error) {
 	if password != nil {
-		hash, err := s.newHash(ctx, c, *password, *cmp.Or(ch.Email, &target.Email))
+		email := target.Email
+		if ch.Email != nil {
+			email = *ch.Email
+		}
+		hash, err := s.newHash(ctx, c, *password, email)
 		if err != nil {
 			return user{}, err
 		}
@@ -208,9 +208,9 @@ func (s *server) deleteMe(ctx context.Context, c *caller, in deleteMeInput) (non
 	return none{}, err
 }
 
-// removeUser deletes an account and all that belongs to it. A million documents take some seconds
-// to go, and batches in progress are waited for: so it deactivates the account first, which ends
-// its tokens at once. Where the deletion fails, it stays deactivated.
+// removeUser deletes an account with its data. A million documents take some seconds, and
+// batches in progress are waited for. So it first deactivates the account, which ends its tokens at
+// once. If the deletion fails, the account stays deactivated.
 func (s *server) removeUser(ctx context.Context, c *caller, id int64, oldHash string) error {
 	ch := userChange{IsActive: new(false), OldHash: oldHash}
 	_, err := s.change(ctx, c, user{ID: id}, ch, nil)
@@ -249,7 +249,7 @@ type createUserInput struct {
 	IsAdmin  *bool            `json:"is_admin" doc:"Defaults to false."`
 }
 
-// createUser lets an admin create an account for somebody, also while registration is closed.
+// createUser creates an account for somebody else, also while registration is closed.
 func (s *server) createUser(ctx context.Context, c *caller, in createUserInput) (user, error) {
 	n := newUser{Email: in.Email, FullName: in.FullName.Value,
 		IsActive: in.IsActive == nil || *in.IsActive, IsAdmin: in.IsAdmin != nil && *in.IsAdmin}
@@ -281,9 +281,9 @@ func (s *server) updateUser(ctx context.Context, c *caller, in updateUserInput) 
 	if err != nil {
 		return user{}, err
 	}
-	change := userChange{Email: in.Email, FullName: in.FullName, IsActive: in.IsActive,
+	ch := userChange{Email: in.Email, FullName: in.FullName, IsActive: in.IsActive,
 		IsAdmin: in.IsAdmin}
-	return s.change(ctx, c, target, change, in.Password)
+	return s.change(ctx, c, target, ch, in.Password)
 }
 
 // deleteUser deletes another account. The caller's own takes a password: see deleteMe.
@@ -296,14 +296,14 @@ func (s *server) deleteUser(ctx context.Context, c *caller, in idInput) (none, e
 
 // emailPattern is the grammar of an e-mail address: a dot-string (RFC 5321, its atoms of RFC 5322),
 // an at sign, and a domain of two or more labels whose last starts with a letter, as all in use do.
-// It is ASCII only: Unicode's ways to fold case would make two spellings of one account. Go matches
-// it in linear time.
+// It is ASCII only: Unicode's case folding would let two spellings name one account. Go matches it
+// in linear time.
 const emailPattern = "^[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+([.][A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*@" +
 	"([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?[.])+[A-Za-z]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$"
 
 var emailGrammar = regexp.MustCompile(emailPattern)
 
-// parseEmail returns the address in lower case, or why text is none.
+// parseEmail returns the address in lower case, or why text is not one.
 func parseEmail(text string) (value, refusal string) {
 	if len(text) > 254 || strings.IndexByte(text, '@') > 64 { // RFC 5321, section 4.5.3.1
 		return "", "must have at most 254 characters, and 64 before the @"
