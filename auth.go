@@ -2,12 +2,12 @@ package main
 
 // auth.go is registration, login, refresh, logout and sessions.
 //
-// Threats and answers. A list of accounts by stopwatch: at a login, an unknown e-mail costs one
-// hash like a known one, and the answer is the same. (Registration does tell that an address is
-// taken: the contract wants it.) A stolen refresh token: its second use, by whomever, ends the
-// session. A stolen access token: every request asks the database for the session, so a logout
-// counts at once. A login that races with a password change or a deactivation:
-// store.createSession makes a session only if the hash that was checked is still the account's.
+// Threats and answers. Account enumeration by timing: at a login, an unknown e-mail costs one hash
+// like a known one, and the answer is the same. (Registration tells that an address is taken:
+// the contract wants it.) A stolen refresh token: its second use, by thief or owner, ends the
+// session. A stolen access token: every request queries the session, so a logout counts at once.
+// A login that races with a password change or a deactivation: store.createSession makes a session
+// only if the checked hash is still the account's.
 
 import (
 	"context"
@@ -30,7 +30,7 @@ type registerInput struct {
 	FullName nullable[string] `json:"full_name" max:"255" example:"Ada Lovelace"`
 }
 
-// register creates an account. It logs nobody in, and never makes an admin.
+// register creates an account. It starts no session and never makes an admin.
 func (s *server) register(ctx context.Context, c *caller, in registerInput) (user, error) {
 	if !s.cfg.RegistrationOpen {
 		return user{}, errRegistrationClosed
@@ -70,16 +70,16 @@ func (s *server) login(ctx context.Context, c *caller, in loginInput) (tokens, e
 		return tokens{}, s.hasher.slots.busy()
 	}
 	var u storedUser
-	for range 2 { // again if the password or its hash has changed since it was read
+	for range 2 { // again if the hash has changed since it was read
 		var err error
 		if u, err = s.checkPassword(ctx, c, in); err != nil {
 			return tokens{}, err
 		}
-		created, err := s.store.createSession(ctx, u.ID, u.PasswordHash, c, s.idleLimit())
+		started, err := s.store.createSession(ctx, u.ID, u.PasswordHash, c, s.idleLimit())
 		if err == nil {
 			s.rehash(ctx, c, u, *in.Password)
-			s.event(c, "login_ok", u.ID, "session_id", created.ID)
-			return s.keys.issue(created), nil
+			s.event(c, "login_ok", u.ID, "session_id", started.ID)
+			return s.keys.issue(started), nil
 		}
 		if !errors.Is(err, errNotFound) {
 			return tokens{}, err
@@ -89,13 +89,12 @@ func (s *server) login(ctx context.Context, c *caller, in loginInput) (tokens, e
 	return tokens{}, errInvalidCredentials
 }
 
-// checkPassword returns the account that may log in, with the hash that its password was checked
-// against.
+// checkPassword returns the account that may log in, with the hash that the password matched.
 func (s *server) checkPassword(ctx context.Context, c *caller, in loginInput) (storedUser, error) {
-	email, _ := parseEmail(strings.TrimSpace(*in.Username)) // "" is nobody's
-	u, unknown := s.store.userByEmail(ctx, email)
-	if unknown != nil && !errors.Is(unknown, errNotFound) {
-		return u, unknown
+	email, _ := parseEmail(strings.TrimSpace(*in.Username)) // "": no account has it
+	u, notFound := s.store.userByEmail(ctx, email)
+	if notFound != nil && !errors.Is(notFound, errNotFound) {
+		return u, notFound
 	}
 	ok, err := s.hasher.verify(ctx, c.key(), *in.Password, u.PasswordHash)
 	reason, refusal := "wrong_password", errInvalidCredentials
@@ -108,7 +107,7 @@ func (s *server) checkPassword(ctx context.Context, c *caller, in loginInput) (s
 		return u, nil
 	case ok:
 		reason, refusal = "account_inactive", errAccountInactive
-	case unknown != nil:
+	case notFound != nil:
 		reason = "unknown_email"
 	}
 	s.event(c, "login_failed", u.ID, "reason", reason)
@@ -130,6 +129,7 @@ func (s *server) rehash(ctx context.Context, c *caller, u storedUser, password s
 	}
 }
 
+// refreshInput has a grant_type, which a form must send (RFC 6749, section 6) and JSON may.
 type refreshInput struct {
 	RefreshToken  string  `json:"refresh_token" form:"refresh_token" min:"1" max:"4096"`
 	FormGrantType string  `form:"grant_type" enum:"refresh_token" example:"refresh_token"`
@@ -243,7 +243,7 @@ func (s *server) endSession(ctx context.Context, c *caller, in idInput) (none, e
 	return none{}, err
 }
 
-// sweep deletes expired sessions and looks after HNSW indexes from time to time, until ctx ends.
+// sweep deletes expired sessions and checks HNSW indexes each sweepInterval, until ctx ends.
 func (s *server) sweep(ctx context.Context) {
 	for {
 		select {
@@ -263,7 +263,7 @@ func (s *server) sweep(ctx context.Context) {
 }
 
 // event logs what an operator or auditor looks for, under a stable name: what happened to the
-// account userID (0: unknown), and by whom where it was another.
+// account userID (0: unknown), and by whom if another account did it.
 func (s *server) event(c *caller, name string, userID int64, more ...any) {
 	attrs := []any{"request_id", c.requestID, "client", c.ip, "user_id", userID}
 	if c.ID != 0 && c.ID != userID {
@@ -272,15 +272,14 @@ func (s *server) event(c *caller, name string, userID int64, more ...any) {
 	s.log.Log(context.Background(), levelAudit, name, append(attrs, more...)...)
 }
 
-// eventIf logs an event if it has happened.
+// eventIf logs an event that has happened.
 func (s *server) eventIf(happened bool, c *caller, name string, userID int64, more ...any) {
 	if happened {
 		s.event(c, name, userID, more...)
 	}
 }
 
-// cleanText cuts the text of a stranger, such as a User-Agent, and removes control characters, so
-// that it can be stored and shown.
+// cleanText makes text from outside, such as a User-Agent, short and printable.
 func cleanText(text string) string {
 	text = strings.ToValidUTF8(text[:min(len(text), maxText)], "")
 	return strings.Map(func(r rune) rune {
