@@ -338,7 +338,7 @@ func (rd *reader) value(f *field, dst reflect.Value, at any) {
 	case kind == 'n' && f.nullable:
 		dst.Field(0).SetBool(true)
 		rd.next()
-	case strings.IndexByte(kinds[f.kind].json, byte(kind)) < 0:
+	case strings.IndexByte(kinds[f.kind].jsonKinds, byte(kind)) < 0:
 		bad = fault{kinds[f.kind].fault + "_type", kinds[f.kind].wrong}
 		if f.nullable {
 			bad.msg += " or null"
@@ -346,8 +346,8 @@ func (rd *reader) value(f *field, dst reflect.Value, at any) {
 		rd.next()
 	case f.items != nil:
 		bad = rd.list(f, f.target(dst))
-	case f.object != nil:
-		newObject(rd, f.object, f.target(dst)).members()
+	case f.nested != nil:
+		newObject(rd, f.nested, f.target(dst)).members()
 	default:
 		if text := rd.next(); text != "" {
 			bad = f.set(dst, text, true)
@@ -372,7 +372,7 @@ func (rd *reader) list(f *field, dst reflect.Value) fault {
 		if isMap {
 			name, bad = unquote(rd.next())
 		}
-		if f.high != "" && int64(n) >= f.max || len(rd.faults) == maxFaults {
+		if f.maxText != "" && int64(n) >= f.max || len(rd.faults) == maxFaults {
 			rd.next() // it only counts
 			continue
 		}

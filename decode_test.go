@@ -790,7 +790,7 @@ func TestVectorNumbers(t *testing.T) {
 // TestObjects reads the objects that queries hold: one JSON object each, with a limit of its bytes.
 func TestObjects(t *testing.T) {
 	t.Parallel()
-	f := field{kind: kindObject, max: 100, high: "100"}
+	f := field{kind: kindObject, max: 100, maxText: "100"}
 	for text, want := range map[string]string{ // part of the refusal
 		`{}`:                            "",
 		` {"a":1} `:                     "",

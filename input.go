@@ -59,8 +59,8 @@ const (
 // kinds has the Go type of each kind, the jsontext.Kinds it is read from, the tags that limit it,
 // its name in the kinds of faults, and what is wrong with anything else.
 var kinds = map[string]struct {
-	zero                       any
-	json, limits, fault, wrong string
+	zero                            any
+	jsonKinds, limits, fault, wrong string
 }{
 	kindText:    {"", `"`, "min max enum format", "string", "must be a string"},
 	kindInteger: {int64(0), "0", "min max", "int", wholeNumber},
@@ -80,9 +80,9 @@ type field struct {
 	sources                                 []string // some of: path, query, json, form
 	index                                   []int    // in the struct
 	items                                   *field   // of a list or map
-	object                                  *input   // of a struct, or of items that are structs
+	nested                                  *input   // of a struct, or of items that are structs
 	min, max                                int64    // of a time: seconds since 1970
-	low, high                               string   // the same as the tags have them; "": no bound
+	minText, maxText                        string   // as the tags have them; "": no bound
 	enum                                    []string
 	format, def, doc, example               string
 	optional, nullable, exclusive, readOnly bool
@@ -123,7 +123,7 @@ func compileInput(t reflect.Type) *input {
 				panic(fmt.Sprintf("%s.%s: %s", t, sf.Name, why))
 			}
 		})
-		if f.kind == kindVector || f.kind == kindList && f.object != nil {
+		if f.kind == kindVector || f.kind == kindList && f.nested != nil {
 			in.limit = maxLargeBody
 		}
 		in.form = in.form || f.isFrom("form")
@@ -158,11 +158,11 @@ func (in *input) compileField(sf reflect.StructField, refuse func(bad bool, why 
 	refuse(known != len(sf.Tag)+1, "a key of its tag is unknown, repeated or not of key:\"value\"")
 	refuse(f.name == "", "it has no name in path, query, json or form")
 	refuse(strings.Contains(f.name, ","), f.name+": a name has no options; a pointer is optional")
-	refuse(f.object != nil && f.object.name == "", "the type of a struct in an input needs a name")
+	refuse(f.nested != nil && f.nested.name == "", "the type of a struct in an input needs a name")
 	refuse(f.kind != kindText && f.kind != kindTime && f.example != "" &&
 		!jsontext.Value(f.example).IsValid(), "its example is no JSON: "+f.example)
-	single := f.items == nil && f.object == nil && f.kind != kindVector
-	list := f.kind == kindList && f.object == nil && f.items.items == nil
+	single := f.items == nil && f.nested == nil && f.kind != kindVector
+	list := f.kind == kindList && f.nested == nil && f.items.items == nil
 	allowed := map[string]bool{"path": single, "query": single || list, "json": true,
 		"form": single, "json form": single}[strings.Join(f.sources, " ")]
 	refuse(!allowed, "a "+f.kind+" cannot stand in these places")
@@ -191,11 +191,11 @@ func (f *field) setType(t reflect.Type) {
 	switch {
 	case f.kind != "":
 	case t.Kind() == reflect.Struct && t.NumField() > 0:
-		f.kind, f.object = kindStruct, compileInput(t)
+		f.kind, f.nested = kindStruct, compileInput(t)
 	case kind == kindList || kind == kindMap && t.Key() == reflect.TypeFor[string]():
 		f.items = &field{}
 		if f.items.setType(t.Elem()); f.items.kind != "" {
-			f.kind, f.object = kind, f.items.object
+			f.kind, f.nested = kind, f.items.nested
 		}
 	}
 }
@@ -215,16 +215,16 @@ func (f *field) setLimits(prefix string, tag func(string) string, refuse func(bo
 		}
 		switch key {
 		case "min":
-			f.min, f.low = bound, text
+			f.min, f.minText = bound, text
 		case "max":
-			f.max, f.high = bound, text
+			f.max, f.maxText = bound, text
 		case "enum":
 			f.enum, err = strings.Split(text, ","), nil
 		case "format":
 			f.format, err = text, nil
 			refuse(formats[text].rule == nil, "there is no format "+text)
 		}
-		crossed := f.low != "" && f.high != "" && f.min > f.max
+		crossed := f.minText != "" && f.maxText != "" && f.min > f.max
 		refuse(err != nil || crossed, text+" is no "+prefix+key)
 	}
 }
@@ -244,8 +244,8 @@ func (in *input) setVectors(dimensions int64) {
 	for _, f := range in.fields {
 		if f.kind == kindVector {
 			f.max = dimensions
-		} else if f.object != nil {
-			f.object.setVectors(dimensions)
+		} else if f.nested != nil {
+			f.nested.setVectors(dimensions)
 		}
 	}
 }
@@ -334,10 +334,10 @@ func (f *field) text(text string) (any, fault) {
 // bounded returns what is wrong with a number, a time in seconds, or a size.
 func (f *field) bounded(x float64, small, large, msg string) fault {
 	switch {
-	case f.low != "" && x < float64(f.min):
-		return fault{small, fmt.Sprintf("must "+msg, "least", f.low)}
-	case f.high != "" && x > float64(f.max):
-		return fault{large, fmt.Sprintf("must "+msg, "most", f.high)}
+	case f.minText != "" && x < float64(f.min):
+		return fault{small, fmt.Sprintf("must "+msg, "least", f.minText)}
+	case f.maxText != "" && x > float64(f.max):
+		return fault{large, fmt.Sprintf("must "+msg, "most", f.maxText)}
 	}
 	return fault{}
 }

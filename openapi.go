@@ -320,12 +320,12 @@ func (d *specification) field(owner string, f *field) *schema {
 			o.Pattern = cmp.Or(formats[f.format].pattern, `^[^\x00]*$`) // what PostgreSQL stores
 		}
 	case kindInteger, kindNumber:
-		if o.Maximum = f.max; f.low != "" {
+		if o.Maximum = f.max; f.minText != "" {
 			o.Minimum = &f.min
 		}
 	case kindTime:
 		o.Examples = nil // those are for outputs
-		for _, bound := range [][2]string{{"Not before ", f.low}, {"Not after ", f.high}} {
+		for _, bound := range [][2]string{{"Not before ", f.minText}, {"Not after ", f.maxText}} {
 			if bound[1] != "" {
 				o.Description += bound[0] + bound[1] + ". "
 			}
@@ -342,7 +342,7 @@ func (d *specification) field(owner string, f *field) *schema {
 		o.Type, o.MinProperties, o.MaxProperties = "object", f.min, f.max
 		o.AdditionalProperties = d.field("", f.items)
 	case kindStruct:
-		o = *d.body(f.object, f.nullable)
+		o = *d.body(f.nested, f.nullable)
 	}
 	if f.isFrom("query") && (f.kind == kindObject || f.kind == kindList) {
 		o = schema{Type: "string"} // with content or contentMediaType it breaks generators
