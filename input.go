@@ -16,8 +16,8 @@ package main
 //
 // A field is a string, int64, float64, bool, time.Time or struct, a list of these, or a map of them
 // by name. It is required unless it has a default or is a pointer or nullable. A jsonObject or
-// vector is optional. Where a field has a json and a form name, the body may be either. In a query,
-// a list is joined by commas, or where its items hold commas a JSON array.
+// vector is optional. If a field has a json and a form name, the body may be either. In a query,
+// a list is joined by commas, or a JSON array, as items with commas need.
 
 import (
 	"cmp"
@@ -100,7 +100,7 @@ type input struct {
 func (f *field) isFrom(source string) bool { return slices.Contains(f.sources, source) }
 
 // formats are the rules that a format tag can name. A rule returns the text to keep, or why it is
-// refused; where there is a pattern, the rule enforces it.
+// refused; it enforces the pattern, if any.
 var formats = map[string]struct {
 	rule    func(string) (text, refusal string)
 	pattern string
@@ -135,47 +135,45 @@ func compileInput(t reflect.Type) *input {
 }
 
 // compileField reads the type and the tags of the next field of the input.
-func (in *input) compileField(sf reflect.StructField, refuse func(bad bool, why string)) *field {
+func (in *input) compileField(sf reflect.StructField, failIf func(bad bool, why string)) *field {
 	tag := sf.Tag.Get
 	f := &field{index: sf.Index, def: tag("default"), exclusive: tag("exclusive") == "true",
 		readOnly: tag("readonly") == "true", doc: tag("doc"), example: tag("example")}
 	f.setType(sf.Type)
-	refuse(f.kind == "" || !sf.IsExported(), sf.Type.String()+" is no input type, or not exported")
+	failIf(f.kind == "" || !sf.IsExported(), sf.Type.String()+" is no input type, or not exported")
 	f.optional = f.optional || f.def != "" || f.readOnly
-	known := 0 // bytes of the tag, so that a misspelt key cannot pass unseen
+	rest := " " + string(sf.Tag) // less each known key: "" in the end
 	for i, key := range strings.Fields("path query json form min max enum format " +
 		"itemmin itemmax itemenum itemformat default exclusive readonly doc example") {
-		text, ok := sf.Tag.Lookup(key)
-		if ok {
-			known += len(fmt.Sprintf("%s:%q ", key, text))
-		}
-		if text != "" && i < 4 {
-			refuse(f.name != "" && f.name != text, "it has two names")
-			refuse(slices.Contains(in.names(key), text), "another field has its name")
+		text := tag(key)
+		rest = strings.Replace(rest, fmt.Sprintf(" %s:%q", key, text), "", 1)
+		if text != "" && i < 4 { // a source
+			failIf(f.name != "" && f.name != text, "it has two names")
+			failIf(slices.Contains(in.names(key), text), "another field has its name")
 			f.name, f.sources = text, append(f.sources, key)
 		}
 	}
-	refuse(known != len(sf.Tag)+1, "a key of its tag is unknown, repeated or not of key:\"value\"")
-	refuse(f.name == "", "it has no name in path, query, json or form")
-	refuse(strings.Contains(f.name, ","), f.name+": a name has no options; a pointer is optional")
-	refuse(f.nested != nil && f.nested.name == "", "the type of a struct in an input needs a name")
-	refuse(f.kind != kindText && f.kind != kindTime && f.example != "" &&
+	failIf(rest != "", "a key of its tag is unknown, repeated or not of key:\"value\"")
+	failIf(f.name == "", "it has no name in path, query, json or form")
+	failIf(strings.Contains(f.name, ","), f.name+": a name has no options; a pointer is optional")
+	failIf(f.nested != nil && f.nested.name == "", "the type of a struct in an input needs a name")
+	failIf(f.kind != kindText && f.kind != kindTime && f.example != "" &&
 		!jsontext.Value(f.example).IsValid(), "its example is no JSON: "+f.example)
 	single := f.items == nil && f.nested == nil && f.kind != kindVector
 	list := f.kind == kindList && f.nested == nil && f.items.items == nil
 	allowed := map[string]bool{"path": single, "query": single || list, "json": true,
 		"form": single, "json form": single}[strings.Join(f.sources, " ")]
-	refuse(!allowed, "a "+f.kind+" cannot stand in these places")
-	f.setLimits("", tag, refuse)
-	cmp.Or(f.items, &field{}).setLimits("item", tag, refuse)
+	failIf(!allowed, "a "+f.kind+" cannot stand in these places")
+	f.setLimits("", tag, failIf)
+	cmp.Or(f.items, &field{}).setLimits("item", tag, failIf) // without items, any limit fails
 	if f.def != "" {
 		_, bad := f.parse(f.def, false)
-		refuse(bad.msg != "", "the default "+bad.msg)
+		failIf(bad.msg != "", "the default "+bad.msg)
 	}
 	return f
 }
 
-// setType sets what the Go type of the field says. The kind of what is no input type stays empty.
+// setType sets what the Go type says. The kind of what is no input type stays empty.
 func (f *field) setType(t reflect.Type) {
 	if t.Kind() == reflect.Pointer {
 		f.optional, t = true, t.Elem()
@@ -201,17 +199,17 @@ func (f *field) setType(t reflect.Type) {
 }
 
 // setLimits reads the tags that limit the values of f, each with a prefix.
-func (f *field) setLimits(prefix string, tag func(string) string, refuse func(bool, string)) {
+func (f *field) setLimits(prefix string, tag func(string) string, failIf func(bool, string)) {
 	for _, key := range []string{"min", "max", "enum", "format"} {
 		text := tag(prefix + key)
 		if text == "" {
 			continue
 		}
-		refuse(!strings.Contains(kinds[f.kind].limits, key), prefix+key+" is no limit of its type")
+		failIf(!strings.Contains(kinds[f.kind].limits, key), prefix+key+" is no limit of its type")
 		bound, err := strconv.ParseInt(text, 10, 64)
 		if f.kind == kindTime {
-			t, failed := time.Parse(time.RFC3339, text)
-			bound, err = t.Unix(), failed
+			t, bad := time.Parse(time.RFC3339, text)
+			bound, err = t.Unix(), bad
 		}
 		switch key {
 		case "min":
@@ -222,14 +220,14 @@ func (f *field) setLimits(prefix string, tag func(string) string, refuse func(bo
 			f.enum, err = strings.Split(text, ","), nil
 		case "format":
 			f.format, err = text, nil
-			refuse(formats[text].rule == nil, "there is no format "+text)
+			failIf(formats[text].rule == nil, "there is no format "+text)
 		}
 		crossed := f.minText != "" && f.maxText != "" && f.min > f.max
-		refuse(err != nil || crossed, text+" is no "+prefix+key)
+		failIf(err != nil || crossed, text+" is no "+prefix+key)
 	}
 }
 
-// names returns the documented fields that may come from source, in the order of the struct.
+// names returns the documented fields that may come from source, in order.
 func (in *input) names(source string) (names []string) {
 	for _, f := range in.fields {
 		if f.isFrom(source) && f.doc != "-" {
@@ -253,7 +251,7 @@ func (in *input) setVectors(dimensions int64) {
 // ---- the rules of values ----
 
 // fault is what is wrong with a value, in pydantic's kinds, which FastAPI clients know. It holds
-// nothing that was sent. An empty msg is no fault.
+// nothing that was sent. An empty msg: no fault.
 type fault struct{ kind, msg string }
 
 // parse returns the value of a JSON text, or of a text from a path, query or form, where a whole
@@ -266,12 +264,12 @@ func (f *field) parse(text string, isJSON bool) (value any, bad fault) {
 	}
 	switch f.kind {
 	case kindText:
-		return f.text(text)
+		return f.checkText(text)
 	case kindInteger:
 		n, err := strconv.ParseInt(text, 10, 64)
 		x, ok := parseFloat(text)
 		if err != nil && isJSON && ok && x == math.Trunc(x) && math.Abs(x) <= 1<<53 {
-			n, err = int64(x), nil // 77.0 and 1e2 are whole; float64 is exact up to 2^53
+			n, err = int64(x), nil // 77.0 or 1e2, as pydantic; exact to 2^53
 		}
 		if err == nil && (isJSON || strconv.FormatInt(n, 10) == text) { // no sign, no leading zeros
 			return n, f.bounded(float64(n), "greater_than_equal", "less_than_equal", "be at %s %s")
@@ -283,7 +281,7 @@ func (f *field) parse(text string, isJSON bool) (value any, bad fault) {
 		}
 	case kindBoolean:
 		b, err := strconv.ParseBool(text)
-		if err == nil && !strings.Contains("tTfF", text) { // which ParseBool takes, too
+		if err == nil && !strings.Contains("tTfF", text) { // ParseBool takes them
 			return b, fault{}
 		}
 	case kindTime:
@@ -314,8 +312,8 @@ func parseFloat(number string) (x float64, ok bool) {
 	return x, err == nil && (x != 0 || !strings.ContainsAny(mantissa, "123456789"))
 }
 
-// text returns the text to keep, or what is wrong with it.
-func (f *field) text(text string) (any, fault) {
+// checkText returns the text to keep, or its fault.
+func (f *field) checkText(text string) (any, fault) {
 	n := float64(utf8.RuneCountInString(text))
 	bad := f.bounded(n, "string_too_short", "string_too_long", "have at %s %s characters")
 	switch {
@@ -356,10 +354,11 @@ func checkObject(text string) (refusal string) {
 	if dec.PeekKind() != '{' {
 		return "must be a JSON object"
 	}
-	room := maxStored - len(text)
-	for closed := false; ; closed = dec.StackDepth() == 0 {
+	left := maxStored - len(text)
+	for closed := false; ; closed = dec.StackDepth() == 0 { // then only the end may follow
 		token, err := dec.ReadToken()
-		switch room--; { // PostgreSQL writes a space after each comma and colon
+		left-- // PostgreSQL writes a space after each comma and colon
+		switch {
 		case err == io.EOF:
 			return ""
 		case errors.Is(err, jsontext.ErrDuplicateName):
@@ -373,12 +372,12 @@ func checkObject(text string) (refusal string) {
 		case token.Kind() == '0': // which PostgreSQL writes without an exponent
 			_, exponent, _ := strings.Cut(strings.ToLower(token.String()), "e")
 			zeros, _ := strconv.ParseInt(exponent, 10, 32)
-			room -= int(max(zeros, -zeros))
+			left -= int(max(zeros, -zeros))
 			if _, ok := parseFloat(token.String()); !ok {
 				return "must not hold numbers beyond the range of 64-bit floating point"
 			}
 		}
-		if room < 0 {
+		if left < 0 {
 			return "must have at most 32 KiB as it is stored, with its numbers written out"
 		}
 	}
@@ -387,7 +386,7 @@ func checkObject(text string) (refusal string) {
 // parseVector returns the vector of a valid JSON array of n numbers whose distances are all
 // finite: its norm is between 1e-12 and 1e12, and no number is beyond half precision. A vector so
 // short that half precision would round its numbers away is lengthened by a power of two, which
-// rounds nothing: the cosine only knows directions.
+// rounds nothing and keeps the cosine.
 func parseVector(array string, n int) (v vector, refusal string) {
 	v = make(vector, 0, n)
 	count, squares, largest := 0, 0.0, 0.0
@@ -414,7 +413,8 @@ func parseVector(array string, n int) (v vector, refusal string) {
 	if norm := math.Sqrt(squares); norm < 1e-12 || norm > 1e12 {
 		return nil, "must have a norm between 1e-12 and 1e12"
 	}
-	if _, exponent := math.Frexp(largest); largest < minHalf {
+	if largest < minHalf {
+		_, exponent := math.Frexp(largest)
 		for i := range v {
 			v[i] = float32(math.Ldexp(float64(v[i]), -exponent))
 		}
