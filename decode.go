@@ -1,8 +1,8 @@
 package main
 
 // decode.go reads paths, queries, forms and JSON into the inputs of handlers, strictly. It collects
-// what is wrong, so that the client sees all faults at once. JSON is read token by token, without
-// recursion: the depth of a body must not grow the stack of its goroutine.
+// the faults, so that the client sees all at once. JSON is read token by token, without recursion:
+// the depth of a body must not grow the stack of its goroutine.
 
 import (
 	"bytes"
@@ -44,9 +44,9 @@ type reader struct {
 	err    error // the first error of dec
 }
 
-func (rd *reader) add(bad fault, at ...any) {
+func (rd *reader) add(bad fault, steps ...any) {
 	if bad.msg != "" && len(rd.faults) < maxFaults {
-		rd.faults = append(rd.faults, fieldError{slices.Concat(rd.loc, at), bad.msg, bad.kind})
+		rd.faults = append(rd.faults, fieldError{slices.Concat(rd.loc, steps), bad.msg, bad.kind})
 	}
 }
 
@@ -63,8 +63,8 @@ func newObject(rd *reader, in *input, dst reflect.Value) *object {
 	return &object{reader: rd, in: in, dst: dst, seen: make([]bool, len(in.fields))}
 }
 
-// find returns the field called name of source and marks it as seen. A repeated or an unknown one
-// is nil and a fault, but forms may hold unknown ones (RFC 6749, section 3.2, of token endpoints).
+// find returns the field called name of source and marks it as seen. For a repeated or an unknown
+// one it adds a fault and returns nil; forms may hold unknown ones (RFC 6749, section 3.2).
 func (o *object) find(source, name string) *field {
 	for i, f := range o.in.fields {
 		switch {
@@ -90,10 +90,10 @@ func (o *object) find(source, name string) *field {
 func (o *object) finish(source string) {
 	for i, f := range o.in.fields {
 		switch {
-		case !f.isFrom(source) || f.exclusive && !o.seen[i]:
+		case !f.isFrom(source):
 		case o.seen[i] && o.exclusive != "" && !f.exclusive:
 			o.add(fault{"value_error", "cannot be combined with " + o.exclusive}, f.name)
-		case o.seen[i] || o.exclusive != "":
+		case o.seen[i] || o.exclusive != "" || f.exclusive: // not missing
 		case f.def != "":
 			o.setText(f, f.def)
 		case !f.optional:
@@ -129,25 +129,25 @@ func (o *object) setText(f *field, text string) {
 	o.add(f.set(o.dst.FieldByIndex(f.index), text, false), f.name)
 }
 
-// readPairs reads a query or a form: name=value, joined by &, each percent-encoded. Empty pairs are
-// ignored, and so is an empty text in a query, which means that the parameter is absent. Malformed
-// pairs are a fault of a query, and the refusal of a form.
+// readPairs reads a query or form: name=value, joined by &, percent-encoded. Empty pairs are
+// ignored. A malformed pair is a fault of a query, and the refusal of a form.
 func (o *object) readPairs(source, text string) (refusal string) {
 	defer o.finish(source)
 	query := source == "query"
 	for pair := range strings.SplitSeq(text, "&") {
 		name, value, hasValue := strings.Cut(pair, "=")
-		name, err1 := url.QueryUnescape(name)
-		value, err2 := url.QueryUnescape(value)
+		name, nameErr := url.QueryUnescape(name)
+		value, valueErr := url.QueryUnescape(value)
 		if pair == "" || query && name == "_" { // a cache buster
 			continue
 		}
-		if err1 != nil || err2 != nil || query && (!hasValue || name == "") {
+		if nameErr != nil || valueErr != nil || query && (!hasValue || name == "") {
 			o.add(fault{"query_malformed", "must be name=value pairs in percent-encoded UTF-8"})
 			return invalidForm
 		}
 		switch f := o.find(source, name); {
-		case f == nil || value == "" && query && f.kind == kindText && f.enum == nil:
+		case f == nil:
+		case value == "" && query && f.kind == kindText && f.enum == nil: // absent
 		case f.kind == kindList:
 			o.setList(f, value)
 		default:
@@ -170,8 +170,8 @@ func (o *object) setList(f *field, text string) {
 		text = "[" + strings.Join(items, ",") + "]"
 	}
 	rd := &reader{loc: o.loc, text: text, dec: jsontext.NewDecoder(strings.NewReader(text))}
-	rd.value(f, o.dst.FieldByIndex(f.index), f.name)
-	if rd.token(); rd.err != io.EOF || !valid {
+	rd.readValue(f, o.dst.FieldByIndex(f.index), f.name)
+	if rd.readToken(); rd.err != io.EOF || !valid {
 		rd.faults = nil
 		rd.add(fault{"list_parsing", "must be items joined by commas, or a JSON array"}, f.name)
 	}
@@ -224,7 +224,7 @@ func (s *server) readBody(w *responseWriter, r *http.Request, o *object) error {
 }
 
 // receive reads a body of up to limit bytes. A body takes its bytes of s.bodies once more than
-// maxBody have come, and is cut off where it comes more slowly than minRate. So the memory of
+// maxBody have come, and is cut off if it comes more slowly than minRate. So the memory of
 // bodies is bounded, in total and per user, however many connections send them.
 func (s *server) receive(w *responseWriter, r *http.Request, limit int64) ([]byte, error) {
 	tooLarge := func() error {
@@ -263,9 +263,9 @@ func (s *server) receive(w *responseWriter, r *http.Request, limit int64) ([]byt
 
 // ---- JSON ----
 
-// readJSON reads one JSON object in UTF-8. A byte order mark is skipped. The decoder lets pass what
-// the fields refuse with its location: repeated names and lone surrogates. A refusal is of the body
-// as a whole; the faults do not count then.
+// readJSON reads one JSON object in UTF-8 and skips a byte order mark. The decoder accepts repeated
+// names and lone surrogates: the fields refuse them with a location. A refusal is of the whole
+// body; the faults do not count then.
 func (o *object) readJSON(text []byte) (refusal string) {
 	text = bytes.TrimPrefix(text, []byte("\ufeff"))
 	if !utf8.Valid(text) {
@@ -275,25 +275,25 @@ func (o *object) readJSON(text []byte) (refusal string) {
 	o.dec = jsontext.NewDecoder(bytes.NewBuffer(text),
 		jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	if o.dec.PeekKind() == '{' {
-		o.members()
+		o.readMembers()
 	} else {
 		o.next()
 		o.add(fault{"object_type", kinds[kindStruct].wrong})
 		o.finish("json")
 	}
-	at := o.dec.InputOffset()
-	if o.token(); o.err == io.EOF && at > 0 {
-		return "" // nothing follows the object
+	offset := o.dec.InputOffset()
+	if o.readToken(); o.err == io.EOF && offset > 0 { // 0: the body is empty
+		return ""
 	}
 	if syntactic, ok := errors.AsType[*jsontext.SyntacticError](o.err); ok {
-		at = syntactic.ByteOffset
+		offset = syntactic.ByteOffset
 	}
-	return fmt.Sprintf("The body is not one valid JSON value: the error is at byte %d.", at+1)
+	return fmt.Sprintf("The body is not one valid JSON value: the error is at byte %d.", offset+1)
 }
 
-// next returns the text of the name or value that comes next; "" after an error.
+// next returns the text of the next name or value; "" after an error.
 func (rd *reader) next() string {
-	start := rd.dec.InputOffset()
+	start := rd.dec.InputOffset() // before the separator
 	if err := rd.dec.SkipValue(); err != nil {
 		rd.err = cmp.Or(rd.err, err)
 		return ""
@@ -301,8 +301,8 @@ func (rd *reader) next() string {
 	return strings.TrimLeft(rd.text[start:rd.dec.InputOffset()], " \t\r\n:,")
 }
 
-// token reads the bracket that comes next.
-func (rd *reader) token() {
+// readToken reads a bracket or the end.
+func (rd *reader) readToken() {
 	_, err := rd.dec.ReadToken()
 	rd.err = cmp.Or(rd.err, err)
 }
@@ -312,16 +312,16 @@ func (rd *reader) more() bool {
 	if kind := rd.dec.PeekKind(); rd.err == nil && kind != ']' && kind != '}' {
 		return true
 	}
-	rd.token()
+	rd.readToken()
 	return false
 }
 
-// members reads the members of the object that comes next.
-func (o *object) members() {
-	for o.token(); o.more(); {
-		name, _ := unquote(o.next()) // what is no text is "", the name of no field
+// readMembers reads the members of the next object.
+func (o *object) readMembers() {
+	for o.readToken(); o.more(); {
+		name, _ := unquote(o.next()) // a fault is "", the name of no field
 		if f := o.find("json", name); f != nil {
-			o.value(f, o.dst.FieldByIndex(f.index), f.name)
+			o.readValue(f, o.dst.FieldByIndex(f.index), f.name)
 		} else {
 			o.next()
 		}
@@ -329,25 +329,25 @@ func (o *object) members() {
 	o.finish("json")
 }
 
-// value reads the value that comes next into dst. at is the last step of its location.
-func (rd *reader) value(f *field, dst reflect.Value, at any) {
-	rd.loc = append(rd.loc, at)
+// readValue reads the next value into dst. step is the last one of its location.
+func (rd *reader) readValue(f *field, dst reflect.Value, step any) {
+	rd.loc = append(rd.loc, step)
 	kind := rd.dec.PeekKind()
 	var bad fault
 	switch {
 	case kind == 'n' && f.nullable:
 		dst.Field(0).SetBool(true)
 		rd.next()
-	case strings.IndexByte(kinds[f.kind].jsonKinds, byte(kind)) < 0:
+	case !strings.ContainsRune(kinds[f.kind].jsonKinds, rune(kind)):
 		bad = fault{kinds[f.kind].fault + "_type", kinds[f.kind].wrong}
 		if f.nullable {
 			bad.msg += " or null"
 		}
 		rd.next()
 	case f.items != nil:
-		bad = rd.list(f, f.target(dst))
+		bad = rd.readList(f, f.target(dst))
 	case f.nested != nil:
-		newObject(rd, f.nested, f.target(dst)).members()
+		newObject(rd, f.nested, f.target(dst)).readMembers()
 	default:
 		if text := rd.next(); text != "" {
 			bad = f.set(dst, text, true)
@@ -357,9 +357,9 @@ func (rd *reader) value(f *field, dst reflect.Value, at any) {
 	rd.loc = rd.loc[:len(rd.loc)-1]
 }
 
-// list reads an array into the slice dst, or an object into the map dst. The location of a member
-// of a map is its number: its name is the client's.
-func (rd *reader) list(f *field, dst reflect.Value) fault {
+// readList reads an array into the slice dst, or an object into the map dst. The location of a
+// member of a map is its number: its name, the client's, is not echoed.
+func (rd *reader) readList(f *field, dst reflect.Value) fault {
 	isMap := f.kind == kindMap
 	if isMap {
 		dst.Set(reflect.MakeMap(dst.Type()))
@@ -367,17 +367,17 @@ func (rd *reader) list(f *field, dst reflect.Value) fault {
 		dst.Set(reflect.MakeSlice(dst.Type(), 0, 0))
 	}
 	n := 0
-	for rd.token(); rd.more(); n++ {
+	for rd.readToken(); rd.more(); n++ {
 		name, bad := "", fault{}
 		if isMap {
 			name, bad = unquote(rd.next())
 		}
 		if f.maxText != "" && int64(n) >= f.max || len(rd.faults) == maxFaults {
-			rd.next() // it only counts
+			rd.next() // only counted
 			continue
 		}
 		item := reflect.New(dst.Type().Elem()).Elem()
-		if rd.value(f.items, item, n); !isMap {
+		if rd.readValue(f.items, item, n); !isMap {
 			dst.Set(reflect.Append(dst, item))
 			continue
 		}
@@ -393,7 +393,7 @@ func (rd *reader) list(f *field, dst reflect.Value) fault {
 
 // unquote returns the text of a valid JSON string.
 func unquote(literal string) (string, fault) {
-	if strings.IndexByte(literal, '\\') < 0 {
+	if !strings.Contains(literal, `\`) {
 		return strings.Trim(literal, `"`), fault{}
 	}
 	text, err := jsontext.AppendUnquote(nil, literal)

@@ -705,7 +705,7 @@ func TestMembers(t *testing.T) {
 		var got []pair
 		rd := &reader{text: object, dec: jsontext.NewDecoder(bytes.NewBufferString(object),
 			jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))}
-		for rd.token(); rd.more(); {
+		for rd.readToken(); rd.more(); {
 			name, _ := unquote(rd.next())
 			got = append(got, pair{name, rd.next()})
 		}
