@@ -1,8 +1,8 @@
 package main
 
-// openapi.go makes the OpenAPI 3.1 document, once, at start, from the route table, the types of the
-// handlers and their tags: from the rows and limits that are enforced. What these cannot say is in
-// openapi.json: the frame of the document, and the texts of fields that are too long for a tag.
+// openapi.go makes the OpenAPI 3.1 document at start from the route table, the types of handlers
+// and their tags: from the rows and limits that are enforced. What these cannot say is in
+// openapi.json: a template of the document, and texts of fields that are too long for a tag.
 // docs/clients.md says what generators of clients need. The file also serves the docs page.
 
 import (
@@ -30,8 +30,8 @@ import (
 //go:embed docs.html
 var docsPage []byte
 
-// frameJSON is the document without what {…} stands for, and the texts of fields, [description,
-// example], by component or source and name, or by the name alone for all other fields.
+// frameJSON has the template, with placeholders in braces, and the texts of fields: [description,
+// example] by owner (component or source) and name, or by the name alone.
 //
 //go:embed openapi.json
 var frameJSON []byte
@@ -128,8 +128,8 @@ type specification struct {
 	paths, schemas, responses ordered
 }
 
-// openAPI returns the document of the route table as JSON, in which {server} and {root} stand for
-// what document fills in.
+// openAPI returns the document of the route table as JSON; {server} and {root} remain in it, for
+// server.document.
 func (s *server) openAPI() []byte {
 	var d specification
 	err := json.Unmarshal(frameJSON, &d)
@@ -143,11 +143,11 @@ func (s *server) openAPI() []byte {
 		item.add(strings.ToLower(rt.method), d.operation(&rt))
 	}
 	parts := []string{"{prefix}", s.cfg.APIPrefix}
-	for _, part := range (ordered{{"{title}", s.cfg.AppName}, {"{version}", version},
-		{"{paths}", d.paths}, {"{schemas}", d.schemas}, {"{responses}", d.responses}}) {
+	for _, part := range (ordered{{`"{title}"`, s.cfg.AppName}, {`"{version}"`, version},
+		{`"{paths}"`, d.paths}, {`"{schemas}"`, d.schemas}, {`"{responses}"`, d.responses}}) {
 		text, failed := json.Marshal(part.value)
 		err = errors.Join(err, failed)
-		parts = append(parts, strconv.Quote(part.name), string(text))
+		parts = append(parts, part.name, string(text))
 	}
 	if err != nil {
 		panic(err) // a row or text that JSON cannot express is as bad as a wrong tag
@@ -178,24 +178,24 @@ func (d *specification) operation(rt *route) operation {
 		}
 	}
 	if in.body {
-		content := d.content(d.body(in, false))
+		content := d.jsonContent(d.body(in, false))
 		if in.form { // multipart too, left out: a third type makes openapi-python-client send two
 			content.add("application/x-www-form-urlencoded", content[0].value)
 		}
 		o.RequestBody = ordered{{"required", true}, {"content", content}}
 	}
-	o.Responses = d.answers(rt)
+	o.Responses = d.responsesOf(rt)
 	return o
 }
 
-// content describes a body in JSON.
-func (d *specification) content(body *schema) ordered {
+// jsonContent describes a body in JSON.
+func (d *specification) jsonContent(body *schema) ordered {
 	return ordered{{"application/json", mediaType{Schema: body, Example: d.example(body)}}}
 }
 
-// answers describes the success of a row and its refusals, by status.
-func (d *specification) answers(rt *route) ordered {
-	t, headers := rt.endpoint.output, []string(nil)
+// responsesOf describes the success of a row and its refusals, by status.
+func (d *specification) responsesOf(rt *route) ordered {
+	t, headers := rt.endpoint.output, []string{}
 	if rt.status == http.StatusCreated {
 		headers = append(headers, "Location")
 	}
@@ -205,7 +205,7 @@ func (d *specification) answers(rt *route) ordered {
 	}
 	success := response{Description: http.StatusText(rt.status), Headers: headerRefs(headers)}
 	if t != reflect.TypeFor[none]() {
-		success.Content = d.content(d.schema(t))
+		success.Content = d.jsonContent(d.schema(t))
 	}
 	responses := ordered{{strconv.Itoa(rt.status), success}}
 	refusals := map[int][]*problem{}
@@ -239,7 +239,7 @@ func (d *specification) refusal(problems []*problem) response {
 	return response{Ref: "#/components/responses/" + name}
 }
 
-// headerRefs returns references to the headers of an answer, and to that which all have.
+// headerRefs returns references to these headers and to that of all answers.
 func headerRefs(names []string) (refs ordered) {
 	for _, name := range append([]string{"X-Request-Id"}, names...) {
 		if name != "" && refs.get(name) == nil {
@@ -249,7 +249,7 @@ func headerRefs(names []string) (refs ordered) {
 	return refs
 }
 
-// example returns a value of a schema, made of the examples of its properties; nil: it has none.
+// example returns a value of a schema, made of the examples of its properties, or nil.
 func (d *specification) example(o *schema) any {
 	if o.Ref != "" {
 		o = d.schemas.get(path.Base(o.Ref)).(*schema)
@@ -283,18 +283,18 @@ func (d *specification) body(in *input, nullable bool) *schema {
 				continue
 			}
 			o.Properties.add(f.name, d.field(name, f))
-			same := func(g *field) bool {
+			optionalInJSON := func(g *field) bool {
 				return g.name == f.name && g.isFrom("json") && g.optional
 			}
-			if !f.optional && !slices.ContainsFunc(in.fields, same) {
+			if !f.optional && !slices.ContainsFunc(in.fields, optionalInJSON) {
 				o.Required = append(o.Required, f.name)
 			}
 		}
 	})
 }
 
-// component returns a reference to the schema of an object, which fill describes if it is new. One
-// that may be null has a schema of its own: of anyOf with null generators make nothing good.
+// component returns a reference to the schema of an object, which fill describes if it is new. A
+// nullable one has a schema of its own, because generators handle anyOf with null badly.
 func (d *specification) component(name string, nullable bool, fill func(o *schema)) *schema {
 	o := &schema{Type: "object"}
 	if nullable {
@@ -314,7 +314,7 @@ func (d *specification) field(owner string, f *field) *schema {
 	switch f.kind {
 	case kindText:
 		o.Format, o.MinLength, o.MaxLength = f.format, f.min, f.max
-		empty := func(text string) bool { return text == "" } // kotlin makes a constant of it
+		empty := func(text string) bool { return text == "" } // Kotlin cannot name it
 		o.Enum = slices.DeleteFunc(slices.Clone(f.enum), empty)
 		if f.enum == nil {
 			o.Pattern = cmp.Or(formats[f.format].pattern, `^[^\x00]*$`) // what PostgreSQL stores
@@ -356,7 +356,7 @@ func (d *specification) field(owner string, f *field) *schema {
 	return &o
 }
 
-// describe completes the schema of a property with its texts: those of its tags come first.
+// describe completes the schema of a property: texts (a tag's first), example, null.
 func (d *specification) describe(o *schema, owner string, f *field) {
 	text := cmp.Or(d.Fields[owner+"."+f.name], d.Fields[f.name])
 	o.Description = strings.TrimSpace(cmp.Or(f.doc, text[0]) + " " + o.Description)
@@ -392,8 +392,8 @@ var scalars = map[reflect.Type]schema{
 	reflect.TypeFor[any](): {Description: "A name (string) or an index (integer)."},
 }
 
-// schema describes an output type; a struct becomes a component. That another type is nullable the
-// property says.
+// schema describes an output type; a struct becomes a component. Whether another type is nullable,
+// the property says.
 func (d *specification) schema(t reflect.Type) *schema {
 	nullable := t.Kind() == reflect.Pointer
 	if nullable {
@@ -429,7 +429,7 @@ func (d *specification) schema(t reflect.Type) *schema {
 	})
 }
 
-// exported returns a Go name in its exported form: User for user.
+// exported returns a Go name in exported form: User for user.
 func exported(name string) string {
 	if name == "" {
 		panic("the type of a body has no name")
@@ -439,8 +439,8 @@ func exported(name string) string {
 
 var inlineCode = regexp.MustCompile(`(?s)<(script|style)>(.*?)</(?:script|style)>`)
 
-// docsPolicy lets the page run its own script and style, named by their hashes, call this host, and
-// do nothing else.
+// docsPolicy returns the CSP by which the page may run its own script and style, named by their
+// hashes, call this host, and do nothing else.
 func docsPolicy(page []byte) string {
 	policy := "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; " +
 		"form-action 'none'; frame-ancestors 'none'"
@@ -453,7 +453,7 @@ func docsPolicy(page []byte) string {
 }
 
 // asset serves content that changes with the program only: browsers keep it and ask whether it is
-// current. Ranges and If-Match are ignored, as RFC 9110 allows: their refusals are no problems.
+// current. Range and If-Match are ignored, as RFC 9110 allows: a refusal would be no problem+json.
 func asset(media, policy string, content []byte) handlerFunc {
 	tag := fmt.Sprintf(`"%x"`, sha256.Sum256(content))
 	return func(w *responseWriter, r *http.Request) {
