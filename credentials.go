@@ -1,6 +1,6 @@
 package main
 
-// credentials.go signs and verifies tokens, and below hashes and judges passwords.
+// credentials.go signs and verifies tokens, and below hashes and checks passwords.
 //
 // Both kinds of token are JWTs with HS256 (RFC 7515, 7519). Their code reads no clock: PostgreSQL
 // sets all times, and judges with the session whether a token has expired, so that replicas whose
@@ -10,8 +10,8 @@ package main
 // header segment must equal, as text, the one that is written here, so the sender chooses no "alg".
 // A second spelling of a token (base64 has several): the MAC is compared in its encoded form, it
 // covers the payload segment, and the claims must encode again to the same text. A payload that is
-// read before it is trusted: it is not. A token whose session row is gone: session ids are random,
-// so after a restore or a fail-over no other row has its id.
+// read before its MAC is checked: none is. A token whose session row is gone: session ids are
+// random, so after a restore or a fail-over no other row has its id.
 
 import (
 	"context"
@@ -94,7 +94,7 @@ type signer struct {
 	key    []byte
 }
 
-var encoding = base64.RawURLEncoding.Strict()
+var base64url = base64.RawURLEncoding.Strict()
 
 // newKeyring takes the secrets in the order of SECRET_KEY. Access tokens are signed with a secret's
 // own bytes, so that other services that hold it can verify them with any JWT library; refresh
@@ -115,7 +115,7 @@ func newKeyring(secrets []string, issuer string, accessTTL time.Duration) *keyri
 
 func newSigner(typ string, key []byte) signer {
 	header := fmt.Sprintf(`{"alg":"HS256","typ":%q}`, typ)
-	return signer{encoding.EncodeToString([]byte(header)) + ".", key}
+	return signer{base64url.EncodeToString([]byte(header)) + ".", key}
 }
 
 // issue returns the tokens of a session's state. They are a pure function of it: the same
@@ -133,7 +133,7 @@ func (s signer) sign(claims any) string {
 	if err != nil {
 		panic(err) // numbers and texts always encode
 	}
-	text := s.header + encoding.EncodeToString(payload)
+	text := s.header + base64url.EncodeToString(payload)
 	return text + "." + s.mac(text)
 }
 
@@ -141,7 +141,7 @@ func (s signer) sign(claims any) string {
 func (s signer) mac(text string) string {
 	h := hmac.New(sha256.New, s.key)
 	h.Write([]byte(text))
-	return encoding.EncodeToString(h.Sum(nil))
+	return base64url.EncodeToString(h.Sum(nil))
 }
 
 // verifyAccess returns the session of an access token that one of the keys signed, else false.
@@ -149,7 +149,7 @@ func (s signer) mac(text string) string {
 func (k *keyring) verifyAccess(token string) (ref sessionRef, ok bool) {
 	var c accessClaims
 	for _, key := range k.keys {
-		ok = ok || key.access.open(token, &c)
+		ok = ok || key.access.verify(token, &c)
 	}
 	ok = ok && c.User > 0 && c.Session > 0 && c.Issuer == k.issuer && c.Audience == k.issuer
 	return sessionRef{c.Session, c.User, c.Expires}, ok
@@ -159,15 +159,15 @@ func (k *keyring) verifyAccess(token string) (ref sessionRef, ok bool) {
 func (k *keyring) verifyRefresh(token string) (ref sessionRef, generation int64, ok bool) {
 	var c refreshClaims
 	for _, key := range k.keys {
-		ok = ok || key.refresh.open(token, &c)
+		ok = ok || key.refresh.verify(token, &c)
 	}
 	ok = ok && c.User > 0 && c.Session > 0 && c.Generation >= 0
 	return sessionRef{c.Session, c.User, c.Expires}, c.Generation, ok
 }
 
-// open reads the claims of a token that this key signed, in the one spelling that sign writes. It
+// verify reads the claims of a token that this key signed, in the one spelling that sign writes. It
 // returns false for any other token.
-func (s signer) open(token string, claims any) bool {
+func (s signer) verify(token string, claims any) bool {
 	rest, ok := strings.CutPrefix(token, s.header)
 	if !ok {
 		return false
@@ -177,12 +177,12 @@ func (s signer) open(token string, claims any) bool {
 	if subtle.ConstantTimeCompare([]byte(sum), []byte(want)) != 1 {
 		return false
 	}
-	payload, err := encoding.DecodeString(segment)
+	payload, err := base64url.DecodeString(segment)
 	if err != nil || json.Unmarshal(payload, claims, json.RejectUnknownMembers(true)) != nil {
 		return false
 	}
-	again, err := json.Marshal(claims)
-	return err == nil && encoding.EncodeToString(again) == segment
+	canonical, err := json.Marshal(claims)
+	return err == nil && base64url.EncodeToString(canonical) == segment
 }
 
 // newSessionID returns a random id below 2^53, the integers that JavaScript keeps.
@@ -198,9 +198,9 @@ func newSessionID() int64 {
 // them 200 logins at once take 5.9 GB, and every other request waits for the processor. Nothing
 // here logs, and no error holds a password or a hash.
 //
-// Threats and answers. A list of accounts by stopwatch: an unknown e-mail costs one hash like a
-// known one. A hash that somebody has written to the database, with which one login takes all
-// memory or crashes the program: parsePHC bounds its cost.
+// Threats and answers. Account enumeration by timing: an unknown e-mail costs one hash like a known
+// one; bcrypt hashes differ, until their first login. A hash in the database with which one login
+// takes all memory or crashes the program: parsePHC bounds its cost.
 
 // argonParams are the cost of a hash.
 type argonParams struct {
@@ -223,7 +223,7 @@ const (
 	hashQueue   = 80              // requests that wait for each slot: 2 s of hashes of 25 ms
 )
 
-// bcryptForm is that of bcrypt's hashes, of costs that take up to about 1 s of one core.
+// bcryptForm matches bcrypt hashes, of costs that take up to about 1 s of one core.
 var bcryptForm = regexp.MustCompile(`^\$2[aby]\$(0[4-9]|1[0-4])\$[./A-Za-z0-9]{53}$`)
 
 // errMalformedHash says that a stored hash is not one of ours.
@@ -257,7 +257,7 @@ func (h *hasher) hash(ctx context.Context, c clientKey, password string) (string
 	}
 	defer h.collect(release, h.params.memory)
 	salt := make([]byte, saltBytes)
-	rand.Read(salt) // never fails: crypto/rand ends the program instead
+	rand.Read(salt) // never fails, as in newSessionID
 	p := h.params
 	tag := argon2.IDKey([]byte(password), salt, p.time, p.memory, p.threads, tagBytes)
 	return formatPHC(p, salt, tag), nil
@@ -276,8 +276,8 @@ func (h *hasher) verify(ctx context.Context, c clientKey, password, encoded stri
 		defer release()
 		return bcrypt.CompareHashAndPassword([]byte(encoded), []byte(password)) == nil, nil
 	}
-	p, salt, want, malformed := parsePHC(encoded)
-	if malformed != nil {
+	p, salt, want, parseErr := parsePHC(encoded)
+	if parseErr != nil {
 		p, salt, want, _ = parsePHC(h.dummy)
 	}
 	defer h.collect(release, p.memory)
@@ -285,7 +285,7 @@ func (h *hasher) verify(ctx context.Context, c clientKey, password, encoded stri
 	if encoded == "" {
 		return false, nil
 	}
-	return malformed == nil && subtle.ConstantTimeCompare(got, want) == 1, malformed
+	return parseErr == nil && subtle.ConstantTimeCompare(got, want) == 1, parseErr
 }
 
 // outdated reports whether encoded was made with less than today's cost.
@@ -296,10 +296,10 @@ func (h *hasher) outdated(encoded string) bool {
 			len(salt) < saltBytes || len(tag) < tagBytes)
 }
 
-// collect gives a slot back after a hash of so many KiB. Once finished hashes hold as much as all
-// slots need, it first collects their memory for the next ones, in some 0.5 ms. Otherwise Go takes
-// new memory for each second hash and returns the old to the system, which costs 14 % of all logins
-// in page faults, and 20 MiB.
+// collect gives a slot back after a hash of memory KiB. Once finished hashes hold what all slots
+// need at currentParams, it first collects that, in some 0.5 ms. Otherwise Go takes new memory for
+// each second hash and returns the old to the system, which costs 14 % of logins in page faults,
+// and 20 MiB.
 func (h *hasher) collect(release func(), memory uint32) {
 	if h.garbage.Add(int64(memory)) >= h.slots.total*int64(currentParams.memory) {
 		h.garbage.Store(0)
@@ -319,14 +319,14 @@ func formatPHC(p argonParams, salt, tag []byte) string {
 // thread (RFC 9106) to 128 MiB, 1 to 10 passes, 1 to 8 threads. Old versions of argon2-cffi took
 // 100 MiB and 8 threads.
 func parsePHC(encoded string) (p argonParams, salt, tag []byte, err error) {
-	part := strings.Split(encoded, "$")
-	if len(encoded) > 256 || len(part) != 6 {
+	parts := strings.Split(encoded, "$")
+	if len(encoded) > 256 || len(parts) != 6 {
 		return p, nil, nil, errMalformedHash
 	}
 	// A part that does not parse is not what formatPHC writes: its error needs no other check.
-	fmt.Sscanf(part[3], "m=%d,t=%d,p=%d", &p.memory, &p.time, &p.threads)
-	salt, _ = base64.RawStdEncoding.DecodeString(part[4])
-	tag, _ = base64.RawStdEncoding.DecodeString(part[5])
+	fmt.Sscanf(parts[3], "m=%d,t=%d,p=%d", &p.memory, &p.time, &p.threads)
+	salt, _ = base64.RawStdEncoding.DecodeString(parts[4])
+	tag, _ = base64.RawStdEncoding.DecodeString(parts[5])
 	bounded := p.threads >= 1 && p.threads <= 8 && p.time >= 1 && p.time <= 10 &&
 		p.memory >= 8*uint32(p.threads) && p.memory <= 128<<10 &&
 		len(salt) >= 8 && len(salt) <= 64 && len(tag) >= 16 && len(tag) <= 64
@@ -350,8 +350,8 @@ var commonPasswords = func() map[string]bool {
 	return set
 }()
 
-// checkPasswordLength refuses more than 1024 bytes; the inputs' tags bound the characters.
-func checkPasswordLength(password string) (value, refusal string) {
+// checkPasswordBytes refuses more than 1024 bytes; the inputs' tags bound the characters.
+func checkPasswordBytes(password string) (value, refusal string) {
 	if len(password) > maxPasswordBytes {
 		return "", fmt.Sprintf("must have at most %d bytes in UTF-8", maxPasswordBytes)
 	}

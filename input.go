@@ -107,7 +107,7 @@ var formats = map[string]struct {
 }{
 	"email": {func(text string) (string, string) { return parseEmail(strings.TrimSpace(text)) },
 		emailPattern},
-	"password": {checkPasswordLength, ""},
+	"password": {checkPasswordBytes, ""},
 	"filter":   {checkFilter, ""},
 }
 

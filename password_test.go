@@ -275,8 +275,8 @@ func TestPasswordChoice(t *testing.T) {
 		t.Errorf("1024 bytes are refused: %s", got)
 	}
 	for length, want := range map[int]bool{1024: true, 1025: false} {
-		if _, refusal := checkPasswordLength(strings.Repeat("x", length)); (refusal == "") != want {
-			t.Errorf("checkPasswordLength of %d bytes = %q", length, refusal)
+		if _, refusal := checkPasswordBytes(strings.Repeat("x", length)); (refusal == "") != want {
+			t.Errorf("checkPasswordBytes of %d bytes = %q", length, refusal)
 		}
 	}
 }

@@ -52,7 +52,7 @@ func verifyJWT(t *testing.T, token, secret string) (header, claims map[string]an
 func parseAccess(k *keyring, token string) (c accessClaims, userID int64, ok bool) {
 	ref, ok := k.verifyAccess(token)
 	for _, key := range k.keys {
-		if key.access.open(token, &c) {
+		if key.access.verify(token, &c) {
 			break
 		}
 	}
@@ -66,7 +66,7 @@ func parseAccess(k *keyring, token string) (c accessClaims, userID int64, ok boo
 func parseRefresh(k *keyring, token string) (c refreshClaims, userID int64, ok bool) {
 	ref, generation, ok := k.verifyRefresh(token)
 	for _, key := range k.keys {
-		if key.refresh.open(token, &c) {
+		if key.refresh.verify(token, &c) {
 			break
 		}
 	}
@@ -200,7 +200,7 @@ func badTokens() map[string]string {
 	bad["refresh signed by the access key"] = refreshByAccess.sign(refresh)
 	bad["access claims in a refresh token"] = key.refresh.sign(claims)
 	bad["refresh claims in an access token"] = key.access.sign(refresh)
-	former := encoding.EncodeToString([]byte(`{"alg":"HS256","typ":"at+jwt","kid":"AAAAAAAAAAA"}`))
+	former := base64url.EncodeToString([]byte(`{"alg":"HS256","typ":"at+jwt","kid":"AAAAAAAAAAA"}`))
 	bad["the former header, with a kid"] = signer{former + ".", key.access.key}.sign(claims)
 	for name, token := range changedTokens(pair.AccessToken, key.access) {
 		bad["access: "+name] = token
