@@ -102,6 +102,11 @@ func (o *object) finish(source string) {
 	}
 }
 
+// setText sets a field from a path segment, a query parameter or a value of a form.
+func (o *object) setText(f *field, text string) {
+	o.add(f.set(o.dst.FieldByIndex(f.index), text, false), f.name)
+}
+
 // set stores the value of text in dst.
 func (f *field) set(dst reflect.Value, text string, isJSON bool) fault {
 	value, bad := f.parse(text, isJSON)
@@ -122,11 +127,6 @@ func (f *field) target(dst reflect.Value) reflect.Value {
 		dst = dst.Elem()
 	}
 	return dst
-}
-
-// setText sets a field from a path segment, a query parameter or a value of a form.
-func (o *object) setText(f *field, text string) {
-	o.add(f.set(o.dst.FieldByIndex(f.index), text, false), f.name)
 }
 
 // readPairs reads a query or form: name=value, joined by &, percent-encoded. Empty pairs are
