@@ -128,8 +128,8 @@ type specification struct {
 	paths, schemas, responses ordered
 }
 
-// openAPI returns the document of the route table as JSON; {server} and {root} remain in it, for
-// server.document.
+// openAPI returns the document of the route table as JSON; {server} and {root} stay in it, for
+// serveOpenAPI.
 func (s *server) openAPI() []byte {
 	var d specification
 	err := json.Unmarshal(frameJSON, &d)
