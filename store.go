@@ -106,8 +106,7 @@ func (st *store) updateUser(
 	return before, after, onConstraint(err, "users_email_key", errEmailTaken)
 }
 
-// adminLock is the key of the advisory lock of whoever demotes or deactivates an active admin.
-const adminLock = 0x61646d696e // "admin" in ASCII
+const adminLock = 0x61646d696e // the key of an advisory lock: "admin" in ASCII
 
 // lockUser locks and returns the account that c changes: errWrongPassword unless c.OldHash is empty
 // or still the account's, errLastAdmin where no active admin would remain. Of two who demote each
@@ -116,20 +115,20 @@ const adminLock = 0x61646d696e // "admin" in ASCII
 func lockUser(ctx context.Context, q querier, id int64, c userChange) (user, error) {
 	u, err := queryOne(ctx, onConn(q), scanStoredUser,
 		`SELECT `+userColumns+`, password_hash FROM users u WHERE u.id = $1 FOR NO KEY UPDATE`, id)
-	demotes := c.IsActive != nil && !*c.IsActive || c.IsAdmin != nil && !*c.IsAdmin
-	switch {
-	case err != nil:
-	case c.OldHash != "" && c.OldHash != u.PasswordHash:
+	if err == nil && c.OldHash != "" && c.OldHash != u.PasswordHash {
 		err = errWrongPassword
-	case demotes && u.IsAdmin && u.IsActive:
-		_, err = exec(ctx, onConn(q), `SELECT pg_advisory_xact_lock($1)`, int64(adminLock))
-		if err == nil {
-			err = requireRow(exec(ctx, onConn(q),
-				`SELECT FROM users WHERE is_admin AND is_active AND id <> $1 LIMIT 1`, id))
-		}
-		if errors.Is(err, errNotFound) {
-			err = errLastAdmin
-		}
+	}
+	demotes := c.IsActive != nil && !*c.IsActive || c.IsAdmin != nil && !*c.IsAdmin
+	if err != nil || !demotes || !u.IsAdmin || !u.IsActive {
+		return u.user, err
+	}
+	_, err = exec(ctx, onConn(q), `SELECT pg_advisory_xact_lock($1)`, int64(adminLock))
+	if err == nil {
+		err = requireRow(exec(ctx, onConn(q),
+			`SELECT FROM users WHERE is_admin AND is_active AND id <> $1 LIMIT 1`, id))
+	}
+	if errors.Is(err, errNotFound) {
+		err = errLastAdmin
 	}
 	return u.user, err
 }
@@ -190,7 +189,8 @@ func (st *store) runLookups(ctx context.Context, batch []*lookup) error {
 		JOIN users u ON u.id = s.user_id LEFT JOIN vector_indexes x ON x.owner_id = u.id
 		WHERE t.expires > extract(epoch FROM now()) AND `+sessionIsLive, sessions, users, expires)
 	for _, r := range rows {
-		batch[r.Ordinal-1].account, batch[r.Ordinal-1].err = r.account, nil
+		l := batch[r.Ordinal-1]
+		l.account, l.err = r.account, nil
 	}
 	return err
 }
@@ -211,13 +211,13 @@ type lookup struct {
 	done    chan struct{} // closed when account or err is set
 }
 
-// batcher runs look-ups in batches. One that finds a slot free runs a statement at once, with all
-// that wait; the others wait for the next. So nobody waits for a batch to fill, a busy server makes
-// fewer and larger statements, and nothing is stale: each statement starts after its look-ups came.
+// batcher runs look-ups in batches. One that gets a slot runs a statement at once, with all that
+// wait; the others wait for the next. So none waits for a batch to fill, a busy server makes fewer
+// and larger statements, and nothing is stale: each statement starts after its look-ups came.
 type batcher struct {
-	run    func(context.Context, []*lookup) error
-	slots  chan struct{} // one for each statement in progress
-	offers chan *lookup  // not buffered: a look-up that waits gets into a batch, or gets a slot
+	run     func(context.Context, []*lookup) error
+	slots   chan struct{} // one for each statement in progress
+	waiting chan *lookup  // not buffered: a look-up gets into a batch, or gets a slot
 }
 
 func newBatcher(run func(context.Context, []*lookup) error) *batcher {
@@ -227,17 +227,17 @@ func newBatcher(run func(context.Context, []*lookup) error) *batcher {
 // do returns the account of a look-up. It stops waiting where ctx ends.
 func (b *batcher) do(ctx context.Context, ref sessionRef) (account, error) {
 	l := &lookup{ref: ref, done: make(chan struct{})}
-	late := time.NewTimer(lookupWait)
-	defer late.Stop()
+	timer := time.NewTimer(lookupWait)
+	defer timer.Stop()
 	select {
 	case b.slots <- struct{}{}:
 		defer func() { <-b.slots }()
-		runtime.Gosched() // others that have come at the same moment get as far as waiting
-		b.serve(ctx, []*lookup{l})
-	case b.offers <- l:
-	case <-late.C:
-		b.serve(ctx, []*lookup{l})
-	case <-ctx.Done():
+		runtime.Gosched() // others of the same moment get as far as waiting
+		b.runBatch(ctx, []*lookup{l})
+	case b.waiting <- l: // to another's batch
+	case <-timer.C: // without a slot
+		b.runBatch(ctx, []*lookup{l})
+	case <-ctx.Done(): // see below
 	}
 	select {
 	case <-l.done:
@@ -247,25 +247,25 @@ func (b *batcher) do(ctx context.Context, ref sessionRef) (account, error) {
 	}
 }
 
-// serve runs a batch, with all that wait, and wakes them when it ends, also by a panic. That a
+// runBatch runs a batch, with all that wait, and wakes them when it ends, also by a panic. That a
 // client has gone does not fail the others.
-func (b *batcher) serve(ctx context.Context, batch []*lookup) {
-	for waiting := true; waiting && len(batch) < lookupBatch; {
+func (b *batcher) runBatch(ctx context.Context, batch []*lookup) {
+	for more := true; more && len(batch) < lookupBatch; {
 		select {
-		case other := <-b.offers:
+		case other := <-b.waiting:
 			batch = append(batch, other)
 		default:
-			waiting = false
+			more = false
 		}
 	}
-	err := errBatchPanicked
+	err := errBatchPanicked // unless run returns
 	defer func() {
 		for _, l := range batch {
 			l.err = cmp.Or(err, l.err)
 			close(l.done)
 		}
 	}()
-	err = b.run(context.WithoutCancel(ctx), batch) // which has no client yet
+	err = b.run(context.WithoutCancel(ctx), batch) // ctx has no client yet
 }
 
 const sessionColumns = `s.id, s.user_id, s.generation, s.rotated_at, s.expires_at`
@@ -285,7 +285,7 @@ func (st *store) createSession(
 			return err
 		}
 		s, err = queryOne(ctx, onConn(q), scanSession, `
-			WITH gone AS (DELETE FROM sessions WHERE user_id = $2 AND (expires_at <= now() OR id IN
+			WITH old AS (DELETE FROM sessions WHERE user_id = $2 AND (expires_at <= now() OR id IN
 			    (SELECT id FROM sessions WHERE user_id = $2 AND expires_at > now()
 			     ORDER BY rotated_at DESC, id OFFSET $6)))
 			INSERT INTO sessions AS s (id, user_id, expires_at, user_agent, ip)
@@ -304,7 +304,7 @@ func (st *store) createSession(
 func (st *store) rotateSession(
 	ctx context.Context, ref sessionRef, generation int64, idle, grace time.Duration,
 ) (s session, err error) {
-	err = st.runIdempotent(ctx, func(ctx context.Context, q querier) error {
+	err = st.runIdempotent(ctx, func(ctx context.Context, q querier) (err error) {
 		s, err = queryOne(ctx, onConn(q), scanSession, `
 			UPDATE sessions s SET generation = $3 + 1, rotated_at = now(),
 			    expires_at = least(now() + $5, s.created_at + $6)

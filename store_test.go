@@ -482,7 +482,7 @@ func TestBatchHangs(t *testing.T) {
 		}
 		close(release)
 		other := &lookup{done: make(chan struct{})}
-		b.serve(gone, []*lookup{{done: make(chan struct{})}, other})
+		b.runBatch(gone, []*lookup{{done: make(chan struct{})}, other})
 		if other.err != nil {
 			t.Errorf("a look-up with that of a client that has gone = %v", other.err)
 		}
