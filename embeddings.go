@@ -51,11 +51,11 @@ type embedder struct {
 	client      *http.Client
 	calls       limiter
 	batches     limiter      // requests of several calls
-	field       atomic.Int64 // "dimensions" of a call; 0 where the provider refuses the field
+	dimensions  atomic.Int64 // what calls ask for; 0 where the provider refuses the field
 	answered    atomic.Int64 // when it last answered well, in seconds since 1970
 }
 
-// newEmbedder returns the provider of the settings, or nil where there is none.
+// newEmbedder returns the provider of the settings, or nil without one.
 func newEmbedder(cfg *config) *embedder {
 	if cfg.EmbeddingsURL == "" {
 		return nil
@@ -66,7 +66,7 @@ func newEmbedder(cfg *config) *embedder {
 		detail: "Too many texts are being embedded; try again."}
 	e.batches = limiter{total: maxCalls, share: 1, queue: 256, timeout: restTimeout,
 		detail: "Too many batches are being embedded; try again."}
-	e.field.Store(e.cfg.EmbeddingDimensions)
+	e.dimensions.Store(e.cfg.EmbeddingDimensions)
 	e.client = &http.Client{
 		Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, MaxIdleConnsPerHost: maxCalls,
 			MaxConnsPerHost: maxCalls, IdleConnTimeout: 4 * time.Second}, // uvicorn's are 5 s
@@ -92,7 +92,7 @@ func newEmbedder(cfg *config) *embedder {
 // versionPath matches a path that has a version, as /v1 and /v1beta/openai, or an Azure deployment.
 var versionPath = regexp.MustCompile(`/(v[0-9]|deployments/)`)
 
-// embeddingsURL returns the URL to ask: that of the setting, or what its base lacks added.
+// embeddingsURL returns the URL of the setting; to a base it adds what is missing.
 func embeddingsURL(setting string) *url.URL {
 	u, _ := url.Parse(setting) // config has checked it
 	switch u.Path = "/" + strings.Trim(u.Path, "/"); {
@@ -117,15 +117,14 @@ type textToEmbed struct {
 // embedJob is what the calls for one request share.
 type embedJob struct {
 	*embedder
-	size  atomic.Int64 // texts in a call at most; fewer after a refusal
-	check func() error // checkProvider, once
+	maxTexts atomic.Int64 // in a call; fewer after a refusal
+	check    func() error // checkProvider, once
 }
 
-// embed sets the vectors of texts; many texts go in parts. It returns errEmbeddingRequired when
-// there is no provider, errEmbeddingsUnavailable when it is away, overloaded or too slow,
-// errEmbeddingsFailed when it refuses any text or its answer is invalid, errTextRefused when it
-// refuses one text only, errBusy for the client's own share, the context's error when the client
-// has gone. After an error only some vectors are set.
+// embed sets the vectors of texts; many go in parts. It returns errEmbeddingRequired without a
+// provider, errEmbeddingsUnavailable when it is away, overloaded or too slow, errEmbeddingsFailed
+// when it refuses any text or its answer is invalid, errTextRefused when it refuses one text only,
+// errBusy for the client's own share, ctx's error when it has gone. After errors, some are set.
 func (e *embedder) embed(ctx context.Context, texts ...textToEmbed) error {
 	switch {
 	case len(texts) == 0:
@@ -136,7 +135,7 @@ func (e *embedder) embed(ctx context.Context, texts ...textToEmbed) error {
 	ctx, cancel := context.WithTimeout(ctx, e.loadTimeout+restTimeout)
 	defer cancel()
 	j := &embedJob{embedder: e}
-	j.size.Store(e.cfg.EmbeddingsBatch)
+	j.maxTexts.Store(e.cfg.EmbeddingsBatch)
 	j.check = sync.OnceValue(func() error { return e.checkProvider(ctx) })
 	parts := make(chan []textToEmbed, len(texts))
 	for rest := texts; len(rest) > 0; {
@@ -155,7 +154,7 @@ func (e *embedder) embed(ctx context.Context, texts ...textToEmbed) error {
 	defer release()
 	var group sync.WaitGroup
 	failed := make(chan error, maxCalls)
-	for range maxCalls/2 - 1 { // a client's share but one, which is for its queries
+	for range maxCalls/2 - 1 { // the client's share but one: that is for its queries
 		group.Go(func() {
 			for part := range parts {
 				if err := j.embedPart(ctx, part); err != nil {
@@ -187,25 +186,26 @@ func partLength(texts []textToEmbed, n int64) int {
 // asks for half as many texts at a time. A text that is refused alone, twice, is an error: so 32
 // texts take at most 13 calls.
 func (j *embedJob) embedPart(ctx context.Context, texts []textToEmbed) error {
-	size, refused := j.size.Load(), false // refused: the first text, alone
+	maxTexts := j.maxTexts.Load()
+	refusals := 0 // of the first, alone
 	for len(texts) > 0 {
-		n := partLength(texts, size)
-		err := j.ask(ctx, texts[:n], j.field.Load())
-		f, ok := errors.AsType[*failure](err)
-		if ok && f.refused {
-			err = j.check()
+		n := partLength(texts, maxTexts)
+		err := j.ask(ctx, texts[:n], j.dimensions.Load())
+		if err == nil {
+			texts, refusals = texts[n:], 0
+			continue
 		}
-		switch {
-		case err != nil:
+		f, ok := errors.AsType[*failure](err)
+		if !ok || !f.refused {
 			return err
-		case !ok:
-			texts, refused = texts[n:], false
-		case n > 1:
-			size = int64(n / 2)
-			j.size.Store(size)
-		case !refused:
-			refused = true
-		default:
+		}
+		if err := j.check(); err != nil {
+			return err
+		}
+		if n > 1 {
+			maxTexts = int64(n / 2)
+			j.maxTexts.Store(maxTexts)
+		} else if refusals++; refusals == 2 {
 			loc := append(texts[0].object, texts[0].member)
 			f.problem = errTextRefused.withErrors(fieldError{loc, "is refused by the embedding " +
 				"model: it may be too long for it, or hold nothing that it knows", "text_refused"})
@@ -218,10 +218,10 @@ func (j *embedJob) embedPart(ctx context.Context, texts []textToEmbed) error {
 // checkProvider asks for the embedding of a plain text, with the field "dimensions" or without, and
 // keeps to what is answered well. If neither is, the provider is at fault, and not the texts.
 func (e *embedder) checkProvider(ctx context.Context) (err error) {
-	for _, field := range []int64{e.cfg.EmbeddingDimensions, 0} {
-		err = e.ask(ctx, []textToEmbed{{text: "hello", vector: new(vector)}}, field)
+	for _, n := range []int64{e.cfg.EmbeddingDimensions, 0} {
+		err = e.ask(ctx, []textToEmbed{{text: "hello", vector: new(vector)}}, n)
 		if err == nil {
-			e.field.Store(field)
+			e.dimensions.Store(n)
 		}
 		if f, ok := errors.AsType[*failure](err); !ok || !f.refused {
 			break
@@ -269,8 +269,8 @@ func (e *embedder) ask(ctx context.Context, texts []textToEmbed, dimensions int6
 	}
 }
 
-// call makes one call and tells from its failure whether the texts, the settings or the state of
-// the provider may be the reason.
+// call makes one call. A failure says whether the texts, the settings or the state of the provider
+// may be the reason.
 func (e *embedder) call(ctx context.Context, texts []textToEmbed, dimensions int64) *failure {
 	timeout, loaded := e.loadTimeout, time.Since(time.Unix(e.answered.Load(), 0)) < loadedTime
 	if loaded {
@@ -278,7 +278,7 @@ func (e *embedder) call(ctx context.Context, texts []textToEmbed, dimensions int
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	answer, body, err := e.post(ctx, texts, dimensions)
+	response, body, err := e.post(ctx, texts, dimensions)
 	f := &failure{problem: errEmbeddingsUnavailable, cause: err}
 	if err != nil {
 		if loaded && len(texts) > 1 && errors.Is(err, context.DeadlineExceeded) {
@@ -287,15 +287,15 @@ func (e *embedder) call(ctx context.Context, texts []textToEmbed, dimensions int
 		}
 		return f
 	}
-	switch status := answer.StatusCode; {
+	switch status := response.StatusCode; {
 	case status == http.StatusOK:
 		f.problem = errEmbeddingsFailed
-		if f.refused, f.cause = e.read(body, texts); f.cause == nil {
+		if f.refused, f.cause = e.readVectors(body, texts); f.cause == nil {
 			return nil
 		}
 		return f
 	case status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable:
-		f.pause = retryAfter(answer.Header.Get("Retry-After"))
+		f.pause = retryAfter(response.Header.Get("Retry-After"))
 		p := *errEmbeddingsUnavailable
 		p.header[1] = fmt.Sprint(max(5, math.Ceil(f.pause.Seconds())))
 		f.problem = &p
@@ -305,7 +305,7 @@ func (e *embedder) call(ctx context.Context, texts []textToEmbed, dimensions int
 		f.problem = errEmbeddingsFailed
 		f.refused = slices.Contains([]int{400, 413, 422, 424}, status) // 424 is TEI's
 	}
-	f.cause = fmt.Errorf("status %d: %s", answer.StatusCode, e.message(body))
+	f.cause = fmt.Errorf("status %d: %s", response.StatusCode, e.message(body))
 	return f
 }
 
@@ -316,48 +316,48 @@ func retryAfter(header string) time.Duration {
 	if at, failed := http.ParseTime(header); failed == nil {
 		seconds, err = max(0, time.Until(at).Seconds()), nil
 	}
-	if errors.Is(err, strconv.ErrSyntax) || !(seconds >= 0) {
+	if errors.Is(err, strconv.ErrSyntax) || math.IsNaN(seconds) || seconds < 0 {
 		return retryPause
 	}
 	return max(time.Duration(min(seconds, 3600)*float64(time.Second)), time.Millisecond)
 }
 
-// post sends one request, without dimensions where they are 0, and reads the answer whole, as far
-// as it may be long. It has no encoding_format: proxies to Vertex, Bedrock and Voyage refuse it.
+// post sends one request, without dimensions where they are 0, and reads the response up to a limit
+// for texts. It sends no encoding_format: proxies to Vertex, Bedrock and Voyage refuse it.
 func (e *embedder) post(
 	ctx context.Context, texts []textToEmbed, dimensions int64,
-) (answer *http.Response, body []byte, err error) {
+) (response *http.Response, body []byte, err error) {
 	var inputs []string
 	for _, t := range texts {
 		inputs = append(inputs, t.text)
 	}
-	question, err1 := json.Marshal(struct {
+	request, err1 := json.Marshal(struct {
 		Model      string   `json:"model"`
 		Input      []string `json:"input"`
 		Dimensions int64    `json:"dimensions,omitzero"`
 	}{e.cfg.EmbeddingsModel, inputs, dimensions})
-	r, err2 := http.NewRequestWithContext(ctx, "POST", e.url.String(), bytes.NewReader(question))
+	r, err2 := http.NewRequestWithContext(ctx, "POST", e.url.String(), bytes.NewReader(request))
 	if err := cmp.Or(err1, err2); err != nil {
 		return nil, nil, err
 	}
 	r.Header = e.header.Clone()
-	answer, err = e.client.Do(r)
+	response, err = e.client.Do(r)
 	if failed, ok := errors.AsType[*url.Error](err); ok {
 		err = failed.Err // without the URL, which may hold a secret
 	}
 	if err != nil {
 		return nil, nil, err
 	}
-	defer answer.Body.Close()
+	defer response.Body.Close()
 	limit := 64<<10 + int64(len(texts))*e.cfg.EmbeddingDimensions*bytesPerElement
-	body, err = io.ReadAll(io.LimitReader(answer.Body, limit))
-	return answer, body, err
+	body, err = io.ReadAll(io.LimitReader(response.Body, limit))
+	return response, body, err
 }
 
 // messageMember matches what JSON errors say. The rest often has the texts that were asked for.
 var messageMember = regexp.MustCompile(`"(?:message|msg|error|detail)"\s*:\s*"((?:[^"\\]|\\.)*)"`)
 
-// message returns the message of a refusal as one short line without secrets.
+// message returns the message of a refusal in one short line without secrets.
 func (e *embedder) message(body []byte) string {
 	text := string(body)
 	if m := messageMember.FindStringSubmatch(text); m != nil {
@@ -378,9 +378,9 @@ type providerVector struct {
 	Embedding jsontext.Value `json:"embedding"`
 }
 
-// read sets the vectors of texts from an answer, in the order of its indexes, or, where all of them
+// readVectors sets the vectors of texts from an answer, in the order of its indexes, or, where all
 // are 0, in its own. It returns what is wrong, and whether another text may be answered.
-func (e *embedder) read(body []byte, texts []textToEmbed) (refused bool, err error) {
+func (e *embedder) readVectors(body []byte, texts []textToEmbed) (refused bool, err error) {
 	var answer struct {
 		Data []providerVector `json:"data"`
 	}

@@ -270,7 +270,7 @@ func TestEmbeddingsFail(t *testing.T) {
 		"number beyond half": {same(respondWith(ok("[1e6,0,0]"))), 502, failed, 3},
 		"trailing data":      {handlers{respondWith(ok("[1,0,0]") + "x")}, 502, failed, 1},
 	} {
-		a.embedder.field.Store(testDimensions)
+		a.embedder.dimensions.Store(testDimensions)
 		p.failWith(row.fail...)
 		before := one[int](t, a.url, `SELECT count(*) FROM documents`)
 		ans := a.do("POST", docsPath, m.AccessToken, `{"content":"aaaa"}`)
@@ -441,7 +441,7 @@ func TestProviders(t *testing.T) {
 		"wrong key":      {refuseIf(more(0), 400, `{"error":"API key not valid"}`), "", 502, 8},
 		"another length": {answerWith(`{"index":%d,"embedding":[%s,1]}`, ","), "", 502, 8},
 	} {
-		a.embedder.field.Store(testDimensions)
+		a.embedder.dimensions.Store(testDimensions)
 		p.behave(row.quirk)
 		var docs []map[string]string
 		for i, text := range texts {
