@@ -175,7 +175,7 @@ func (w *responseWriter) discard(r *http.Request) {
 // serve answers a request of a row: nothing is read of the body before its sender is known.
 func (s *server) serve(w *responseWriter, r *http.Request) {
 	info := &requestInfo{id: w.caller.requestID, route: w.route.path}
-	ctx := context.WithValue(r.Context(), requestInfo{}, info)
+	ctx := context.WithValue(r.Context(), requestKey{}, info)
 	err := s.authenticate(ctx, w, r)
 	if err == nil {
 		info.client = w.caller.key() // ctx points to info

@@ -257,7 +257,7 @@ func (m *migration) applyOutside(ctx context.Context, conf *pgx.ConnConfig) erro
 // for a database that is slow or has just gone.
 func (st *store) checkChoices(ctx context.Context, cfg *config) error {
 	start := time.Now()
-	run := func(ctx context.Context, f work) error {
+	run := func(ctx context.Context, f queryFunc) error {
 		err := st.run(ctx, f)
 		for errors.Is(err, errUnavailable) && ctx.Err() == nil && time.Since(start) < databaseWait {
 			time.Sleep(databasePoll)

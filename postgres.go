@@ -41,9 +41,8 @@ const (
 	retryDelay     = 5 * time.Millisecond    // before the second try; longer before the others
 )
 
-// serverSettings are PostgreSQL's own limits, in milliseconds; and what suits statements that are
-// short and many: no plans that depend on the arguments, no compiling, no parallel workers, and an
-// index read at the price of a disk without moving parts.
+// serverSettings are PostgreSQL's own limits, in milliseconds, and what suits short and frequent
+// statements: plans for any arguments, no compiling, no parallel workers, the costs of an SSD.
 var serverSettings = map[string]string{
 	"statement_timeout": "3000", "lock_timeout": "2000",
 	"idle_in_transaction_session_timeout": "10000", "plan_cache_mode": "force_generic_plan",
@@ -172,20 +171,21 @@ type statementLog struct {
 	slow time.Duration // log those that take so long; 0: none
 }
 
-// statement is one in progress. The key of such a value in a context is its zero value.
+// statement is one in progress, under statementKey in a context.
 type statement struct {
 	sql   string
 	start time.Time
 }
+type statementKey struct{}
 
 func (l *statementLog) TraceQueryStart(
 	ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData,
 ) context.Context {
-	return context.WithValue(ctx, statement{}, statement{data.SQL, time.Now()})
+	return context.WithValue(ctx, statementKey{}, statement{data.SQL, time.Now()})
 }
 
 func (l *statementLog) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryEndData) {
-	s := ctx.Value(statement{}).(statement)
+	s := ctx.Value(statementKey{}).(statement)
 	took := time.Since(s.start)
 	level, event := slog.LevelInfo, "sql"
 	if l.slow > 0 && took >= l.slow {
@@ -198,27 +198,28 @@ func (l *statementLog) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.Tra
 		milliseconds(took), "statement", strings.Join(strings.Fields(s.sql), " "))
 }
 
-// querier is a connection or a transaction, work is statements on it, and a runner runs them.
+// querier is a connection or a transaction. A queryFunc executes statements on one. A runner calls
+// a queryFunc, with a connection of the pool (retry, perhaps repeatedly), a transaction (inTx),
+// or what the caller has (onConn).
 type (
 	querier interface {
 		Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
 		Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 	}
-	work   func(ctx context.Context, q querier) error
-	runner func(ctx context.Context, f work) error
+	queryFunc func(ctx context.Context, q querier) error
+	runner    func(ctx context.Context, f queryFunc) error
 )
 
-// onConn returns the runner on a connection or a transaction that the caller has.
 func onConn(q querier) runner {
-	return func(ctx context.Context, f work) error { return f(ctx, q) }
+	return func(ctx context.Context, f queryFunc) error { return f(ctx, q) }
 }
 
 // queryAll returns the rows of a statement.
 func queryAll[T any](
 	ctx context.Context, run runner, row pgx.RowToFunc[T], sql string, args ...any,
 ) (list []T, err error) {
-	err = run(ctx, func(ctx context.Context, q querier) error {
-		rows, _ := q.Query(ctx, sql, args...)
+	err = run(ctx, func(ctx context.Context, q querier) (err error) {
+		rows, _ := q.Query(ctx, sql, args...) // CollectRows returns its error
 		list, err = pgx.CollectRows(rows, row)
 		return err
 	})
@@ -254,13 +255,12 @@ func requireRow(affected int64, err error) error {
 	return err
 }
 
-// retry returns a runner on a connection of the pool, which retries lost races and translates the
-// error. A client that goes ends only the wait for a connection: the statements have a context of
-// their own, with one time-out for all tries, which begins with the first connection. Idempotent
-// ones, reads and compare-and-set, are also retried where the connection breaks, as all do when
-// PostgreSQL restarts.
+// retry returns a runner on a connection of the pool, which translates errors. It repeats what
+// isRetryable allows; what is idempotent, reads and compare-and-set, also after a lost connection:
+// a restart of PostgreSQL ends all. A client that goes ends only the wait for a connection:
+// statements have a context of their own, with one time-out for all tries, from the first on.
 func (st *store) retry(timeout time.Duration, idempotent bool) runner {
-	return func(ctx context.Context, f work) error {
+	return func(ctx context.Context, f queryFunc) error {
 		release, err := st.conns.acquire(ctx, requestOf(ctx).client, 1)
 		if err != nil {
 			return err
@@ -292,15 +292,15 @@ func (st *store) retry(timeout time.Duration, idempotent bool) runner {
 	}
 }
 
-// requestInfo is what statements know of the request that they are for; the zero value is for those
-// of the program itself, and the key of a *requestInfo in a context.
+// requestInfo is what statements know of their request, if any: a pointer under requestKey.
 type requestInfo struct {
 	client    clientKey // whose shares of the limiters count; until it is known, nobody's
 	id, route string    // for the log
 }
+type requestKey struct{}
 
 func requestOf(ctx context.Context) requestInfo {
-	if r, ok := ctx.Value(requestInfo{}).(*requestInfo); ok {
+	if r, ok := ctx.Value(requestKey{}).(*requestInfo); ok {
 		return *r
 	}
 	return requestInfo{}
@@ -309,11 +309,11 @@ func requestOf(ctx context.Context) requestInfo {
 // acquire takes a connection of the pool, and tries twice to open one. It waits for that alone: the
 // pool has one for each unit of st.conns. Whatever fails here, the database is not available.
 func (st *store) acquire(ctx context.Context) (*pgxpool.Conn, error) {
-	limited, cancel := context.WithTimeout(ctx, openTimeout)
+	opening, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	conn, err := st.pool.Acquire(limited)
-	if err != nil && limited.Err() == nil {
-		conn, err = st.pool.Acquire(limited)
+	conn, err := st.pool.Acquire(opening)
+	if err != nil && opening.Err() == nil {
+		conn, err = st.pool.Acquire(opening)
 	}
 	if err != nil {
 		return nil, cmp.Or(ctx.Err(), fmt.Errorf("%w: %w", errUnavailable, describe(err)))
@@ -323,7 +323,7 @@ func (st *store) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 
 // inSlot returns run in a slot of l.
 func inSlot(l *limiter, run runner) runner {
-	return func(ctx context.Context, f work) error {
+	return func(ctx context.Context, f queryFunc) error {
 		release, err := l.acquire(ctx, requestOf(ctx).client, 1)
 		if err != nil {
 			return err
@@ -333,13 +333,13 @@ func inSlot(l *limiter, run runner) runner {
 	}
 }
 
-// inTx returns run in a transaction, with settings of its own.
+// inTx returns run, whose querier is a connection of the pool, in a transaction with settings.
 func inTx(run runner, settings ...string) runner {
 	begin := "BEGIN ISOLATION LEVEL READ COMMITTED" // which the locks need, whatever a role's is
 	for _, setting := range settings {
 		begin += "; SET LOCAL " + setting
 	}
-	return func(ctx context.Context, f work) error {
+	return func(ctx context.Context, f queryFunc) error {
 		return run(ctx, func(ctx context.Context, q querier) error {
 			return pgx.BeginTxFunc(ctx, q.(*pgxpool.Conn), pgx.TxOptions{BeginQuery: begin},
 				func(tx pgx.Tx) error { return f(ctx, tx) })
@@ -375,9 +375,9 @@ func translate(err error) error {
 		sqlState(err, "55P03", "57", "53", "58", "08", "XX000") ||
 		sqlState(err, "54000") && pg.ConstraintName == "":
 		// Not the statement's fault: a lock, cancelled, terminated or starting, out of connections,
-		// disk, memory or transaction ids, a failing disk, and a server that has lost another.
+		// disk, memory or transaction ids, a failing disk, a lost server of a cluster.
 		return fmt.Errorf("%w: %w", errUnavailable, describe(err))
-	case sqlState(err, "23503"): // the row that this one belongs to has just gone
+	case sqlState(err, "23503"): // the row that it refers to has gone
 		return fmt.Errorf("%w: %w", errNotFound, describe(err))
 	case sqlState(err, "22", "54000"):
 		// A value that the input should have refused, or one that is too large for an index.
@@ -449,7 +449,7 @@ func describe(err error) error {
 func (st *store) ping(ctx context.Context) error {
 	r := requestOf(ctx)
 	r.client = clientKey{}
-	ctx = context.WithValue(ctx, requestInfo{}, &r)
+	ctx = context.WithValue(ctx, requestKey{}, &r)
 	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()
 	_, err := exec(ctx, st.retry(pingTimeout, false), `SELECT 1`)

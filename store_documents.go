@@ -202,7 +202,7 @@ func (st *store) deleteDocuments(ctx context.Context, owner int64, sel selection
 // client has chosen exceed the time, or the room of PostgreSQL's parser, that is a 422, not a 503.
 // source is where these stand, "query" or "body", or "" where the client has chosen none.
 func (st *store) runLimited(source string) runner {
-	return inSlot(&st.expensive, func(ctx context.Context, f work) error {
+	return inSlot(&st.expensive, func(ctx context.Context, f queryFunc) error {
 		return st.runIdempotent(ctx, func(ctx context.Context, q querier) error {
 			err := f(ctx, q)
 			if source != "" && sqlState(err, "57014", "54001", "54000") {
