@@ -16,8 +16,6 @@ import (
 
 	"encoding/json/jsontext"
 	json "encoding/json/v2"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // filterBy returns the condition for a filter, whose values it adds to args. A statement without it
@@ -33,28 +31,20 @@ func filterBy(filter jsonObject, args *[]any) string {
 	return " AND metadata @> " + c.arg([]byte(filter), "jsonb")
 }
 
-// withExecMode returns args for a statement with filter. With operators its text is of the client's
-// making, and PostgreSQL would keep the plans of hundreds.
-func withExecMode(filter jsonObject, args []any) []any {
-	if hasOperators(filter) {
-		return append([]any{pgx.QueryExecModeCacheDescribe}, args...)
-	}
-	return args
-}
-
 // hasOperators reports whether a name in valid JSON begins with $.
 func hasOperators(text []byte) bool {
 	dec := jsontext.NewDecoder(bytes.NewReader(text))
 	for token, err := dec.ReadToken(); err == nil; token, err = dec.ReadToken() {
-		in, length := dec.StackIndex(dec.StackDepth())
-		if in == '{' && length%2 == 1 && strings.HasPrefix(token.String(), "$") {
+		in, read := dec.StackIndex(dec.StackDepth())
+		isName := in == '{' && read%2 == 1 // its value follows
+		if isName && strings.HasPrefix(token.String(), "$") {
 			return true
 		}
 	}
 	return false
 }
 
-// checkFilter returns why a valid JSON object is no filter.
+// checkFilter returns a valid JSON object, and why it is no filter.
 func checkFilter(object string) (same, refusal string) {
 	c := filterCompiler{args: new([]any)}
 	c.object(nil, jsontext.Value(object))
@@ -63,16 +53,16 @@ func checkFilter(object string) (same, refusal string) {
 
 type filterCompiler struct {
 	args    *[]any
-	refusal string // the first fault
+	refusal string // the first fault; what follows is compiled, but not used
 }
 
-func (c *filterCompiler) refuse(when bool, msg string) {
-	if when && c.refusal == "" {
+func (c *filterCompiler) refuse(isFault bool, msg string) {
+	if isFault && c.refusal == "" {
 		c.refusal = msg
 	}
 }
 
-// arg adds an argument and returns its place in the statement.
+// arg adds an argument and returns its placeholder.
 func (c *filterCompiler) arg(value any, sqlType string) string {
 	*c.args = append(*c.args, value)
 	return fmt.Sprintf("$%d::%s", len(*c.args), sqlType)
@@ -84,10 +74,11 @@ func (c *filterCompiler) object(path []string, object jsontext.Value) string {
 		"arrays of $and and $or")
 	var members map[string]jsontext.Value
 	json.Unmarshal(object, &members)
-	all := []string{"TRUE"}
+	allOf := []string{"TRUE"}
 	for _, name := range slices.Sorted(maps.Keys(members)) {
 		value, sql := members[name], ""
-		switch at := append(slices.Clip(path), name); {
+		inner := append(slices.Clip(path), name) // a copy: others append to path
+		switch {
 		case name == "$not":
 			sql = "NOT " + c.object(path, value)
 		case name == "$and" || name == "$or":
@@ -95,13 +86,13 @@ func (c *filterCompiler) object(path []string, object jsontext.Value) string {
 		case strings.HasPrefix(name, "$"):
 			sql = c.operator(path, name, value)
 		case hasOperators(value):
-			sql = c.object(at, value)
+			sql = c.object(inner, value)
 		default:
-			sql = "metadata @> " + c.arg(nest(at, value, false)[0], "jsonb")
+			sql = "metadata @> " + c.arg(nest(inner, string(value)), "jsonb")
 		}
-		all = append(all, sql)
+		allOf = append(allOf, sql)
 	}
-	return "(" + strings.Join(all, " AND ") + ")"
+	return "(" + strings.Join(allOf, " AND ") + ")"
 }
 
 // list returns the condition of $and or $or.
@@ -109,11 +100,11 @@ func (c *filterCompiler) list(path []string, name string, array jsontext.Value) 
 	var items []jsontext.Value // none of what is no array
 	json.Unmarshal(array, &items)
 	c.refuse(len(items) == 0, "must have an array of objects for "+name+", with at least one")
-	var all []string
+	var conditions []string
 	for _, item := range items {
-		all = append(all, c.object(path, item))
+		conditions = append(conditions, c.object(path, item))
 	}
-	return "(" + strings.Join(all, strings.ToUpper(" "+name[1:]+" ")) + ")"
+	return "(" + strings.Join(conditions, strings.ToUpper(" "+name[1:]+" ")) + ")"
 }
 
 // comparisons are the operators that compare, as jsonpath writes them.
@@ -123,14 +114,16 @@ var comparisons = map[string]string{"$eq": "==", "$ne": "==", "$in": "==", "$nin
 // operator returns the condition of an operator on the value at path. A name with dots is also read
 // as a path. The index finds what is equal and at most two names deep.
 func (c *filterCompiler) operator(path []string, name string, operand jsontext.Value) string {
-	sign, kind, values := comparisons[name], operand.Kind(), []jsontext.Value{operand}
+	sign, kind := comparisons[name], operand.Kind()
+	values := []jsontext.Value{operand}
 	c.refuse(sign == "" && name != "$exists", "must have, of the names that begin with $, only "+
 		"$and, $eq, $exists, $gt, $gte, $in, $lt, $lte, $ne, $nin, $not and $or")
 	c.refuse(path == nil, "must have "+name+" in the object of a name")
-	paths, not := [][]string{path}, ""
+	paths := [][]string{path}
 	if split := strings.Split(strings.Join(path, "."), "."); len(split) > len(path) {
 		paths = append(paths, split)
 	}
+	not := ""
 	if name == "$ne" || name == "$nin" || name == "$exists" && kind == 'f' {
 		not = "NOT "
 	}
@@ -142,58 +135,62 @@ func (c *filterCompiler) operator(path []string, name string, operand jsontext.V
 		c.refuse(kind != '[', "must have an array for "+name)
 		json.Unmarshal(operand, &values)
 	}
-	var either []string
+	var anyOf []string
 	for _, v := range values {
 		c.refuse(v.Kind() == '{' || v.Kind() == '[' || v.Kind() == 'n' && sign != "==",
 			"must have texts, numbers and booleans to compare with; null for $eq, $ne, $in, $nin")
 		if v.Kind() == 'n' {
-			either = append(either, "NOT "+c.exists("", nil, paths...))
+			anyOf = append(anyOf, "NOT "+c.exists("", nil, paths...))
 		}
 	}
 	objects := []string{} // that contain one of values where the index finds it
 	for _, path := range paths {
 		if sign == "==" && len(path) <= 2 {
 			for _, v := range values {
-				objects = append(objects, nest(path, v, true)...)
+				objects = append(objects, nestWithArrays(path, string(v))...)
 			}
 		} else {
 			test := ` ? (@.type() != "array" && @ ` + sign + ` $x[*])`
-			either = append(either, c.exists(test, values, path))
+			anyOf = append(anyOf, c.exists(test, values, path))
 		}
 	}
 	if sign == "==" {
-		either = append(either, "metadata @> ANY ("+c.arg(objects, "jsonb[]")+")")
+		anyOf = append(anyOf, "metadata @> ANY ("+c.arg(objects, "jsonb[]")+")")
 	}
-	return not + "(" + strings.Join(either, " OR ") + ")"
+	return not + "(" + strings.Join(anyOf, " OR ") + ")"
 }
 
-// exists returns the condition that a value at one of paths passes a jsonpath test with $x.
+// exists returns the condition that a value at one of paths passes a jsonpath test with $x, or, for
+// the test "", that there is one.
 func (c *filterCompiler) exists(test string, x []jsontext.Value, paths ...[]string) string {
-	var either []string
+	var anyOf []string
 	for _, path := range paths {
 		jsonpath := "lax $"
 		for _, name := range path {
 			jsonpath += "." + quote(name)
 		}
-		either = append(either, fmt.Sprintf("jsonb_path_exists(metadata, %s, %s)",
+		anyOf = append(anyOf, fmt.Sprintf("jsonb_path_exists(metadata, %s, %s)",
 			c.arg(jsonpath+test, "jsonpath"), c.arg(map[string]any{"x": x}, "jsonb")))
 	}
-	return "(" + strings.Join(either, " OR ") + ")"
+	return "(" + strings.Join(anyOf, " OR ") + ")"
 }
 
-// nest returns the object that has value at path, and with arrays also those in which it or an
-// object on the way is in an array.
-func nest(path []string, value jsontext.Value, arrays bool) []string {
-	objects := []string{string(value)}
+// nest returns the object that has value at path.
+func nest(path []string, value string) string {
 	for _, name := range slices.Backward(path) {
-		var outer []string
-		for _, v := range objects {
-			outer = append(outer, "{"+quote(name)+":"+v+"}")
-			if arrays {
-				outer = append(outer, "{"+quote(name)+":["+v+"]}")
-			}
-		}
-		objects = outer
+		value = "{" + quote(name) + ":" + value + "}"
+	}
+	return value
+}
+
+// nestWithArrays returns that object, and those in which value, or an object on the way, is in an
+// array: 2^n for n names.
+func nestWithArrays(path []string, value string) (objects []string) {
+	if len(path) == 0 {
+		return []string{value}
+	}
+	for _, v := range nestWithArrays(path[1:], value) {
+		objects = append(objects, nest(path[:1], v), nest(path[:1], "["+v+"]"))
 	}
 	return objects
 }

@@ -177,7 +177,10 @@ func (sel selection) where(args ...any) (string, []any) {
 		args = append(args, *sel.Keys)
 		sql += fmt.Sprintf(" AND key = ANY ($%d)", len(args))
 	}
-	return sql, withExecMode(sel.Filter, args)
+	if hasOperators(sel.Filter) { // clients make the text: PostgreSQL would keep many plans
+		args = append([]any{pgx.QueryExecModeCacheDescribe}, args...)
+	}
+	return sql, args
 }
 
 // countDocuments returns how many documents of owner are selected.
