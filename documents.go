@@ -32,8 +32,8 @@ type document struct {
 
 func (d document) location() string { return fmt.Sprintf("/documents/%d", d.ID) }
 
-// size returns how many bytes the document has as JSON, or somewhat more: control characters take
-// six, others at most what they have in UTF-8, quotes and backslashes twice that.
+// size returns the bytes of the document as JSON, or somewhat more: a control character takes six,
+// a quote or a backslash two, others as in UTF-8; a number of the embedding 16, the rest 256.
 func (d document) size() int {
 	n := 256 + 6*len(keyText(d.Key)) + len(d.Content) + len(d.Metadata) + 16*len(d.Embedding)
 	for _, c := range []byte(d.Content) {
@@ -76,23 +76,22 @@ type storeOptions struct {
 	Include *string `query:"include" enum:"embedding"`
 }
 
-// createDocumentInput is one document, or, in the older form, several as createDocumentsInput has
-// them.
+// createDocumentInput is one document, or, in the older form, several.
 type createDocumentInput struct {
 	documentInput
 	Documents []documentInput `json:"documents" min:"1" max:"500" exclusive:"true" doc:"-"`
 	storeOptions
 }
 
-// createDocument stores one document and returns it. The older form returns a batch.
+// createDocument stores and returns one document, or a batch.
 func (s *server) createDocument(
 	ctx context.Context, c *caller, in createDocumentInput,
 ) (any, error) {
 	if in.Documents != nil {
 		return s.createDocuments(ctx, c, createDocumentsInput{in.Documents, in.storeOptions})
 	}
-	list := []documentInput{in.documentInput}
-	docs, err := s.storeDocuments(ctx, c, list, in.storeOptions, inBody)
+	docs, err := s.storeDocuments(
+		ctx, c, []documentInput{in.documentInput}, in.storeOptions, inBody)
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +115,7 @@ func (s *server) createDocuments(
 	return batch{docs}, err
 }
 
-// storeDocuments gives the documents that lack an embedding one of the provider, and stores all.
+// storeDocuments embeds the documents that lack an embedding, and stores all.
 // loc returns the location of document i in the request.
 func (s *server) storeDocuments(
 	ctx context.Context, c *caller, list []documentInput, opt storeOptions, loc func(i int) []any,
@@ -152,7 +151,7 @@ func (s *server) storeDocuments(
 	docs, err := s.store.createDocuments(ctx, c.ID, list, opt.Upsert, opt.Include != nil)
 	if errors.Is(err, errKeyTaken) {
 		stored, _ := s.store.storedKeys(ctx, c.ID, list)
-		err = keyTaken(stored, loc)
+		err = keyTaken(loc, slices.Sorted(maps.Keys(stored))...)
 	}
 	return docs, authError(err)
 }
@@ -164,34 +163,34 @@ func (s *server) checkKeys(
 	ctx context.Context, c *caller, list []documentInput, opt storeOptions, loc func(i int) []any,
 ) (stored map[int]vector, err error) {
 	var faults []fieldError
-	seen, lacking := map[string]bool{}, false // lacking: an embedding
+	seen := map[string]bool{}
+	needsEmbedding := false
 	for i, in := range list {
 		key := keyText(in.Key.Value)
 		if seen[key] {
-			faults = append(faults,
-				fieldError{append(loc(i), "key"), repeated.msg, repeated.kind})
+			faults = append(faults, fieldError{append(loc(i), "key"), repeated.msg, repeated.kind})
 		}
 		if key != "" {
 			seen[key] = true
 		}
-		lacking = lacking || in.Embedding == nil
+		needsEmbedding = needsEmbedding || in.Embedding == nil
 	}
 	if faults != nil {
 		return nil, invalid(faults...)
 	}
-	if lacking && len(seen) > 0 {
+	if needsEmbedding && len(seen) > 0 {
 		stored, err = s.store.storedKeys(ctx, c.ID, list)
 	}
 	if len(stored) > 0 && !opt.Upsert {
-		err = keyTaken(stored, loc)
+		err = keyTaken(loc, slices.Sorted(maps.Keys(stored))...)
 	}
 	return stored, err
 }
 
-// keyTaken returns errKeyTaken at the keys that are stored.
-func keyTaken(stored map[int]vector, loc func(i int) []any) error {
+// keyTaken returns errKeyTaken at the keys of the documents with these indexes.
+func keyTaken(loc func(i int) []any, indexes ...int) error {
 	var taken []fieldError
-	for _, i := range slices.Sorted(maps.Keys(stored)) {
+	for _, i := range indexes {
 		taken = append(taken, fieldError{append(loc(i), "key"),
 			"is the key of another document", errKeyTaken.code})
 	}
@@ -204,7 +203,7 @@ func embeddingRequired(object []any) *problem {
 	return errEmbeddingRequired.withErrors(fieldError{loc, "is required here", "missing"})
 }
 
-// selection is the documents of which all holds that is given.
+// selection is the documents that fulfil every condition that is given.
 type selection struct {
 	Filter jsonObject `query:"filter" max:"1024" format:"filter" example:"{\"lang\":\"en\"}"`
 	IDs    *[]int64   `query:"ids" min:"1" max:"100" itemmin:"1"`
@@ -230,7 +229,6 @@ func (s *server) listDocuments(
 	return p, err
 }
 
-// counted is how many documents were selected.
 type counted struct {
 	Count int64 `json:"count" example:"3"`
 }
@@ -244,7 +242,7 @@ type deleted struct {
 	Deleted int64 `json:"deleted" example:"3"`
 }
 
-// deleteDocuments deletes what is selected, but not all for want of a selection.
+// deleteDocuments deletes what is selected, and refuses to without a condition.
 func (s *server) deleteDocuments(ctx context.Context, c *caller, in selection) (deleted, error) {
 	if in.Filter == nil && in.IDs == nil && in.Keys == nil {
 		return deleted{}, invalid(fieldError{[]any{"query"},
@@ -275,7 +273,7 @@ type updateDocumentInput struct {
 }
 
 // updateDocument changes what is given. A vector never silently belongs to another text: content
-// that differs from what is stored takes a new embedding, and one statement stores both; content
+// that differs from the stored one gets a new embedding, and one statement stores both; content
 // that comes with an embedding is stored with it, whatever was read before.
 func (s *server) updateDocument(
 	ctx context.Context, c *caller, in updateDocumentInput,
@@ -299,19 +297,19 @@ func (s *server) updateDocument(
 		}
 	}
 	if in.Content != nil {
-		stored.Content = *in.Content
+		stored.Content = *in.Content // for the size
 	}
 	if err := s.reserve(ctx, c, stored.size()+16*len(in.Embedding)+len(in.Metadata)); err != nil {
 		return document{}, err
 	}
 	d, err := s.store.updateDocument(ctx, c.ID, in)
 	if errors.Is(err, errKeyTaken) {
-		err = keyTaken(map[int]vector{0: nil}, inBody)
+		err = keyTaken(inBody, 0)
 	}
 	return d, err
 }
 
-// embedField returns the provider's embedding of the text of a field of the body.
+// embedField returns the provider's embedding of a text in the body.
 func (s *server) embedField(ctx context.Context, field, text string) (v vector, err error) {
 	err = s.embedder.embed(ctx, textToEmbed{text, []any{"body"}, field, &v})
 	return v, err
@@ -321,7 +319,7 @@ func (s *server) deleteDocument(ctx context.Context, c *caller, in idInput) (non
 	return none{}, s.store.deleteDocument(ctx, c.ID, in.ID)
 }
 
-// maxWords bounds what ranking costs: it compares the places of each word with those of each other.
+// maxWords bounds the cost of ranking: the positions of each word are compared with all others'.
 const maxWords = 64
 
 type searchInput struct {
@@ -335,7 +333,7 @@ type searchInput struct {
 	Include   *string    `query:"include" enum:"embedding"`
 }
 
-// match is a document with how well it fits.
+// match is a document with its score.
 type match struct {
 	Document document `json:"document"`
 	Score    float64  `json:"score" example:"0.87"`
@@ -355,8 +353,8 @@ func (r searchResult) size() (n int) {
 	return n
 }
 
-// search returns the documents of the caller that fit best: min(limit, all that match), always, and
-// exactly those, unless the operator has built an index for the caller: then most of them.
+// search returns the documents of the caller that fit best: always min(limit, all that match), and
+// exactly the best, unless the operator has built an index for the caller: then most of them.
 func (s *server) search(ctx context.Context, c *caller, in searchInput) (searchResult, error) {
 	err := in.check()
 	if err == nil && in.Mode != "text" && in.Embedding == nil {
@@ -372,16 +370,16 @@ func (s *server) search(ctx context.Context, c *caller, in searchInput) (searchR
 		exact = err == nil && int64(len(results)) < in.Limit // a rare filter, or deletions
 	}
 	if exact {
-		results, err = s.store.search(ctx, c.ID, in, s.cfg.TextSearch)
+		run := s.store.runLimited(in.source())
+		results, err = searchDocuments(ctx, run, c.ID, in, s.cfg.TextSearch)
 	}
 	if in.MinScore != nil {
-		low := func(m match) bool { return m.Score < *in.MinScore }
-		results = slices.DeleteFunc(results, low)
+		results = slices.DeleteFunc(results, func(m match) bool { return m.Score < *in.MinScore })
 	}
 	return searchResult{in.Mode, exact, results}, err
 }
 
-// source returns "body" where words or a filter bound what a search costs, else "": see runLimited.
+// source returns "body" where words or a filter set the cost of a search, else "": see runLimited.
 func (in *searchInput) source() string {
 	if in.Mode == "vector" && in.Filter == nil {
 		return ""
@@ -422,23 +420,25 @@ func countWords(query string) (n int) {
 	return n
 }
 
-// binding finds parts of a query that bind: what follows a minus, and a phrase that is all of it.
-var binding = regexp.MustCompile(`-("[^"]*"?|\S+)|^\s*"[^"]*"\s*$`)
-
-// searchWords returns a query for websearch_to_tsquery, its parts that bind, and the words that are
-// not part of them. OR is an operator, but or a word: questions have it. A minus before a word or a
-// phrase excludes it; others, as in -5, and of which PostgreSQL's parser stacks 32, separate words.
-func searchWords(query string) (every, bound, others string) {
+// searchWords returns a query for websearch_to_tsquery, its required parts, and the optional rest.
+// OR is an operator, but or a word: questions have it. A minus before a word or a phrase excludes
+// it. Others, as in -5, become commas, which separate words: PostgreSQL's parser stacks 32 minuses.
+func searchWords(query string) (whole, required, optional string) {
 	text, quoted := []rune(query), false
 	for i, r := range text {
+		begins := i == 0 || unicode.IsSpace(text[i-1])
+		excludes := begins && !quoted && i+1 < len(text) &&
+			(text[i+1] == '"' || unicode.IsLetter(text[i+1]))
 		if r == '"' {
 			quoted = !quoted
-		} else if r == '-' && (quoted || i > 0 && !unicode.IsSpace(text[i-1]) ||
-			i+1 == len(text) || text[i+1] != '"' && !unicode.IsLetter(text[i+1])) {
+		} else if r == '-' && !excludes {
 			text[i] = ','
 		}
 	}
-	every = strings.ReplaceAll(string(text), " or ", " ,or ")
-	bound = strings.Join(binding.FindAllString(every, -1), " ")
-	return every, bound, binding.ReplaceAllString(every, " ")
+	whole = strings.ReplaceAll(string(text), " or ", " ,or ")
+	required = strings.Join(requiredPart.FindAllString(whole, -1), " ")
+	return whole, required, requiredPart.ReplaceAllString(whole, " ")
 }
+
+// requiredPart matches an exclusion, or a phrase that is the whole query.
+var requiredPart = regexp.MustCompile(`-("[^"]*"?|\S+)|^\s*"[^"]*"\s*$`)

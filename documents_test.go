@@ -1863,14 +1863,14 @@ func TestIndexPlan(t *testing.T) {
 				return st.searchIndex(t.Context(), m.ID, in, 40)
 			}},
 		{"exact", `%d, false, 10, '[1,2,3,4,5,6,7,8]'`, false, func() ([]match, error) {
-			return st.search(t.Context(), m.ID, in, "simple")
+			return searchDocuments(t.Context(), st.runLimited(in.source()), m.ID, in, "simple")
 		}},
 		{"hybrid", `%d, false, 10, 'simple', 'text', '', 'text',
 			'[1,2,3,4,5,6,7,8]'`, false,
 			func() ([]match, error) {
 				in := in
 				in.Mode, in.Query = "hybrid", new("text")
-				return st.search(t.Context(), m.ID, in, "simple")
+				return searchDocuments(t.Context(), st.runLimited(in.source()), m.ID, in, "simple")
 			}},
 	} {
 		if _, err := row.search(); err != nil {

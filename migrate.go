@@ -214,7 +214,7 @@ func (m *migration) apply(ctx context.Context, conn *pgx.Conn) error {
 	return pgx.BeginTxFunc(ctx, conn, options, func(tx pgx.Tx) error {
 		err := requireRow(exec(ctx, onConn(tx),
 			`SELECT WHERE pg_try_advisory_xact_lock($1)`, migrationLock))
-		if err == nil { // the timeout: while a statement waits for a table, so do requests
+		if err == nil { // lock_timeout: while a statement waits for a table, so do requests
 			err = requireRow(exec(ctx, onConn(tx), fmt.Sprintf(noTimeouts, true)+`
 				SET LOCAL lock_timeout = '2s';
 				CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -252,12 +252,12 @@ func (m *migration) applyOutside(ctx context.Context, conf *pgx.ConnConfig) erro
 	return err
 }
 
-// checkChoices returns an error where a setting is not what it was when the documents table was
-// made, or at the first start with an EMBEDDINGS_MODEL. It is the first to need the pool, and waits
-// for a database that is slow or has just gone.
+// checkChoices returns an error where a setting differs from its first value, in the table choices,
+// which also gets the first EMBEDDINGS_MODEL. It is the first to need the pool, and waits for a
+// database that is slow or has just gone.
 func (st *store) checkChoices(ctx context.Context, cfg *config) error {
 	start := time.Now()
-	run := func(ctx context.Context, f queryFunc) error {
+	runReady := func(ctx context.Context, f queryFunc) error {
 		err := st.run(ctx, f)
 		for errors.Is(err, errUnavailable) && ctx.Err() == nil && time.Since(start) < databaseWait {
 			time.Sleep(databasePoll)
@@ -265,7 +265,7 @@ func (st *store) checkChoices(ctx context.Context, cfg *config) error {
 		}
 		return err
 	}
-	_, err := exec(ctx, run, `INSERT INTO choices SELECT 'EMBEDDINGS_MODEL', $1 WHERE $1 <> ''
+	_, err := exec(ctx, runReady, `INSERT INTO choices SELECT 'EMBEDDINGS_MODEL', $1 WHERE $1 <> ''
 		ON CONFLICT DO NOTHING`, cfg.EmbeddingsModel)
 	if err != nil {
 		return err
@@ -274,7 +274,7 @@ func (st *store) checkChoices(ctx context.Context, cfg *config) error {
 		"EMBEDDING_DIMENSIONS": fmt.Sprint(cfg.EmbeddingDimensions),
 		"TEXT_SEARCH_CONFIG":   cfg.TextSearch}
 	type choice struct{ Name, Value string }
-	choices, err := queryAll(ctx, run, pgx.RowToStructByPos[choice],
+	choices, err := queryAll(ctx, runReady, pgx.RowToStructByPos[choice],
 		`SELECT name, value FROM choices ORDER BY name`)
 	var problems []error
 	for _, c := range choices {
@@ -338,8 +338,7 @@ func buildIndex(ctx context.Context, url string, owner, memory int64) error {
 	return describe(err)
 }
 
-// indexProgress returns the phase of the build of owner's index and how many documents it has, or
-// errNotFound where none is being built.
+// indexProgress returns the phase and the documents of owner's build, or errNotFound without one.
 func (st *store) indexProgress(ctx context.Context, owner int64) (string, error) {
 	return queryOne(ctx, st.run, pgx.RowTo[string], `
 		SELECT concat_ws(' ', phase, nullif(tuples_done, 0))
@@ -379,9 +378,8 @@ func (m measurement) within(p int) float64 {
 	return milliseconds(slices.Sorted(slices.Values(m.took))[(len(m.took)-1)*p/100])
 }
 
-// measureIndex searches for n random vectors of owner, and for n mixtures of three parts of one and
-// one part of the next, or for as many as limit allows: exactly, and by the index with each of
-// efSearches.
+// measureIndex searches for n random vectors of owner, and n mixtures (3:1) of one and the next,
+// or as many as limit allows: exactly, and by the index with each of efSearches.
 func (s *server) measureIndex(
 	ctx context.Context, owner int64, efSearches []int, n int64, limit time.Duration,
 ) ([]measurement, error) {
@@ -390,9 +388,11 @@ func (s *server) measureIndex(
 	for _, ef := range efSearches {
 		list = append(list, measurement{efSearch: ef})
 	}
-	for i, start := 0, time.Now(); i < 2*len(vectors) && (i < 2 || time.Since(start) < limit); i++ {
-		in, kind := searchInput{Mode: "vector", Limit: 10}, i%2
-		other := vectors[(i/2+kind)%len(vectors)].Slice() // kind 0: the same one
+	start := time.Now()
+	for i := 0; i < 2*len(vectors) && (i < 2 || time.Since(start) < limit); i++ {
+		kind := i % 2 // 0: one vector, 1: a mixture
+		other := vectors[(i/2+kind)%len(vectors)].Slice()
+		in := searchInput{Mode: "vector", Limit: 10}
 		for k, x := range vectors[i/2].Slice() {
 			in.Embedding = append(in.Embedding, 0.75*x+0.25*other[k])
 		}
@@ -401,7 +401,7 @@ func (s *server) measureIndex(
 			var got []match
 			m, begin := &list[k], time.Now()
 			if m.efSearch == 0 {
-				got, err = s.store.nearest(ctx, owner, in.Embedding)
+				got, err = searchDocuments(ctx, s.store.runBulk, owner, in, "") // slow
 			} else {
 				got, err = s.store.searchIndex(ctx, owner, in, m.efSearch)
 			}
@@ -419,9 +419,9 @@ func (s *server) measureIndex(
 			}
 		}
 	}
-	for kind, all := range list[0].recalls {
+	for kind, exact := range list[0].recalls { // a copy
 		for k := range list {
-			list[k].recalls[kind] /= all
+			list[k].recalls[kind] /= exact
 		}
 	}
 	return list, err

@@ -15,7 +15,7 @@ import (
 	"github.com/pgvector/pgvector-go"
 )
 
-// documentColumns end with the embedding, which is null unless the parameter $2 asks for it.
+// documentColumns end with the embedding, which is null unless the argument $2 is true.
 const documentColumns = `d.id, d.key, d.content, d.metadata, d.created_at, d.updated_at,
 	CASE WHEN $2::boolean THEN d.embedding END`
 
@@ -29,7 +29,7 @@ var errLongMetadata = invalidField("metadata", "too_long",
 var errLongResults = invalidField("limit", "value_error",
 	"is too large: the results hold more than 8 MiB of content")
 
-// scanDocument returns a reader of rows of documentColumns, and of what follows them into more.
+// scanDocument returns a reader of rows of documentColumns, and of further columns into more.
 func scanDocument(more ...any) pgx.RowToFunc[document] {
 	return func(row pgx.CollectableRow) (d document, err error) {
 		var embedding *pgvector.HalfVector
@@ -62,9 +62,10 @@ func (st *store) createDocuments(
 	}
 	// Citus refuses parameters here.
 	returning := strings.Replace(documentColumns, "$2", strconv.FormatBool(embeddings), 1)
-	order := "ordinal"
+	order, onConflict := "ordinal", ""
 	if upsert {
-		order = `key, ordinal
+		order = "key, ordinal"
+		onConflict = `
 		ON CONFLICT (owner_id, key) WHERE key IS NOT NULL DO UPDATE SET content = excluded.content,
 		    metadata = excluded.metadata, embedding = excluded.embedding,
 		    updated_at = excluded.updated_at`
@@ -74,16 +75,18 @@ func (st *store) createDocuments(
 		SELECT $1, key, content, metadata, embedding
 		FROM unnest($2::text[], $3::text[], $4::jsonb[], $5::halfvec[])
 		    WITH ORDINALITY AS item (key, content, metadata, embedding, ordinal)
-		ORDER BY `+order+` RETURNING `+returning, owner, keys, contents, metadata, vectors)
-	// Those without a key were numbered in their order in list.
+		ORDER BY `+order+onConflict+` RETURNING `+returning,
+		owner, keys, contents, metadata, vectors)
+	// Sort as in list: its keys are unique, and the ids of those without one ascend.
 	slices.SortFunc(docs, func(a, b document) int { return cmp.Compare(a.ID, b.ID) })
-	stored := map[string]documents{}
+	byKey := map[string]documents{}
 	for _, d := range docs {
-		stored[keyText(d.Key)] = append(stored[keyText(d.Key)], d)
+		byKey[keyText(d.Key)] = append(byKey[keyText(d.Key)], d)
 	}
 	for i := range docs {
 		key := keyText(keys[i])
-		docs[i], stored[key] = stored[key][0], stored[key][1:]
+		docs[i] = byKey[key][0]
+		byKey[key] = byKey[key][1:]
 	}
 	return docs, documentRefusal(err)
 }
@@ -112,7 +115,7 @@ func (st *store) storedKeys(
 		keys[i], contents[i] = in.Key.Value, in.Content
 	}
 	type row struct {
-		Place     int
+		Index     int
 		Embedding *pgvector.HalfVector
 	}
 	rows, err := queryAll(ctx, st.runIdempotent, pgx.RowToStructByPos[row], `
@@ -121,9 +124,9 @@ func (st *store) storedKeys(
 		JOIN documents d ON d.owner_id = $1 AND d.key = item.key`, owner, keys, contents)
 	stored := map[int]vector{}
 	for _, r := range rows {
-		stored[r.Place] = nil
+		stored[r.Index] = nil
 		if r.Embedding != nil {
-			stored[r.Place] = r.Embedding.Slice()
+			stored[r.Index] = r.Embedding.Slice()
 		}
 	}
 	return stored, err
@@ -151,7 +154,7 @@ func (st *store) listDocuments(
 		run = st.runLimited("query")
 	}
 	where, args := in.where(owner, in.Include != nil, in.After, in.Limit+1, int64(pageBytes))
-	var total int64
+	var total int64 // the same in each row
 	list, err = queryAll(ctx, run, scanDocument(&total), `
 		SELECT `+documentColumns+`, p.total
 		FROM (SELECT id, count(*) OVER () AS total, row_number() OVER w AS number,
@@ -183,6 +186,22 @@ func (sel selection) where(args ...any) (string, []any) {
 	return sql, args
 }
 
+// runLimited runs idempotent statements in a slot of st.expensive. source says where the client has
+// chosen words or a filter, "query" or "body": if these take too long, or are too much for
+// PostgreSQL's parser, the error is a 422, not a 503. "" means that it has chosen none.
+func (st *store) runLimited(source string) runner {
+	return inSlot(&st.expensive, func(ctx context.Context, f queryFunc) error {
+		return st.runIdempotent(ctx, func(ctx context.Context, q querier) error {
+			err := f(ctx, q)
+			if source != "" && sqlState(err, "57014", "54001", "54000") {
+				return invalid(fieldError{[]any{source},
+					"takes too much work: use fewer words, or a smaller filter", "value_error"})
+			}
+			return err
+		})
+	})
+}
+
 // countDocuments returns how many documents of owner are selected.
 func (st *store) countDocuments(ctx context.Context, owner int64, sel selection) (int64, error) {
 	where, args := sel.where(owner)
@@ -199,22 +218,6 @@ func (st *store) deleteDocuments(ctx context.Context, owner int64, sel selection
 	where, args := sel.where(owner)
 	return exec(ctx, st.runLimited("query"),
 		`DELETE FROM documents WHERE owner_id = $1`+where, args...)
-}
-
-// runLimited runs idempotent statements in a slot of st.expensive. Where words or a filter that the
-// client has chosen exceed the time, or the room of PostgreSQL's parser, that is a 422, not a 503.
-// source is where these stand, "query" or "body", or "" where the client has chosen none.
-func (st *store) runLimited(source string) runner {
-	return inSlot(&st.expensive, func(ctx context.Context, f queryFunc) error {
-		return st.runIdempotent(ctx, func(ctx context.Context, q querier) error {
-			err := f(ctx, q)
-			if source != "" && sqlState(err, "57014", "54001", "54000") {
-				return invalid(fieldError{[]any{source},
-					"takes too much work: use fewer words, or a smaller filter", "value_error"})
-			}
-			return err
-		})
-	})
 }
 
 // updateDocument changes what in names and returns the document of owner, or errNotFound.
@@ -241,50 +244,9 @@ func (st *store) deleteDocument(ctx context.Context, owner, id int64) error {
 		`DELETE FROM documents WHERE owner_id = $1 AND id = $2`, owner, id))
 }
 
-// fuseDepth is how many results of each ranking mode hybrid fuses: more than the largest limit, so
-// that a document at the end of one list has had its chance in the other.
-const fuseDepth = "200"
-
-// nearestVectors finds the documents nearest to the embedding, $%[2]d, that fulfil %[1]s. The
-// distance is that of a function, not of the operator <=>: the planner takes no HNSW index for it,
-// which would lose rows.
-const nearestVectors = `nearest AS MATERIALIZED (
-	    SELECT id, cosine_distance(embedding, $%[2]d) AS distance
-	    FROM documents WHERE owner_id = $1%[1]s ORDER BY distance, id LIMIT `
-
-// matchingWords finds the documents that fit a query: $4 is the configuration of their words, $5 to
-// $7 are the results of searchWords. Those with all words come first, with scores above 1. Where
-// they are fewer than the limit $3, those with some follow: their score is the share of the words
-// that they have, rare ones weighing more. Looked up are the 64 longest words, as which parts like
-// a/b/c count, and the first 2,000 documents with each: that bounds the cost.
-const matchingWords = `query AS MATERIALIZED (
-	    SELECT websearch_to_tsquery(config, search_text($5)) AS every,
-	        websearch_to_tsquery(config, search_text($6)) AS bound,
-	        to_tsvector(config, search_text($7)) AS others
-	    FROM (SELECT $4::text::regconfig AS config) AS c),
-	every AS MATERIALIZED (
-	    SELECT id, 1 + ts_rank(words, (SELECT every FROM query))::float8 AS score
-	    FROM documents WHERE owner_id = $1%[1]s AND words @@ (SELECT every FROM query)
-	    ORDER BY score DESC, id LIMIT ` + fuseDepth + `),
-	terms AS MATERIALIZED (
-	    SELECT ids, 1 / sqrt(1 + n) AS weight
-	    FROM query, LATERAL (
-	        SELECT lexeme FROM unnest(others) ORDER BY length(lexeme) DESC, lexeme LIMIT 64) AS w,
-	    LATERAL (
-	        SELECT count(*) AS n, array_agg(id) AS ids
-	        FROM (SELECT id FROM documents WHERE owner_id = $1%[1]s
-	                AND words @@ (quote_literal(lexeme)::tsquery && bound) LIMIT 2000) AS d) AS have
-	    WHERE (SELECT count(*) FROM every) < $3),
-	matching AS MATERIALIZED (
-	    SELECT * FROM every
-	    UNION ALL
-	    (SELECT id, sum(weight) / (SELECT sum(weight) FROM terms) AS score
-	     FROM terms, unnest(ids) AS id WHERE id NOT IN (SELECT id FROM every)
-	     GROUP BY id ORDER BY score DESC, id LIMIT ` + fuseDepth + `)),
-	`
-
-// searchModes are the common table expressions of each mode, of which the last is best. Hybrid adds
-// up 1 / (60 + rank), reciprocal rank fusion; a document with few of the words counts for little.
+// searchModes are the common table expressions of each mode; the last, best, has the results.
+// {filter} is a condition, {embedding} a placeholder. Hybrid is reciprocal rank fusion: it adds up
+// vote / (60 + rank). A vote is 1, but for part of the words their share ^ 6: that is little.
 var searchModes = map[string]string{
 	"vector": nearestVectors + `$3), best AS (SELECT *, 1 - distance AS score FROM nearest)`,
 	"text": matchingWords + `best AS MATERIALIZED (
@@ -300,34 +262,77 @@ var searchModes = map[string]string{
 	    GROUP BY id ORDER BY score DESC, id LIMIT $3)`,
 }
 
+// fuseDepth is how many results of each ranking mode hybrid fuses: more than the largest limit, so
+// that the other ranking can lift a document that is low in one.
+const fuseDepth = "200"
+
+// nearestVectors finds the documents nearest to the embedding; the limit follows. The distance is
+// that of a function, not of the operator <=>: for that the planner takes an HNSW index, which
+// would lose rows.
+const nearestVectors = `nearest AS MATERIALIZED (
+	    SELECT id, cosine_distance(embedding, {embedding}) AS distance
+	    FROM documents WHERE owner_id = $1{filter} ORDER BY distance, id LIMIT `
+
+// matchingWords finds the documents that fit a query: $4 is the configuration of their words, $5 to
+// $7 are the results of searchWords. Complete ones, with all words, come first and score above 1.
+// Where they are fewer than the limit $3, others follow: these have the required parts, and score
+// the share of the optional words that they have, rare ones weighing more. Of these words the 64
+// longest are looked up, and for each the first 2,000 documents: that bounds the cost.
+const matchingWords = `query AS MATERIALIZED (
+	    SELECT websearch_to_tsquery(config, search_text($5)) AS whole,
+	        websearch_to_tsquery(config, search_text($6)) AS required,
+	        to_tsvector(config, search_text($7)) AS optional
+	    FROM (SELECT $4::text::regconfig AS config) AS c),
+	complete AS MATERIALIZED (
+	    SELECT id, 1 + ts_rank(words, (SELECT whole FROM query))::float8 AS score
+	    FROM documents WHERE owner_id = $1{filter} AND words @@ (SELECT whole FROM query)
+	    ORDER BY score DESC, id LIMIT ` + fuseDepth + `),
+	terms AS MATERIALIZED (
+	    SELECT ids, 1 / sqrt(1 + n) AS weight
+	    FROM query, LATERAL (
+	        SELECT lexeme FROM unnest(optional) ORDER BY length(lexeme) DESC, lexeme LIMIT 64) AS w,
+	    LATERAL (
+	        SELECT count(*) AS n, array_agg(id) AS ids
+	        FROM (SELECT id FROM documents WHERE owner_id = $1{filter}
+	              AND words @@ (quote_literal(lexeme)::tsquery && required) LIMIT 2000) AS d) AS t
+	    WHERE (SELECT count(*) FROM complete) < $3),
+	matching AS MATERIALIZED (
+	    SELECT * FROM complete
+	    UNION ALL
+	    (SELECT id, sum(weight) / (SELECT sum(weight) FROM terms) AS score
+	     FROM terms, unnest(ids) AS id WHERE id NOT IN (SELECT id FROM complete)
+	     GROUP BY id ORDER BY score DESC, id LIMIT ` + fuseDepth + `)),
+	`
+
 // search returns the in.Limit documents of owner that fit best, equals by id. Only these are read
 // whole, in a second step. textSearch is the configuration that the words were made with.
-func (st *store) search(
-	ctx context.Context, owner int64, in searchInput, textSearch string,
+func searchDocuments(
+	ctx context.Context, run runner, owner int64, in searchInput, textSearch string,
 ) ([]match, error) {
 	args := []any{owner, in.Include != nil, in.Limit}
 	if in.Mode != "vector" {
-		every, bound, others := searchWords(*in.Query)
-		args = append(args, textSearch, every, bound, others)
+		whole, required, optional := searchWords(*in.Query)
+		args = append(args, textSearch, whole, required, optional)
 	}
 	if in.Mode != "text" {
 		args = append(args, pgvector.NewHalfVector(in.Embedding))
 	}
-	embedding := len(args)
+	sql := strings.ReplaceAll(searchModes[in.Mode], "{embedding}", "$"+strconv.Itoa(len(args)))
 	where, args := selection{Filter: in.Filter}.where(args...)
-	sql := fmt.Sprintf(searchModes[in.Mode], where, embedding)
-	return queryMatches(ctx, st.runLimited(in.source()), sql, args...)
+	sql = strings.ReplaceAll(sql, "{filter}", where)
+	return queryMatches(ctx, run, sql, args...)
 }
 
 // queryMatches returns the documents of best, a common table expression in sql, or errLongResults.
-func queryMatches(ctx context.Context, run runner, sql string, args ...any) ([]match, error) {
-	var list []match
-	err := run(ctx, func(ctx context.Context, q querier) (err error) {
+func queryMatches(
+	ctx context.Context, run runner, sql string, args ...any,
+) (list []match, err error) {
+	err = run(ctx, func(ctx context.Context, q querier) (err error) {
 		rows, _ := q.Query(ctx, `WITH `+sql+`
 			SELECT `+documentColumns+`, b.score, b.distance
 			FROM best b JOIN documents d ON d.owner_id = $1 AND d.id = b.id
 			ORDER BY b.distance, b.score DESC, b.id`, args...)
-		size := 0
+		size := 0 // of a try
 		list, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (m match, err error) {
 			m.Document, err = scanDocument(&m.Score, &m.Distance)(row)
 			if size += len(m.Document.Content); err == nil && size > searchBytes {
@@ -353,8 +358,7 @@ const maxScan = 5000
 func (st *store) searchIndex(
 	ctx context.Context, owner int64, in searchInput, efSearch int,
 ) ([]match, error) {
-	vector := pgvector.NewHalfVector(in.Embedding)
-	args := []any{owner, in.Include != nil, vector}
+	args := []any{owner, in.Include != nil, pgvector.NewHalfVector(in.Embedding)}
 	where := fmt.Sprintf("owner_id = %d AND (true%s) IS TRUE", owner, filterBy(in.Filter, &args))
 	efSearch = efSearch * int(max(10, in.Limit)) / 10 // it was measured for 10 results
 	if in.Filter != nil {
@@ -371,8 +375,7 @@ func (st *store) searchIndex(
 		append([]any{pgx.QueryExecModeDescribeExec}, args...)...)
 }
 
-// vectorIndex is an owner's HNSW index, with what was measured of it: 0 where nothing was yet, and
-// searches do not use it.
+// vectorIndex is an owner's HNSW index and its measurement: 0 before it, when no search uses it.
 type vectorIndex struct {
 	Owner      int64
 	Email      *string // nil: the account is gone
@@ -407,28 +410,21 @@ func (st *store) saveIndex(ctx context.Context, x vectorIndex) error {
 	return err
 }
 
-// claimIndex notes that an index with x.Documents has n now, or returns errNotFound where another
-// process has done so: then that one measures it.
+// claimIndex sets the number of documents of an index from x.Documents to n. It returns errNotFound
+// where another process did so first: that one measures the index.
 func (st *store) claimIndex(ctx context.Context, x vectorIndex, n int64) error {
 	return requireRow(exec(ctx, st.run, `UPDATE vector_indexes SET documents = $3
 		WHERE owner_id = $1 AND documents = $2`, x.Owner, x.Documents, n))
 }
 
-// dropIndex makes owner's searches exact, and drops the index, which may run into a time-out while
-// others use the table, and can be done again.
+// dropIndex makes owner's searches exact, and drops the index. That may run into a time-out while
+// others use the table, and can be repeated.
 func (st *store) dropIndex(ctx context.Context, owner int64) error {
 	_, err := exec(ctx, st.run, `DELETE FROM vector_indexes WHERE owner_id = $1`, owner)
 	if err == nil {
 		_, err = exec(ctx, st.run, "DROP INDEX CONCURRENTLY IF EXISTS "+indexName(owner))
 	}
 	return err
-}
-
-// nearest returns the 10 documents of owner that are exactly the nearest to v, even if that takes
-// longer than a search may.
-func (st *store) nearest(ctx context.Context, owner int64, v vector) ([]match, error) {
-	sql := fmt.Sprintf(searchModes["vector"], "", 4)
-	return queryMatches(ctx, st.runBulk, sql, owner, false, 10, pgvector.NewHalfVector(v))
 }
 
 // sampleVectors returns the embeddings of n documents of owner, chosen at random by their ids.
