@@ -272,8 +272,8 @@ func (w *responseWriter) reply(ctx context.Context, r *http.Request, out any) er
 	return w.write(ctx, status, "application/json", out)
 }
 
-// nextQuery returns the query of the page after the id next. It keeps what readPairs has read, also a
-// raw semicolon, which url.ParseQuery drops.
+// nextQuery returns the query of the page after the id next. It keeps what readPairs has read, also
+// a raw semicolon, which url.ParseQuery drops.
 func nextQuery(raw string, next int64) string {
 	query := fmt.Sprint("after=", next)
 	for pair := range strings.SplitSeq(raw, "&") {

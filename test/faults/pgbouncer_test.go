@@ -43,8 +43,8 @@ func TestPgBouncer(t *testing.T) {
 	}
 }
 
-// TestOperationsThroughPgBouncer calls all operations through PgBouncer, by several clients at once,
-// so that each statement meets connections that others have used.
+// TestOperationsThroughPgBouncer calls all operations through PgBouncer, by several clients at
+// once, so that each statement meets connections that others have used.
 func TestOperationsThroughPgBouncer(t *testing.T) {
 	for name, settings := range bouncerSettings {
 		t.Run(name, func(t *testing.T) {
