@@ -70,6 +70,17 @@ type documentInput struct {
 	Embedding vector     `json:"embedding"`
 }
 
+// size returns how many bytes the document has at most in an answer, with its embedding if it is
+// included, and with its metadata as PostgreSQL writes them.
+func (in documentInput) size(included bool) int {
+	metadata, _ := checkObject(string(in.Metadata))
+	n := document{Key: in.Key.Value, Content: in.Content}.size() + metadata
+	if included {
+		n += 16 * len(in.Embedding)
+	}
+	return n
+}
+
 // storeOptions say how documents are stored and returned.
 type storeOptions struct {
 	Upsert  bool    `query:"upsert" default:"false"`
@@ -137,18 +148,15 @@ func (s *server) storeDocuments(
 	if err := s.embedder.embed(ctx, texts...); err != nil {
 		return nil, err
 	}
-	size := 0
-	for _, in := range list {
-		d := document{Key: in.Key.Value, Content: in.Content, Metadata: jsontext.Value(in.Metadata)}
-		if opt.Include != nil {
-			d.Embedding = in.Embedding
+	reserve := func() error {
+		size := 0
+		for _, in := range list {
+			size += in.size(opt.Include != nil)
 		}
-		size += d.size()
+		return s.reserve(ctx, c, size)
 	}
-	if err := s.reserve(ctx, c, size); err != nil {
-		return nil, err
-	}
-	docs, err := s.store.createDocuments(ctx, c.ID, list, opt.Upsert, opt.Include != nil)
+	docs, err := s.store.createDocuments(
+		ctx, c.ID, list, opt.Upsert, opt.Include != nil, reserve)
 	if errors.Is(err, errKeyTaken) {
 		stored, _ := s.store.storedKeys(ctx, c.ID, list)
 		err = keyTaken(loc, slices.Sorted(maps.Keys(stored))...)
@@ -278,14 +286,18 @@ type updateDocumentInput struct {
 func (s *server) updateDocument(
 	ctx context.Context, c *caller, in updateDocumentInput,
 ) (document, error) {
-	stored, err := s.store.getDocument(ctx, c.ID, in.ID, in.Include != nil)
+	sendsVector := in.Include != nil || in.Embedding != nil
+	stored, err := s.store.getDocument(ctx, c.ID, in.ID, sendsVector)
 	if err == nil {
 		err = in.check(stored.ID, stored.CreatedAt, stored.UpdatedAt)
 	}
 	if err != nil {
 		return document{}, err
 	}
-	if in.Embedding == nil && in.Content != nil && *in.Content == stored.Content {
+	switch changed := in.Content != nil && *in.Content != stored.Content; {
+	case changed && slices.Equal(in.Embedding, stored.Embedding):
+		in.Embedding = nil // sent back as it was read: it belongs to the stored content
+	case !changed && in.Embedding == nil:
 		in.Content = nil
 	}
 	if in.Content == nil && in.Metadata == nil && in.Embedding == nil && !in.Key.Set {
@@ -296,15 +308,21 @@ func (s *server) updateDocument(
 			return document{}, err
 		}
 	}
+	changes := documentInput{Key: in.Key, Metadata: in.Metadata, Embedding: in.Embedding}
 	if in.Content != nil {
-		stored.Content = *in.Content // for the size
+		changes.Content, stored.Content = *in.Content, ""
 	}
-	if err := s.reserve(ctx, c, stored.size()+16*len(in.Embedding)+len(in.Metadata)); err != nil {
+	if err := s.reserve(ctx, c, stored.size()+changes.size(true)); err != nil {
 		return document{}, err
 	}
 	d, err := s.store.updateDocument(ctx, c.ID, in)
-	if errors.Is(err, errKeyTaken) {
+	switch {
+	case errors.Is(err, errKeyTaken):
 		err = keyTaken(inBody, 0)
+	case errors.Is(err, errNotFound) && in.UpdatedAt != nil:
+		if _, gone := s.store.getDocument(ctx, c.ID, in.ID, false); gone == nil {
+			err = errStale
+		}
 	}
 	return d, err
 }
@@ -412,7 +430,7 @@ func (in *searchInput) check() error {
 // which also cuts words every 100 characters.
 func countWords(query string) (n int) {
 	separates := func(r rune) bool {
-		return !unicode.IsLetter(r) && !unicode.IsNumber(r) && !unicode.IsMark(r)
+		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !unicode.IsMark(r)
 	}
 	for word := range strings.FieldsFuncSeq(query, separates) {
 		n += (utf8.RuneCountInString(word) + 99) / 100

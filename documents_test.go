@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -963,6 +964,7 @@ func TestSearch(t *testing.T) {
 		`{"mode":"text","query":"a","min_score":0.5}`:                              "",
 		`{"mode":"text","query":"` + strings.Repeat("word ", 65) + `"}`:            "",
 		`{"mode":"text","query":"` + strings.Repeat("word,", 65) + `"}`:            "",
+		`{"mode":"text","query":"` + strings.Repeat("word²", 65) + `"}`:            "",
 		`{"mode":"text","query":"` + strings.Repeat("слово—", 65) + `"}`:           "",
 		`{"mode":"text","query":"` + strings.Repeat("a/b.c-d ", 17) + `"}`:         "",
 		`{"mode":"text","query":"` + strings.Repeat("x", 6500) + `"}`:              "",
@@ -1180,6 +1182,9 @@ func TestRefusedAnswers(t *testing.T) {
 	plain := `{"content":"` + content + `","embedding":[1,0,0]},`
 	many := `{"documents":[` + strings.Repeat(plain, 20) + keyed + `]}`
 	escaped := `{"content":"` + strings.Repeat(`\u0001`, 60_000) + `","embedding":[1,0,0]}`
+	another := func(body string) string { return strings.ReplaceAll(body, "[1,0,0]", "[0,0,1]") }
+	grows := `{"content":"` + strings.Repeat("x", 40_000) +
+		`","metadata":{"a":0e-16000,"b":0e-16000},"embedding":[0,1,0]}`
 	small := `{"documents":[` +
 		strings.Repeat(`{"content":"x","embedding":[1,0,0]},`, 400) + keyed + `]}`
 	a.want(a.do("POST", docsPath, m.AccessToken, `{"documents":[`+keyed+`,`+keyed+`]}`), 422,
@@ -1192,7 +1197,8 @@ func TestRefusedAnswers(t *testing.T) {
 	}
 	for _, c := range [][3]string{{"POST", docsPath, many}, {"POST", docsPath + "/batch", many},
 		{"POST", docsPath + "?upsert=true", many}, {"POST", docsPath, escaped},
-		{"POST", docsPath + "?include=embedding", small}, {"PUT", path, escaped}} {
+		{"POST", docsPath + "?include=embedding", small}, {"PUT", path, another(escaped)},
+		{"POST", docsPath, grows}, {"PUT", path, grows}} {
 		ans := a.want(a.do(c[0], c[1], m.AccessToken, c[2]), 503, "busy")
 		if ans.header.Get("Retry-After") == "" {
 			t.Errorf("%s %s: no Retry-After", c[0], c[1])
@@ -1209,6 +1215,36 @@ func TestRefusedAnswers(t *testing.T) {
 		used, _ := a.answers.state()
 		return used == 0
 	})
+}
+
+// TestStaleUpdates sends an object back that another request changes meanwhile, and an embedding
+// that belongs to other content.
+func TestStaleUpdates(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m := a.signUp("ada")
+	d := a.createDocument(m.AccessToken, `{"content":"old","embedding":[0,1,0.1]}`)
+	path := fmt.Sprintf("%s/%d", docsPath, d.ID)
+	read := a.do("GET", path+"?include=embedding", m.AccessToken, nil)
+	body := strings.Replace(string(read.body), `"old"`, `"new"`, 1)
+	a.want(a.do("PUT", path, m.AccessToken, body), 422, "embedding_required")
+	for path, body := range map[string]string{path: `{"metadata":{"n":%d},"updated_at":%q}`,
+		"/api/v1/users/me": `{"full_name":"n%d","updated_at":%q}`} {
+		for range 5 {
+			stored := decode[struct {
+				Time string `json:"updated_at"`
+			}](a.do("GET", path, m.AccessToken, nil))
+			var done [400]atomic.Int64
+			parallel(6, func(i int) {
+				text := fmt.Sprintf(body, i, stored.Time)
+				ans := a.do("PUT", path, m.AccessToken, text)
+				done[ans.status%400].Add(1)
+			})
+			if ok, stale := done[200].Load(), done[22].Load(); ok != 1 || stale != 5 {
+				t.Errorf("of 6 PUTs of one %s, %d are 200 and %d are 422", path, ok, stale)
+			}
+		}
+	}
 }
 
 func TestLongDocuments(t *testing.T) {

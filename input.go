@@ -292,7 +292,8 @@ func (f *field) parse(text string, isJSON bool) (value any, bad fault) {
 	case kindObject:
 		bad = f.bounded(float64(len(text)), "too_short", "too_long", "have at %s %s bytes")
 		if bad.msg == "" {
-			bad = fault{"value_error", checkObject(text)}
+			bad.kind = "value_error"
+			_, bad.msg = checkObject(text)
 		}
 		if rule := formats[f.format].rule; bad.msg == "" && rule != nil {
 			text, bad.msg = rule(text)
@@ -342,43 +343,48 @@ func (f *field) bounded(x float64, small, large, msg string) fault {
 
 const (
 	maxDepth  = 32              // of a jsonObject: PostgreSQL's parser recurses, and clients' do
+	maxScale  = 16383           // digits after the point that PostgreSQL's numeric can have
 	maxStored = 32 << 10        // bytes of a jsonObject as PostgreSQL writes it: 1e308 has 309
 	maxHalf   = 65504           // of half precision (binary16), in which vectors are stored
 	minHalf   = 1.0 / (1 << 14) // below it, half precision has fewer and fewer digits
 )
 
-// checkObject returns why a text may not be stored as jsonb: it is not one JSON object, PostgreSQL
-// refuses or changes it silently, or clients read it differently (RFC 8259, sections 4, 6 and 8).
-func checkObject(text string) (refusal string) {
+// checkObject returns the bytes that a text has at most as PostgreSQL writes it, or why it may not
+// be stored as jsonb: it is not one JSON object, PostgreSQL refuses or changes it silently, or
+// clients read it differently (RFC 8259, sections 4, 6 and 8).
+func checkObject(text string) (stored int, refusal string) {
 	dec := jsontext.NewDecoder(strings.NewReader(text)) // strict
 	if dec.PeekKind() != '{' {
-		return "must be a JSON object"
+		return 0, "must be a JSON object"
 	}
-	left := maxStored - len(text)
+	stored = len(text)
 	for closed := false; ; closed = dec.StackDepth() == 0 { // then only the end may follow
 		token, err := dec.ReadToken()
-		left-- // PostgreSQL writes a space after each comma and colon
+		stored++ // PostgreSQL writes a space after each comma and colon
 		switch {
 		case err == io.EOF:
-			return ""
+			return stored, ""
 		case errors.Is(err, jsontext.ErrDuplicateName):
-			return "must not hold a name twice in one object"
+			return 0, "must not hold a name twice in one object"
 		case err != nil || closed:
-			return "must be one JSON object without half a surrogate pair"
+			return 0, "must be one JSON object without half a surrogate pair"
 		case dec.StackDepth() > maxDepth:
-			return fmt.Sprintf("must be nested at most %d deep", maxDepth)
+			return 0, fmt.Sprintf("must be nested at most %d deep", maxDepth)
 		case token.Kind() == '"' && strings.ContainsRune(token.String(), 0):
-			return "must not contain U+0000"
+			return 0, "must not contain U+0000"
 		case token.Kind() == '0': // which PostgreSQL writes without an exponent
-			_, exponent, _ := strings.Cut(strings.ToLower(token.String()), "e")
+			mantissa, exponent, _ := strings.Cut(strings.ToLower(token.String()), "e")
+			_, fraction, _ := strings.Cut(mantissa, ".")
 			zeros, _ := strconv.ParseInt(exponent, 10, 32)
-			left -= int(max(zeros, -zeros))
-			if _, ok := parseFloat(token.String()); !ok {
-				return "must not hold numbers beyond the range of 64-bit floating point"
+			stored += int(max(zeros, -zeros))
+			_, ok := parseFloat(token.String())
+			scale := len(fraction) - int(zeros)
+			if !ok || scale > maxScale && stored <= maxStored {
+				return 0, "must not hold numbers beyond the range of 64-bit floating point"
 			}
 		}
-		if left < 0 {
-			return "must have at most 32 KiB as it is stored, with its numbers written out"
+		if stored > maxStored {
+			return 0, "must have at most 32 KiB as it is stored, with its numbers written out"
 		}
 	}
 }

@@ -401,7 +401,7 @@ func (s *server) measureIndex(
 			var got []match
 			m, begin := &list[k], time.Now()
 			if m.efSearch == 0 {
-				got, err = searchDocuments(ctx, s.store.runBulk, owner, in, "") // slow
+				got, err = searchDocuments(ctx, s.store.runLong, owner, in, "") // slow
 			} else {
 				got, err = s.store.searchIndex(ctx, owner, in, m.efSearch)
 			}

@@ -49,6 +49,10 @@ var serverSettings = map[string]string{
 	"jit": "off", "max_parallel_workers_per_gather": "0", "random_page_cost": "1.1",
 }
 
+// bulkSettings are those of a transaction that may take bulkTimeout.
+var bulkSettings = []string{"lock_timeout = 0",
+	fmt.Sprintf("statement_timeout = %d", (bulkTimeout - time.Second).Milliseconds())}
+
 // store is the database. It is safe for concurrent use.
 type store struct {
 	pool      *pgxpool.Pool
@@ -57,11 +61,12 @@ type store struct {
 	conns     limiter // connections; look-ups find one, whatever one client does
 	expensive limiter // statements whose cost clients choose; the rest of the pool is for others
 	bulk      limiter // statements that may take bulkTimeout
+	deletions limiter // of accounts: these need not wait for their own batches in bulk
 
 	run           runner // see retry
 	runIdempotent runner // for statements that may run twice to the same effect
 	runTx         runner // in a transaction
-	runBulk       runner // in a transaction that may take bulkTimeout, in a slot of bulk
+	runLong       runner // in a transaction that may take bulkTimeout
 }
 
 // openStore opens a pool for a migrated database. It reports only faults of the settings.
@@ -79,12 +84,13 @@ func openStore(
 			timeout: acquireTimeout, detail: "Too many searches are in progress; try again."},
 		bulk: limiter{total: max(1, maxConns/4), share: max(1, maxConns/8), queue: 64,
 			timeout: bulkTimeout, detail: "Too many batches are in progress; try again."},
+		deletions: limiter{total: max(1, maxConns/4), share: 1, queue: 64, timeout: bulkTimeout,
+			detail: "Too many deletions are in progress; try again."},
 	}
 	st.run = st.retry(queryTimeout, false)
 	st.runIdempotent = st.retry(queryTimeout, true)
 	st.runTx = inTx(st.run)
-	limit := fmt.Sprintf("statement_timeout = %d", (bulkTimeout - time.Second).Milliseconds())
-	st.runBulk = inSlot(&st.bulk, inTx(st.retry(bulkTimeout, false), limit, "lock_timeout = 0"))
+	st.runLong = inTx(st.retry(bulkTimeout, false), bulkSettings...)
 	st.lookups = newBatcher(st.runLookups)
 	conf.MaxConns = int32(maxConns)
 	for name, value := range serverSettings {

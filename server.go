@@ -66,10 +66,11 @@ type server struct {
 	start    time.Time
 	draining atomic.Bool
 
-	requests     limiter // requests with a token, in progress
-	bodies       limiter // bytes of long bodies
-	answers      limiter // bytes of long answers
-	emailChanges limiter // changes of e-mail addresses in emailInterval
+	requests      limiter // requests with a token, in progress
+	bodies        limiter // bytes of long bodies
+	answers       limiter // bytes of long answers
+	confirmations limiter // checks of current passwords, by session
+	emailChanges  limiter // changes of e-mail addresses in emailInterval
 }
 
 // newServer builds the server and its routes. It panics where the route table contradicts itself.
@@ -82,6 +83,8 @@ func newServer(cfg *config, st *store, h *hasher, log *slog.Logger) *server {
 		timeout: 10 * time.Second, detail: "Too many large bodies are being received; try again."}
 	s.answers = limiter{total: answerMemory, share: answerMemory / 2, queue: 4,
 		timeout: time.Second, detail: "Too many large answers are being sent; try again."}
+	s.confirmations = limiter{total: maxRequests, share: 1, queue: maxRequests,
+		timeout: hashTimeout, detail: "Too many passwords are being checked; try again."}
 	s.emailChanges = limiter{total: 100_000, share: maxEmailChanges}
 	s.keys = newKeyring(cfg.SecretKeys, cfg.TokenIssuer,
 		time.Duration(cfg.AccessMinutes)*time.Minute)

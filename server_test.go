@@ -630,6 +630,45 @@ func TestPanic(t *testing.T) {
 	}
 }
 
+// TestNextQuery has queries that url.ParseQuery does not read as the server does.
+func TestNextQuery(t *testing.T) {
+	t.Parallel()
+	for raw, want := range map[string]string{
+		"":                                  "after=7",
+		"limit=1&q=x;y&skip=2":              "after=7&limit=1&q=x%3By",
+		"&&_=5&after=3&filter={%22a%22}":    "after=7&filter=%7B%22a%22%7D",
+		"q=a%26b%3Dc+d":                     "after=7&q=a%26b%3Dc+d",
+		strings.Repeat("&", 10_001) + "q=x": "after=7&q=x",
+	} {
+		if got := nextQuery(raw, 7); got != want {
+			t.Errorf("nextQuery(%.40q) = %q, want %q", raw, got, want)
+		}
+	}
+}
+
+// TestHalfClose ends its side of the connection after the request: the answer is a problem still.
+func TestHalfClose(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	a.addRow(&route{"GET", "/canceled", anyone, "x",
+		handle(func(ctx context.Context, _ *caller, _ none) (none, error) {
+			<-ctx.Done()
+			return none{}, ctx.Err()
+		}), 204, nil, "x"})
+	conn, err := net.Dial("tcp", strings.TrimPrefix(a.web.URL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, "GET /api/v1/canceled HTTP/1.1\r\nHost: x\r\n\r\n")
+	conn.(*net.TCPConn).CloseWrite()
+	text, _ := io.ReadAll(conn)
+	if !strings.HasPrefix(string(text), "HTTP/1.1 499 ") ||
+		!strings.Contains(string(text), `"code":"client_closed_request"`) {
+		t.Errorf("the answer is %s", text)
+	}
+}
+
 // TestSlowHandler takes longer than a connection may write: the time for that begins with the
 // answer.
 func TestSlowHandler(t *testing.T) {

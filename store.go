@@ -7,7 +7,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"runtime"
 	"strings"
 	"time"
@@ -86,7 +85,13 @@ func (st *store) listUsers(ctx context.Context, f usersInput) ([]user, error) {
 func (st *store) updateUser(
 	ctx context.Context, id int64, c userChange,
 ) (before, after user, err error) {
-	err = st.runTx(ctx, func(ctx context.Context, q querier) error {
+	return updateUser(ctx, st.runTx, id, c)
+}
+
+func updateUser(
+	ctx context.Context, runTx runner, id int64, c userChange,
+) (before, after user, err error) {
+	err = runTx(ctx, func(ctx context.Context, q querier) error {
 		if before, err = lockUser(ctx, q, id, c); err != nil {
 			return err
 		}
@@ -95,7 +100,7 @@ func (st *store) updateUser(
 			    email = coalesce($2, u.email), password_hash = coalesce($3, u.password_hash),
 			    full_name = CASE WHEN $4 THEN $5 ELSE u.full_name END,
 			    is_active = coalesce($6, u.is_active), is_admin = coalesce($7, u.is_admin),
-			    updated_at = now()
+			    updated_at = greatest(u.updated_at, now())
 			WHERE u.id = $1 RETURNING `+userColumns,
 			id, c.Email, c.PasswordHash, c.FullName.Set, c.FullName.Value, c.IsActive, c.IsAdmin)
 		if err == nil && (c.PasswordHash != nil || !after.IsActive) {
@@ -109,14 +114,18 @@ func (st *store) updateUser(
 const adminLock = 0x61646d696e // the key of an advisory lock: "admin" in ASCII
 
 // lockUser locks and returns the account that c changes: errWrongPassword unless c.OldHash is empty
-// or still the account's, errLastAdmin where no active admin would remain. Of two who demote each
-// other the second waits for adminLock, and then sees what the first has done. Inserting documents
-// neither waits for these locks nor holds them up.
+// or still its hash, errStale unless c.UpdatedAt is nil or still its time, errLastAdmin where no
+// active admin would remain. Of two who demote each other the second waits for adminLock, and then
+// sees what the first has done. Inserting documents neither waits for these locks nor holds them
+// up.
 func lockUser(ctx context.Context, q querier, id int64, c userChange) (user, error) {
 	u, err := queryOne(ctx, onConn(q), scanStoredUser,
 		`SELECT `+userColumns+`, password_hash FROM users u WHERE u.id = $1 FOR NO KEY UPDATE`, id)
 	if err == nil && c.OldHash != "" && c.OldHash != u.PasswordHash {
 		err = errWrongPassword
+	}
+	if err == nil && c.UpdatedAt != nil && !c.UpdatedAt.Equal(u.UpdatedAt) {
+		err = errStale
 	}
 	demotes := c.IsActive != nil && !*c.IsActive || c.IsAdmin != nil && !*c.IsAdmin
 	if err != nil || !demotes || !u.IsAdmin || !u.IsActive {
@@ -133,13 +142,30 @@ func lockUser(ctx context.Context, q querier, id int64, c userChange) (user, err
 	return u.user, err
 }
 
-// deleteUser removes an inactive account and all that belongs to it, or returns errNotFound.
-func (st *store) deleteUser(ctx context.Context, id int64) error {
-	const sql = `DELETE FROM users WHERE id = $1 AND NOT is_active`
-	if err := requireRow(exec(ctx, st.runBulk, sql, id)); err != nil {
-		return fmt.Errorf("account %d is deactivated, but not deleted: %w", id, err)
-	}
-	return nil
+// deleteUser removes an account and all that belongs to it, with the errors of lockUser. It
+// deactivates the account first, which ends its tokens at once: a million documents take some
+// seconds to go, and batches in progress are waited for. Both steps have the same connection, so
+// that a busy server and a client that goes stop it before the first or not at all. Where the
+// second fails, deactivated is true.
+func (st *store) deleteUser(
+	ctx context.Context, id int64, oldHash string,
+) (deactivated bool, err error) {
+	ch := userChange{IsActive: new(false), OldHash: oldHash}
+	run := inSlot(&st.deletions, st.retry(bulkTimeout, false))
+	err = run(ctx, func(ctx context.Context, q querier) error {
+		for {
+			if _, _, err := updateUser(ctx, inTx(onConn(q)), id, ch); err != nil {
+				return err
+			}
+			deactivated = true
+			const sql = `DELETE FROM users WHERE id = $1 AND NOT is_active`
+			err := requireRow(exec(ctx, inTx(onConn(q), bulkSettings...), sql, id))
+			if !errors.Is(err, errNotFound) { // else an admin has reactivated it in between
+				return err
+			}
+		}
+	})
+	return deactivated, err
 }
 
 // rehash replaces a hash by another of the same password, unless that has changed.

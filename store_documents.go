@@ -44,9 +44,11 @@ func scanDocument(more ...any) pgx.RowToFunc[document] {
 
 // createDocuments inserts documents, all or none, and returns them in the same order: errNotFound
 // where the account has gone. Of documents that owner has under their keys, upsert replaces all, in
-// the order of keys, so that two calls do not deadlock; without upsert these are errKeyTaken.
+// the order of keys, so that two calls do not deadlock; without upsert these are errKeyTaken. It
+// calls reserve before it writes, but after it has waited for its turn.
 func (st *store) createDocuments(
 	ctx context.Context, owner int64, list []documentInput, upsert, embeddings bool,
+	reserve func() error,
 ) (documents, error) {
 	n := len(list)
 	keys, contents, metadata := make([]*string, n), make([]string, n), make([]string, n)
@@ -58,7 +60,16 @@ func (st *store) createDocuments(
 	}
 	run := st.run
 	if n > 1 {
-		run = st.runBulk
+		run = tooMuchWork(st.runLong, "body", "send fewer documents at once")
+	}
+	reserved := func(ctx context.Context, f queryFunc) error {
+		if err := reserve(); err != nil {
+			return err
+		}
+		return run(ctx, f)
+	}
+	if n > 1 {
+		reserved = inSlot(&st.bulk, reserved)
 	}
 	// Citus refuses parameters here.
 	returning := strings.Replace(documentColumns, "$2", strconv.FormatBool(embeddings), 1)
@@ -68,9 +79,9 @@ func (st *store) createDocuments(
 		onConflict = `
 		ON CONFLICT (owner_id, key) WHERE key IS NOT NULL DO UPDATE SET content = excluded.content,
 		    metadata = excluded.metadata, embedding = excluded.embedding,
-		    updated_at = excluded.updated_at`
+		    updated_at = greatest(d.updated_at, excluded.updated_at)`
 	}
-	docs, err := queryAll(ctx, run, scanDocument(), `
+	docs, err := queryAll(ctx, reserved, scanDocument(), `
 		INSERT INTO documents AS d (owner_id, key, content, metadata, embedding)
 		SELECT $1, key, content, metadata, embedding
 		FROM unnest($2::text[], $3::text[], $4::jsonb[], $5::halfvec[])
@@ -187,19 +198,28 @@ func (sel selection) where(args ...any) (string, []any) {
 }
 
 // runLimited runs idempotent statements in a slot of st.expensive. source says where the client has
-// chosen words or a filter, "query" or "body": if these take too long, or are too much for
-// PostgreSQL's parser, the error is a 422, not a 503. "" means that it has chosen none.
+// chosen words or a filter, "query" or "body"; "" means that it has chosen none.
 func (st *store) runLimited(source string) runner {
-	return inSlot(&st.expensive, func(ctx context.Context, f queryFunc) error {
-		return st.runIdempotent(ctx, func(ctx context.Context, q querier) error {
+	run := st.runIdempotent
+	if source != "" {
+		run = tooMuchWork(run, source, "use fewer words, or a smaller filter")
+	}
+	return inSlot(&st.expensive, run)
+}
+
+// tooMuchWork returns run for statements whose cost the client has chosen: if they take too long,
+// or are too much for PostgreSQL's parser, the error is a 422 for source with advice, not a 503.
+func tooMuchWork(run runner, source, advice string) runner {
+	return func(ctx context.Context, f queryFunc) error {
+		return run(ctx, func(ctx context.Context, q querier) error {
 			err := f(ctx, q)
-			if source != "" && sqlState(err, "57014", "54001", "54000") {
-				return invalid(fieldError{[]any{source},
-					"takes too much work: use fewer words, or a smaller filter", "value_error"})
+			if sqlState(err, "57014", "54001", "54000") {
+				return invalid(fieldError{[]any{source}, "takes too much work: " + advice,
+					"value_error"})
 			}
 			return err
 		})
-	})
+	}
 }
 
 // countDocuments returns how many documents of owner are selected.
@@ -220,7 +240,8 @@ func (st *store) deleteDocuments(ctx context.Context, owner int64, sel selection
 		`DELETE FROM documents WHERE owner_id = $1`+where, args...)
 }
 
-// updateDocument changes what in names and returns the document of owner, or errNotFound.
+// updateDocument changes what in names and returns the document of owner, or errNotFound, also
+// where in.UpdatedAt is not its time.
 func (st *store) updateDocument(
 	ctx context.Context, owner int64, in updateDocumentInput,
 ) (document, error) {
@@ -231,10 +252,11 @@ func (st *store) updateDocument(
 	d, err := queryOne(ctx, st.run, scanDocument(), `
 		UPDATE documents d SET content = coalesce($4, d.content),
 		    metadata = coalesce($5, d.metadata), embedding = coalesce($6, d.embedding),
-		    key = CASE WHEN $7::boolean THEN $8 ELSE d.key END, updated_at = now()
-		WHERE d.owner_id = $1 AND d.id = $3 RETURNING `+documentColumns,
-		owner, in.Include != nil, in.ID, in.Content, []byte(in.Metadata), embedding, in.Key.Set,
-		in.Key.Value)
+		    key = CASE WHEN $7::boolean THEN $8 ELSE d.key END,
+		    updated_at = greatest(d.updated_at, now())
+		WHERE d.owner_id = $1 AND d.id = $3 AND d.updated_at = coalesce($9, d.updated_at)
+		RETURNING `+documentColumns, owner, in.Include != nil, in.ID, in.Content,
+		[]byte(in.Metadata), embedding, in.Key.Set, in.Key.Value, in.UpdatedAt)
 	return d, documentRefusal(err)
 }
 
@@ -252,7 +274,8 @@ var searchModes = map[string]string{
 	"text": matchingWords + `best AS MATERIALIZED (
 	    SELECT id, NULL::float8 AS distance, score FROM matching
 	    ORDER BY score DESC, id LIMIT $3)`,
-	"hybrid": nearestVectors + fuseDepth + `), ` + matchingWords + `best AS MATERIALIZED (
+	"hybrid": nearestVectors + fuseDepth + `), ` +
+		strings.Replace(matchingWords, "< $3", "< "+fuseDepth, 1) + `best AS MATERIALIZED (
 	    SELECT id, NULL::float8 AS distance, sum(vote / (60 + rank)) AS score
 	    FROM (SELECT id, row_number() OVER (ORDER BY distance, id) AS rank,
 	              1.0::float8 AS vote FROM nearest
@@ -275,9 +298,10 @@ const nearestVectors = `nearest AS MATERIALIZED (
 
 // matchingWords finds the documents that fit a query: $4 is the configuration of their words, $5 to
 // $7 are the results of searchWords. Complete ones, with all words, come first and score above 1.
-// Where they are fewer than the limit $3, others follow: these have the required parts, and score
-// the share of the optional words that they have, rare ones weighing more. Of these words the 64
-// longest are looked up, and for each the first 2,000 documents: that bounds the cost.
+// Where they are fewer than the limit $3, or in hybrid than fuseDepth, others follow: these have
+// the required parts, and score the share of the optional words that they have, rare ones weighing
+// more. Of these words the 64 longest are looked up, and for each the first 2,000 documents: that
+// bounds the cost.
 const matchingWords = `query AS MATERIALIZED (
 	    SELECT websearch_to_tsquery(config, search_text($5)) AS whole,
 	        websearch_to_tsquery(config, search_text($6)) AS required,
@@ -304,8 +328,8 @@ const matchingWords = `query AS MATERIALIZED (
 	     GROUP BY id ORDER BY score DESC, id LIMIT ` + fuseDepth + `)),
 	`
 
-// search returns the in.Limit documents of owner that fit best, equals by id. Only these are read
-// whole, in a second step. textSearch is the configuration that the words were made with.
+// searchDocuments returns the in.Limit documents of owner that fit best, equals by id. Only these
+// are read whole, in a second step. textSearch is the configuration of their words.
 func searchDocuments(
 	ctx context.Context, run runner, owner int64, in searchInput, textSearch string,
 ) ([]match, error) {

@@ -51,8 +51,9 @@ type userChange struct {
 	Email, PasswordHash *string
 	FullName            nullable[string]
 	IsActive, IsAdmin   *bool
-	OldHash             string // refuse unless this is still the hash; empty: do not check
-	KeepSession         int64  // the session that a new password does not end; 0: none
+	OldHash             string     // refuse unless this is still the hash; empty: do not check
+	UpdatedAt           *time.Time // refuse unless this is still the user's; nil: do not check
+	KeepSession         int64      // the session that a new password does not end; 0: none
 }
 
 // addUser checks and hashes the password and stores the account.
@@ -97,9 +98,15 @@ func unequal[T comparable](name string, sent *T, stored T) []fieldError {
 	if sent == nil || *sent == stored {
 		return nil
 	}
-	const msg = "cannot be changed; leave it out, or send it as it is"
+	msg := "cannot be changed; leave it out, or send it as it is"
+	if name == "updated_at" {
+		msg = "is not the stored time: the object has changed; read it again, or leave it out"
+	}
 	return []fieldError{{[]any{"body", name}, msg, "read_only"}}
 }
+
+// errStale is the refusal of an updated_at that has changed after check has read it.
+var errStale = invalid(unequal("updated_at", new(time.Time), time.Unix(0, 0))...)
 
 type updateMeInput struct {
 	Email           *string          `json:"email" format:"email" max:"254"`
@@ -119,12 +126,7 @@ func (s *server) updateMe(ctx context.Context, c *caller, in updateMeInput) (use
 		faults = append(faults, fieldError{[]any{"body", "current_password"},
 			"is required to change the password", "missing"})
 	}
-	ch := userChange{Email: in.Email, FullName: in.FullName, KeepSession: c.session}
-	err := in.check(c.ID, c.CreatedAt, c.UpdatedAt, faults...)
-	if err == nil && in.CurrentPassword != nil {
-		ch.OldHash, err = s.confirmPassword(ctx, c, *in.CurrentPassword)
-	}
-	if err != nil {
+	if err := in.check(c.ID, c.CreatedAt, c.UpdatedAt, faults...); err != nil {
 		return user{}, err
 	}
 	if in.Email != nil && *in.Email != c.Email {
@@ -134,7 +136,14 @@ func (s *server) updateMe(ctx context.Context, c *caller, in updateMeInput) (use
 		}
 		time.AfterFunc(emailInterval, release) // so used counts the last hour
 	}
-	u, err := s.change(ctx, c, c.user, ch, in.Password)
+	var u user
+	change := func(oldHash string) (err error) {
+		ch := userChange{Email: in.Email, FullName: in.FullName, OldHash: oldHash,
+			UpdatedAt: in.UpdatedAt, KeepSession: c.session}
+		u, err = s.change(ctx, c, c.user, ch, in.Password)
+		return err
+	}
+	err := s.withPassword(ctx, c, in.CurrentPassword, change)
 	return u, authError(err)
 }
 
@@ -147,8 +156,33 @@ func authError(err error) error {
 	return err
 }
 
+// withPassword calls f with the hash of the caller's password, "" where none was sent, or returns
+// errWrongPassword. Where f does that, it tries again: a login may have hashed the password anew.
+func (s *server) withPassword(
+	ctx context.Context, c *caller, password *string, f func(hash string) error,
+) error {
+	if password == nil {
+		return f("")
+	}
+	for try := 1; ; try++ {
+		hash, err := s.confirmPassword(ctx, c, *password)
+		if err != nil {
+			return err
+		}
+		if err = f(hash); try == 2 || !errors.Is(err, errWrongPassword) {
+			return err
+		}
+	}
+}
+
 // confirmPassword returns the hash of the caller's password, or errWrongPassword if it is another.
+// A session has one check at a time: guesses with a stolen token leave room for the owner's.
 func (s *server) confirmPassword(ctx context.Context, c *caller, password string) (string, error) {
+	release, err := s.confirmations.acquire(ctx, clientKey{user: c.session}, 1)
+	if err != nil {
+		return "", err
+	}
+	defer release()
 	hash, err := s.store.passwordHash(ctx, c.ID)
 	if err != nil {
 		return "", authError(err)
@@ -201,23 +235,17 @@ type deleteMeInput struct {
 
 // deleteMe deletes the caller's account and all that belongs to it.
 func (s *server) deleteMe(ctx context.Context, c *caller, in deleteMeInput) (none, error) {
-	hash, err := s.confirmPassword(ctx, c, in.CurrentPassword)
-	if err == nil {
-		err = authError(s.removeUser(ctx, c, c.ID, hash))
-	}
-	return none{}, err
+	err := s.withPassword(ctx, c, &in.CurrentPassword, func(hash string) error {
+		return s.removeUser(ctx, c, c.ID, hash)
+	})
+	return none{}, authError(err)
 }
 
-// removeUser deletes an account with its data. A million documents take some seconds, and
-// batches in progress are waited for. So it first deactivates the account, which ends its tokens at
-// once. If the deletion fails, the account stays deactivated.
+// removeUser deletes an account with its data: see store.deleteUser.
 func (s *server) removeUser(ctx context.Context, c *caller, id int64, oldHash string) error {
-	ch := userChange{IsActive: new(false), OldHash: oldHash}
-	_, err := s.change(ctx, c, user{ID: id}, ch, nil)
-	if err == nil {
-		err = s.store.deleteUser(ctx, id)
-		s.eventIf(err == nil, c, "deleted", id)
-	}
+	deactivated, err := s.store.deleteUser(ctx, id, oldHash)
+	s.eventIf(err == nil, c, "deleted", id)
+	s.eventIf(err != nil && deactivated, c, "deactivated", id)
 	return err
 }
 
@@ -282,7 +310,7 @@ func (s *server) updateUser(ctx context.Context, c *caller, in updateUserInput) 
 		return user{}, err
 	}
 	ch := userChange{Email: in.Email, FullName: in.FullName, IsActive: in.IsActive,
-		IsAdmin: in.IsAdmin}
+		IsAdmin: in.IsAdmin, UpdatedAt: in.UpdatedAt}
 	return s.change(ctx, c, target, ch, in.Password)
 }
 

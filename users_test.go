@@ -1,10 +1,13 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"net/http"
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestMe(t *testing.T) {
@@ -98,6 +101,103 @@ func TestChangePassword(t *testing.T) {
 	}
 	a.want(a.tryLogin(m.Email, goodPass), 401, "invalid_credentials")
 	a.login(m.Email, "another canary passphrase")
+}
+
+// TestHangUpInDeletion lets clients go at any moment of a deletion: it has happened, or not.
+func TestHangUpInDeletion(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	root := a.signUpAdmin("root")
+	for i := range 40 {
+		m := a.signUp(fmt.Sprintf("u%d", i))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*200*time.Microsecond)
+		path := fmt.Sprintf("%s/api/v1/users/%d", a.web.URL, m.ID)
+		r, err := http.NewRequestWithContext(ctx, "DELETE", path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer "+root.AccessToken)
+		if res, err := a.web.Client().Do(r); err == nil {
+			res.Body.Close()
+		}
+		cancel()
+	}
+	eventually(t, "the last request", func() bool { return a.stats.inFlight.Load() == 0 })
+	if n := one[int](t, a.url, `SELECT count(*) FROM users WHERE NOT is_active`); n != 0 {
+		t.Errorf("%d accounts are deactivated, but not deleted", n)
+	}
+}
+
+// TestDeletions deletes accounts beside others' deletions and a reactivation.
+func TestDeletions(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	root := a.signUpAdmin("root")
+	path := func(m member) string { return fmt.Sprintf("/api/v1/users/%d", m.ID) }
+	m := a.signUp("ada")
+	release := occupy(t, &a.store.deletions)
+	a.store.deletions.timeout = 10 * time.Millisecond
+	a.want(a.do("DELETE", path(m), root.AccessToken, nil), 503, "busy")
+	if !a.accepts(m.AccessToken) {
+		t.Error("a refused deletion has deactivated the account")
+	}
+	release()
+	a.store.deletions.timeout = time.Minute
+	for i := range 10 {
+		m := a.signUp(fmt.Sprintf("u%d", i))
+		parallel(4, func(i int) {
+			if i > 0 {
+				a.do("PUT", path(m), root.AccessToken, `{"is_active":true}`)
+			} else {
+				a.want(a.do("DELETE", path(m), root.AccessToken, nil), 204, "")
+			}
+		})
+		a.want(a.do("GET", path(m), root.AccessToken, nil), 404, "not_found")
+	}
+}
+
+// TestStolenToken floods an account with one session: others still end it.
+func TestStolenToken(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m := a.signUp("ada")
+	own := a.login(m.Email, goodPass)
+	requests, err := a.requests.acquire(t.Context(), clientKey{user: m.ID}, maxRequests)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer requests()
+	a.requests.timeout = 10 * time.Millisecond
+	a.want(a.do("GET", "/api/v1/users/me", own.AccessToken, nil), 503, "busy")
+	session := one[int64](t, a.url, `SELECT id FROM sessions ORDER BY created_at LIMIT 1`)
+	guess, err := a.confirmations.acquire(t.Context(), clientKey{user: session}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer guess()
+	const next = "another fine passphrase"
+	change := map[string]string{"password": next, "current_password": goodPass}
+	a.want(a.do("PUT", "/api/v1/users/me", own.AccessToken, change), 200, "")
+	a.want(a.do("POST", "/api/v1/auth/logout?scope=global", own.AccessToken, nil), 204, "")
+}
+
+// TestRehashBesidePassword changes a hash, as a login does, while a password is confirmed.
+func TestRehashBesidePassword(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m := a.signUp("ada")
+	c := &caller{session: 1}
+	c.ID = m.ID
+	tries := 0
+	err := a.withPassword(t.Context(), c, new(goodPass), func(hash string) error {
+		if tries++; tries > 1 {
+			return nil
+		}
+		return errWrongPassword // as lockUser does after a rehash
+	})
+	if err != nil || tries != 2 {
+		t.Errorf("withPassword = %v after %d tries", err, tries)
+	}
 }
 
 func TestDeleteMe(t *testing.T) {
