@@ -63,9 +63,6 @@ func handle[In, Out any](f func(context.Context, *caller, In) (Out, error)) endp
 		if err := in.read(w, r, reflect.ValueOf(&value).Elem()); err != nil {
 			return nil, err
 		}
-		if err := w.enter(ctx); err != nil {
-			return nil, err
-		}
 		return f(ctx, &w.caller, value)
 	}
 	return endpoint{in, reflect.TypeFor[Out](), call}
@@ -204,6 +201,9 @@ func (s *server) authenticate(ctx context.Context, w *responseWriter, r *http.Re
 	if !ok {
 		return errInvalidToken
 	}
+	if err := w.enter(ctx, ref.user); err != nil {
+		return err
+	}
 	if c.account, err = s.store.sessionUser(ctx, ref); err != nil {
 		return authError(err)
 	}
@@ -214,12 +214,11 @@ func (s *server) authenticate(ctx context.Context, w *responseWriter, r *http.Re
 	return nil
 }
 
-// enter counts a request among those of its user, once its body has come: a slot that is taken
-// before belongs to the slowest sender. What ends access, as a logout does, takes none, so that
-// whoever floods an account with a stolen token cannot keep its owner from that.
-func (w *responseWriter) enter(ctx context.Context) (err error) {
+// enter counts a request among those of its user. What ends access, as a logout does, is not
+// counted, so that whoever floods an account with a stolen token cannot keep its owner from that.
+func (w *responseWriter) enter(ctx context.Context, user int64) (err error) {
 	if a := w.route.access; a == users || a == admins {
-		w.releaseRequest, err = w.server.requests.acquire(ctx, w.caller.key(), 1)
+		w.releaseRequest, err = w.server.requests.acquire(ctx, clientKey{user: user}, 1)
 	}
 	return err
 }
@@ -242,7 +241,14 @@ func (in *input) read(w *responseWriter, r *http.Request, dst reflect.Value) err
 	}
 	if in.body {
 		o.loc = []any{"body"}
-		if err := w.server.readBody(w, r, o); err != nil {
+		if w.releaseRequest != nil {
+			w.releaseRequest() // a slot that is held meanwhile belongs to the slowest sender
+		}
+		err := w.server.readBody(w, r, o)
+		if err == nil {
+			err = w.enter(r.Context(), w.caller.ID)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -646,6 +646,32 @@ func TestNextQuery(t *testing.T) {
 	}
 }
 
+// TestSlowBodies sends bodies slowly: they hold no slot of their user meanwhile.
+func TestSlowBodies(t *testing.T) {
+	t.Parallel()
+	a := newApp(t)
+	m := a.signUp("ada")
+	var open []*io.PipeWriter
+	answers := make(chan answer, 5)
+	for range cap(answers) {
+		body, w := io.Pipe()
+		open = append(open, w)
+		header := http.Header{"Authorization": {"Bearer " + m.AccessToken},
+			"Content-Type": {"application/json"}}
+		go func() { answers <- a.send("POST", docsPath, header, body) }()
+		fmt.Fprint(w, `{"content":"x",`)
+	}
+	eventually(t, "free slots", func() bool {
+		used, _ := a.requests.state()
+		return a.stats.inFlight.Load() == int64(len(open)) && used == 0
+	})
+	for _, w := range open {
+		fmt.Fprint(w, `"embedding":[1,0,0]}`)
+		w.Close()
+		a.want(<-answers, 201, "")
+	}
+}
+
 // TestHalfClose ends its side of the connection after the request: the answer is a problem still.
 func TestHalfClose(t *testing.T) {
 	t.Parallel()
