@@ -214,15 +214,6 @@ func (s *server) authenticate(ctx context.Context, w *responseWriter, r *http.Re
 	return nil
 }
 
-// enter counts a request among those of its user. What ends access, as a logout does, is not
-// counted, so that whoever floods an account with a stolen token cannot keep its owner from that.
-func (w *responseWriter) enter(ctx context.Context, user int64) (err error) {
-	if a := w.route.access; a == users || a == admins {
-		w.releaseRequest, err = w.server.requests.acquire(ctx, clientKey{user: user}, 1)
-	}
-	return err
-}
-
 // read fills dst from the path, the query and the body.
 func (in *input) read(w *responseWriter, r *http.Request, dst reflect.Value) error {
 	if len(in.fields) == 0 {
@@ -322,15 +313,6 @@ func (w *responseWriter) fail(err error) {
 	if err != nil {
 		panic(err) // texts and numbers always encode
 	}
-}
-
-// reserve takes the bytes of a large answer of s.answers until its client has read it. What writes
-// large documents calls it before: a refusal afterwards would make clients repeat what was stored.
-func (s *server) reserve(ctx context.Context, c *caller, size int) (err error) {
-	if size > largeAnswer && c.releaseAnswer == nil {
-		c.releaseAnswer, err = s.answers.acquire(ctx, c.key(), int64(size))
-	}
-	return err
 }
 
 // write encodes before it sets headers, so that a failure to encode can still be answered.

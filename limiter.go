@@ -43,6 +43,24 @@ func (c *caller) key() clientKey {
 	return clientKey{address: network.Addr()}
 }
 
+// enter counts a request among those of its user. What ends access, as a logout does, is not
+// counted, so that whoever floods an account with a stolen token cannot keep its owner from that.
+func (w *responseWriter) enter(ctx context.Context, user int64) (err error) {
+	if a := w.route.access; a == users || a == admins {
+		w.releaseRequest, err = w.server.requests.acquire(ctx, clientKey{user: user}, 1)
+	}
+	return err
+}
+
+// reserve takes the bytes of a large answer of s.answers until its client has read it. What writes
+// large documents calls it before: a refusal afterwards would make clients repeat what was stored.
+func (s *server) reserve(ctx context.Context, c *caller, size int) (err error) {
+	if size > largeAnswer && c.releaseAnswer == nil {
+		c.releaseAnswer, err = s.answers.acquire(ctx, c.key(), int64(size))
+	}
+	return err
+}
+
 // waiter is a request for n units, 0 after release. rank is how many its client had or waited for
 // when it came.
 type waiter struct {
