@@ -261,6 +261,17 @@ func (s *server) receive(w *responseWriter, r *http.Request, limit int64) ([]byt
 	}
 }
 
+// discard reads the rest of a refused body after the answer is sent. If a connection closes with
+// bytes unread, as behind nginx, which uses a new one for each request, a TCP reset arrives before
+// the answer is read, and the client sees 502 instead of 401. A client that waits for 100 Continue
+// sends no body: then net/http lets nothing be read.
+func (w *responseWriter) discard(r *http.Request) {
+	w.conn().Flush()
+	rest := max(unreadTimeout, requestTimeout-time.Since(w.start))
+	w.conn().SetReadDeadline(time.Now().Add(rest))
+	io.CopyN(io.Discard, r.Body, maxUnread)
+}
+
 // ---- JSON ----
 
 // readJSON reads one JSON object in UTF-8 and skips a byte order mark. The decoder accepts repeated

@@ -10,7 +10,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -156,17 +155,6 @@ func (w *responseWriter) Write(b []byte) (int, error) {
 // conn sets the deadlines of the connection.
 func (w *responseWriter) conn() *http.ResponseController {
 	return http.NewResponseController(w.ResponseWriter)
-}
-
-// discard reads the rest of a refused body after the answer is sent. If a connection closes with
-// bytes unread, as behind nginx, which uses a new one for each request, a TCP reset arrives before
-// the answer is read, and the client sees 502 instead of 401. A client that waits for 100 Continue
-// sends no body: then net/http lets nothing be read.
-func (w *responseWriter) discard(r *http.Request) {
-	w.conn().Flush()
-	rest := max(unreadTimeout, requestTimeout-time.Since(w.start))
-	w.conn().SetReadDeadline(time.Now().Add(rest))
-	io.CopyN(io.Discard, r.Body, maxUnread)
 }
 
 // serve answers a request of a row: nothing is read of the body before its sender is known.
