@@ -39,7 +39,7 @@ test: ## install what is missing, and run all tests on a PostgreSQL of their own
 	@./setup.sh test
 	go test -race -p 1 -count=1 ./... # test/faults measures times, of a binary that no cache knows
 
-rename: ## give the project another name: make rename NAME=shop
+rename: ## give the project another name: make rename NAME=...
 	@docs/rename.sh "$(if $(findstring command,$(origin NAME)),$$NAME)" # WSL sets a NAME too
 
 form: ## check the form of the sources

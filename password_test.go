@@ -243,7 +243,7 @@ func TestPasswordChoice(t *testing.T) {
 		"ada.lovelace@example.org": "",
 		"ada.lovelace1":            "",
 		"other clouds":             "",
-		"latchkeys":                "",
+		"latchkeysmith":            "",
 		"12345678 Latch!x":         "",
 		"пароль42":                 "",
 		"        ":                 "",
@@ -260,8 +260,8 @@ func TestPasswordChoice(t *testing.T) {
 		"Ada.Lovelace":             "e-mail",
 		"other cloud":              "name of this service",
 		"OTHER CLOUD 2026!":        "name of this service",
-		"latchlatch":               "name of this service",
-		"Latch123":                 "name of this service",
+		"latchlatchlatch":          "name of this service",
+		"Latch12345":               "name of this service",
 	} {
 		got := checkPasswordChoice(password, email, product)
 		if (got == "") != (want == "") || !strings.Contains(got, want) {

@@ -1,9 +1,10 @@
 #!/bin/sh
-# Gives the project another name: "make rename NAME=shop". It replaces the old one, in lower, upper
+# Gives the project another name: "make rename NAME=...". It replaces the old one, in lower, upper
 # and mixed case, in every text file that Git has or would add, and in the names of these: module
 # and imports, the program, settings of Docker, the database role, metrics, the issuer of tokens,
-# texts. A second run with the same NAME changes nothing, and another NAME replaces the first: a
-# word that the sources use for something else is refused. Lines that say "never renamed" stay.
+# texts. A second run with the same NAME changes nothing, and another NAME replaces the first: what
+# the sources contain already, if only in a word, is refused. Lines that say "never renamed" stay,
+# and so does schema.sql, whose checksums are in the databases.
 set -eu
 export LC_ALL=C
 cd "$(dirname "$0")/.."
@@ -11,7 +12,7 @@ die() { printf 'rename: %s\n' "$*" >&2; exit 1; }
 
 new=${1-} old=$(sed -n 's/^module //p' go.mod)
 case $new in
-"") die 'Say the name: make rename NAME=shop' ;;
+"") die 'Say the name: make rename NAME=...' ;;
 [!a-z]* | *[!a-z0-9]* | ? | ?? | ?????????????????????*)
 	die 'NAME must be 3 to 20 lower-case letters and digits, a letter first: it becomes the name' \
 		'of a Go module, a role of PostgreSQL, a Docker image and the prefix of metrics. What' \
@@ -24,9 +25,12 @@ command -v gofmt >/dev/null || die 'gofmt is missing: install Go first.'
 git rev-parse --git-dir >/dev/null 2>&1 ||
 	die 'This is no Git checkout, which tells the sources from other files: run git init first.'
 
-search() { git grep --no-color -Ii --untracked "$@" -- . ':!passwords.txt' ':!go.sum'; }
+search() {
+	git grep --no-color -Ii --untracked "$@" -- . \
+		':!passwords.txt' ':!go.sum' ':!schema.sql' ':!test/judged'
+}
 used=$(search -n -e "$new" | grep -v -e 'never renamed' -e '^[^:]*\.md:' | head -n 1 | cut -c 1-99)
-[ -z "$used" ] || die "the sources use $new for something else; choose another name. $used"
+[ -z "$used" ] || die "the sources contain $new already; choose another name. $used"
 if (cd / && go list std) | cut -d / -f 1 | grep -qx "$new" ||
 	! echo "package x; func $new() {}" | gofmt >/dev/null 2>&1; then
 	die "$new is a word of Go or one of its packages; choose another name."
