@@ -47,7 +47,10 @@ func TestCompileInputPanics(t *testing.T) {
 		field reflect.StructField
 		why   string
 	}{
-		{"unknown key", tagged[string](`json:"a" mx:"1"`), "a key of its tag"},
+		{"unknown key", tagged[string](`json:"a" mx:"1"`), "one space: ` mx:\"1\"`"},
+		{"header", tagged[string](`json:"a" header:"b"`), "one space: ` header:\"b\"`"},
+		{"space at the end", tagged[string](`json:"a" `), "one space: ` `"},
+		{"two spaces", tagged[string](`json:"a"  min:"1"`), "one space: ` `"},
 		{"key twice", tagged[string](`json:"a" json:"a"`), "a key of its tag"},
 		{"no quotes", tagged[string](`json:a`), "a key of its tag"},
 		{"not closed", tagged[string](`json:"a`), "a key of its tag"},
@@ -70,7 +73,12 @@ func TestCompileInputPanics(t *testing.T) {
 			B string `json:"b"`
 		}](`json:"a"`), "needs a name"},
 		{"example", tagged[[]string](`json:"a" example:"x"`), "its example is no JSON"},
-		{"int", tagged[int](`json:"a"`), "int is no input type"},
+		{"int", tagged[int](`json:"a"`), "int is no input type, or not exported: use"},
+		{"struct in itself", tagged[ownStruct](`json:"a"`), "*[]main.ownStruct is no"},
+		{"nullable in itself", tagged[ownNullable](`json:"a"`), "does not hold itself"},
+		{"map in itself", tagged[ownMap](`json:"a"`), "main.ownMap is no input type"},
+		{"list in itself", tagged[*ownList](`json:"a"`), "*main.ownList is no input type"},
+		{"two in each other", tagged[oneOfTwo](`json:"a"`), "main.oneOfTwo is no"},
 		{"float32", tagged[float32](`json:"a"`), "float32 is no input type"},
 		{"slice of ints", tagged[[]int](`json:"a"`), "[]int is no input type"},
 		{"map of ints", tagged[map[string]int](`json:"a"`), "is no input type"},
@@ -83,6 +91,7 @@ func TestCompileInputPanics(t *testing.T) {
 
 		{"min is no number", tagged[string](`json:"a" min:"x"`), "x is no min"},
 		{"max is no number", tagged[int64](`json:"a" max:"1.5"`), "1.5 is no max"},
+		{"min with cents", tagged[float64](`json:"a" min:"0.01"`), "0.01 is no min: a whole"},
 		{"max is too large", tagged[int64](`json:"a" max:"9223372036854775808"`), "is no max"},
 		{"max below min", tagged[int64](`json:"a" min:"2" max:"1"`), "1 is no max"},
 		{"min of a bool", tagged[bool](`json:"a" min:"1"`), "min is no limit"},
@@ -119,6 +128,24 @@ func TestCompileInputPanics(t *testing.T) {
 		t.Errorf("compileInput of a name twice says %q", why)
 	}
 }
+
+// Types that hold themselves, or each other.
+type (
+	ownStruct struct {
+		Sub *[]ownStruct `json:"sub"`
+	}
+	ownNullable struct {
+		Sub nullable[ownNullable] `json:"sub"`
+	}
+	ownMap   map[string]ownMap
+	ownList  []ownList
+	oneOfTwo struct {
+		Other otherOfTwo `json:"other"`
+	}
+	otherOfTwo struct {
+		One map[string]oneOfTwo `json:"one"`
+	}
+)
 
 // nested is a struct in an input.
 type nested struct {

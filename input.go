@@ -111,14 +111,15 @@ var formats = map[string]struct {
 	"filter":   {checkFilter, ""},
 }
 
-// compileInput reads the tags of the struct type t. It panics on anything it does not understand.
-func compileInput(t reflect.Type) *input {
+// compileInput reads the tags of the struct type t, which the outer types hold. It panics on
+// anything it does not understand.
+func compileInput(t reflect.Type, outer ...reflect.Type) *input {
 	in := &input{name: strings.TrimSuffix(t.Name(), "Input"), limit: maxBody}
 	for _, sf := range reflect.VisibleFields(t) {
 		if sf.Anonymous {
 			continue // its fields are visited too
 		}
-		f := in.compileField(sf, func(bad bool, why string) {
+		f := in.compileField(sf, append(outer, t), func(bad bool, why string) {
 			if bad {
 				panic(fmt.Sprintf("%s.%s: %s", t, sf.Name, why))
 			}
@@ -135,12 +136,16 @@ func compileInput(t reflect.Type) *input {
 }
 
 // compileField reads the type and the tags of the next field of the input.
-func (in *input) compileField(sf reflect.StructField, failIf func(bad bool, why string)) *field {
+func (in *input) compileField(
+	sf reflect.StructField, outer []reflect.Type, failIf func(bad bool, why string),
+) *field {
 	tag := sf.Tag.Get
 	f := &field{index: sf.Index, def: tag("default"), exclusive: tag("exclusive") == "true",
 		readOnly: tag("readonly") == "true", doc: tag("doc"), example: tag("example")}
-	f.setType(sf.Type)
-	failIf(f.kind == "" || !sf.IsExported(), sf.Type.String()+" is no input type, or not exported")
+	f.setType(sf.Type, outer)
+	failIf(f.kind == "" || !sf.IsExported(), sf.Type.String()+" is no input type, or not "+
+		"exported: use string, int64, float64, bool, time.Time, a struct that does not hold "+
+		"itself, or a list or a map of these")
 	f.optional = f.optional || f.def != "" || f.readOnly
 	rest := " " + string(sf.Tag) // less each known key: "" in the end
 	for i, key := range strings.Fields("path query json form min max enum format " +
@@ -153,7 +158,8 @@ func (in *input) compileField(sf reflect.StructField, failIf func(bad bool, why 
 			f.name, f.sources = text, append(f.sources, key)
 		}
 	}
-	failIf(rest != "", "a key of its tag is unknown, repeated or not of key:\"value\"")
+	failIf(rest != "", fmt.Sprintf("a key of its tag is unknown, repeated or not of key:\"value\" "+
+		"after one space: %#q", rest))
 	failIf(f.name == "", "it has no name in path, query, json or form")
 	failIf(strings.Contains(f.name, ","), f.name+": a name has no options; a pointer is optional")
 	failIf(f.nested != nil && f.nested.name == "", "the type of a struct in an input needs a name")
@@ -173,8 +179,9 @@ func (in *input) compileField(sf reflect.StructField, failIf func(bad bool, why 
 	return f
 }
 
-// setType sets what the Go type says. The kind of what is no input type stays empty.
-func (f *field) setType(t reflect.Type) {
+// setType sets what the Go type says. The kind of what is no input type stays empty, and so does
+// that of an outer type, which would have no end.
+func (f *field) setType(t reflect.Type, outer []reflect.Type) {
 	if t.Kind() == reflect.Pointer {
 		f.optional, t = true, t.Elem()
 	} else if strings.HasPrefix(t.Name(), "nullable[") {
@@ -187,12 +194,12 @@ func (f *field) setType(t reflect.Type) {
 	}
 	kind := map[reflect.Kind]string{reflect.Slice: kindList, reflect.Map: kindMap}[t.Kind()]
 	switch {
-	case f.kind != "":
+	case f.kind != "" || slices.Contains(outer, t):
 	case t.Kind() == reflect.Struct && t.NumField() > 0:
-		f.kind, f.nested = kindStruct, compileInput(t)
+		f.kind, f.nested = kindStruct, compileInput(t, outer...)
 	case kind == kindList || kind == kindMap && t.Key() == reflect.TypeFor[string]():
 		f.items = &field{}
-		if f.items.setType(t.Elem()); f.items.kind != "" {
+		if f.items.setType(t.Elem(), append(outer, t)); f.items.kind != "" {
 			f.kind, f.nested = kind, f.items.nested
 		}
 	}
@@ -223,7 +230,8 @@ func (f *field) setLimits(prefix string, tag func(string) string, failIf func(bo
 			failIf(formats[text].rule == nil, "there is no format "+text)
 		}
 		crossed := f.minText != "" && f.maxText != "" && f.min > f.max
-		failIf(err != nil || crossed, text+" is no "+prefix+key)
+		failIf(err != nil || crossed, text+" is no "+prefix+key+": a whole number, or of a time "+
+			"an RFC 3339 time, and min at most max")
 	}
 }
 
