@@ -249,15 +249,19 @@ func headerRefs(names []string) (refs ordered) {
 	return refs
 }
 
-// example returns a value of a schema, made of the examples of its properties, or nil.
-func (d *specification) example(o *schema) any {
-	if o.Ref != "" {
+// example returns a value of a schema, made of the examples of its properties, or nil, also for a
+// component in itself: outer are the references that have led to o.
+func (d *specification) example(o *schema, outer ...string) any {
+	if slices.Contains(outer, o.Ref) {
+		return nil
+	} else if o.Ref != "" {
+		outer = append(outer, o.Ref)
 		o = d.schemas.get(path.Base(o.Ref)).(*schema)
 	}
 	var members ordered
 	for _, m := range o.Properties {
 		p := m.value.(*schema)
-		if value := d.example(p); value != nil && !p.ReadOnly {
+		if value := d.example(p, outer...); value != nil && !p.ReadOnly {
 			members.add(m.name, value)
 		}
 	}
@@ -266,8 +270,10 @@ func (d *specification) example(o *schema) any {
 		return o.Examples[0]
 	case o.Properties != nil:
 		return members
-	case o.Items != nil && d.example(o.Items) != nil:
-		return []any{d.example(o.Items)}
+	case o.Items != nil:
+		if item := d.example(o.Items, outer...); item != nil {
+			return []any{item}
+		}
 	}
 	return nil
 }

@@ -25,6 +25,7 @@ import (
 
 // apiDocument is the document as a client reads it.
 type apiDocument struct {
+	Tags       []map[string]any
 	Paths      map[string]map[string]map[string]any
 	Components map[string]map[string]map[string]any
 	templates  map[string]*regexp.Regexp
@@ -370,7 +371,8 @@ func TestConforms(t *testing.T) {
 	}
 }
 
-// TestDocument holds the examples against their schemas, and the document against the table.
+// TestDocument holds the examples against their schemas, and the document against the table. The
+// frame, openapi.json, says what each group of operations is.
 func TestDocument(t *testing.T) {
 	t.Parallel()
 	d := theDocument()
@@ -380,6 +382,11 @@ func TestDocument(t *testing.T) {
 			id := op["operationId"].(string)
 			if ids[id] || !regexp.MustCompile(`^[a-z][A-Za-z]+$`).MatchString(id) {
 				t.Errorf("%s %s: operationId %q", method, path, id)
+			}
+			tag := op["tags"].([]any)[0]
+			named := func(declared map[string]any) bool { return declared["name"] == tag }
+			if !slices.ContainsFunc(d.Tags, named) {
+				t.Errorf("%s: openapi.json has no tag %s", id, tag)
 			}
 			if op["summary"] == "" || op["description"] == "" || op["security"] == nil {
 				t.Errorf("%s: summary, description or security is missing", id)
@@ -428,7 +435,8 @@ func (d *apiDocument) checkExamples(t *testing.T, at string, content any) {
 		for name, example := range named {
 			value := example.(map[string]any)["value"]
 			if faults := d.check(m["schema"], value, name, true); faults != nil {
-				t.Errorf("%s, %s: %v", at, media, faults)
+				t.Errorf("%s, %s: %v; a field gets its example from a tag, as example:\"...\"",
+					at, media, faults)
 			}
 		}
 	}
@@ -445,8 +453,8 @@ func (d *apiDocument) checkProperty(t *testing.T, at string, schema any) {
 	}
 }
 
-// TestOutputTypes: objects may be null, and maps hold any names; what JSON would name otherwise
-// than the document, or leave out, stops the start.
+// TestOutputTypes: objects may be null or hold themselves, and maps hold any names; what JSON would
+// name otherwise than the document, or leave out, stops the start.
 func TestOutputTypes(t *testing.T) {
 	t.Parallel()
 	type inner struct {
@@ -482,6 +490,18 @@ func TestOutputTypes(t *testing.T) {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %s in %s", want, got)
 		}
+	}
+	type comment struct {
+		Text    string    `json:"text" example:"x"`
+		Answers []comment `json:"answers" example:"[]"`
+		First   []comment `json:"first"`
+		To      *comment  `json:"to"`
+	}
+	var d specification
+	example, err := jsonv2.Marshal(d.example(d.schema(reflect.TypeFor[comment]())))
+	const want = `{"text":"x","answers":[],"to":{"text":"x","answers":[]}}`
+	if string(example) != want || err != nil {
+		t.Errorf("the example of a type that holds itself is %s, %v, want %s", example, err, want)
 	}
 	type unnamed struct{ A int }
 	type embedding struct{ inner }
