@@ -10,6 +10,7 @@ import (
 	"mime/multipart"
 	"net/http"
 	"net/url"
+	osexec "os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -263,5 +264,22 @@ func TestSessionCapByUse(t *testing.T) {
 	}
 	if !a.accepts(refreshed.AccessToken) {
 		t.Error("the session that is in use was ended, not the one that was used least recently")
+	}
+}
+
+// TestTour runs the README's lines about documents as they stand, without a provider: each search
+// finds what was stored.
+func TestTour(t *testing.T) {
+	t.Parallel()
+	lines := submatches("(?s)```sh\n(vector=.*?)```", readme(t))
+	if osexec.Command("curl", "--json", "{}", "--version").Run() != nil {
+		t.Skip("there is no curl of 7.82 or later")
+	}
+	a := newDocsApp(t, 384)
+	script := fmt.Sprintf("set -e; api=%s/api/v1 token=%s; curl() { command curl -sSf \"$@\"; }\n",
+		a.web.URL, a.signUp("ada").AccessToken)
+	out, err := osexec.Command("sh", "-c", script+strings.Join(lines, "")).CombinedOutput()
+	if found := bytes.Count(out, []byte(`"content":"Ada wrote`)); err != nil || found != 3 {
+		t.Errorf("the tour has %d of 3 documents, %v: %s", found, err, out)
 	}
 }
