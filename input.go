@@ -4,8 +4,8 @@ package main
 // what it may hold. A wrong tag stops the start. The OpenAPI document shows the same limits.
 //
 //	path:"id" query:"limit" json:"email" form:"username"   where the value is, and its name
-//	min:"1" max:"100"   of a number or time, a text (code points), a list or map (items), a
-//	                    jsonObject (bytes)
+//	min:"1" max:"100"   whole numbers: of a number, a text (code points), a list or map (items), a
+//	                    jsonObject (bytes); RFC 3339 of a time
 //	enum:"a,b"          the only texts
 //	format:"email"      a rule of the formats table; it may rewrite the text
 //	itemmin:"1"         and itemmax, itemenum, itemformat: the same of each item of a list or map
