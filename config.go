@@ -121,6 +121,7 @@ func printSettings(w io.Writer) {
 // loadConfig reads all settings. The error joins every problem, a line each, without values.
 func loadConfig(environ []string, dotenv string) (*config, error) {
 	env, cfg, names := map[string]string{}, &config{}, []string{}
+	failed := map[string]bool{}
 	for _, entry := range environ {
 		name, value, _ := strings.Cut(entry, "=")
 		env[name] = value
@@ -133,6 +134,7 @@ func loadConfig(environ []string, dotenv string) (*config, error) {
 			err = row.set(text)
 		}
 		if err != nil {
+			failed[row.name] = true
 			problems = append(problems, fmt.Errorf("%s: %w", row.name, err))
 		}
 	}
@@ -150,7 +152,7 @@ func loadConfig(environ []string, dotenv string) (*config, error) {
 				".env sets %s, which is no setting; the nearest is %s", name, nearest))
 		}
 	}
-	return cfg, errors.Join(append(problems, cfg.check()...)...)
+	return cfg, errors.Join(append(problems, cfg.check(failed)...)...)
 }
 
 // edits counts insertions, deletions and replacements from a to b: exact to limit, else above it.
@@ -244,10 +246,11 @@ func items(text string) (list []string) {
 	return list
 }
 
-// check finds what no single setting shows, and completes the defaults that depend on others.
-func (c *config) check() (problems []error) {
+// check finds what no single setting shows, and completes the defaults that depend on others. It
+// does not judge the settings that have failed, which have no value.
+func (c *config) check(failed map[string]bool) (problems []error) {
 	failIf := func(bad bool, text string, args ...any) {
-		if bad {
+		if name, _, _ := strings.Cut(text, ":"); bad && !failed[name] {
 			problems = append(problems, fmt.Errorf(text, args...))
 		}
 	}
@@ -271,21 +274,27 @@ func (c *config) check() (problems []error) {
 	}
 	failIf(!matches(c.TokenIssuer, `^[A-Za-z0-9._~:/?#@!$&()*+,;=%-]{1,200}$`), "TOKEN_ISSUER: "+
 		"must be a name or a URL of at most 200 characters, as https://api.example.com")
-	failIf(!matches(c.MetricsAddr, `^(([^:]*:|\[[0-9a-f:]+\]:)?[0-9]{1,5})?$`),
+	metricsPort := c.MetricsAddr[strings.LastIndexByte(c.MetricsAddr, ':')+1:]
+	failIf(c.MetricsAddr != "" && (!isPort(metricsPort) || !matches(c.MetricsAddr,
+		`^(([A-Za-z0-9._-]*|\[[0-9a-f:.]+\]):)?[0-9]+$`)),
 		"METRICS_ADDR: must be a port or address:port, as 9090 or 10.0.0.5:9090")
 	failIf(!plainPath.MatchString(c.APIPrefix) || path.Clean(c.APIPrefix) != c.APIPrefix,
 		"API_V1_PREFIX: must be a path such as /api/v1, without a slash at the end")
 	for _, origin := range c.CORSOrigins {
-		failIf(!matches(origin, `^[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]+)?$`),
+		failIf(!matches(origin,
+			`^[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]*)?$`),
 			"CORS_ORIGINS: must be exact origins such as https://app.example.com, in lower case "+
 				"and without a path; * is not one")
+		failIf(matches(origin, `^(http:.*:80|https:.*:443)$`), "CORS_ORIGINS: must leave out the "+
+			"default port of http, 80, and of https, 443, as browsers do")
 	}
 	u, err := url.Parse(c.EmbeddingsURL)
 	failIf(c.EmbeddingsURL != "" && (err != nil || u.Hostname() == "" ||
-		!matches(c.EmbeddingsURL, `^(?i:https?):[^#]*$`)), "EMBEDDINGS_URL: must be an http or "+
-		"https URL without a fragment, as https://api.openai.com/v1")
-	failIf((c.EmbeddingsURL == "") != (c.EmbeddingsModel == ""), "EMBEDDINGS_MODEL: goes together "+
-		"with EMBEDDINGS_URL; set both or none")
+		!isPort(cmp.Or(u.Port(), "0")) || !matches(c.EmbeddingsURL, `^(?i:https?):[^#]*$`)),
+		"EMBEDDINGS_URL: must be an http or https URL without a fragment, as "+
+			"https://api.openai.com/v1")
+	failIf((c.EmbeddingsURL == "") != (c.EmbeddingsModel == "") && !failed["EMBEDDINGS_URL"],
+		"EMBEDDINGS_MODEL: goes together with EMBEDDINGS_URL; set both or none")
 	failIf(!matches(c.EmbeddingsKey, `^[!-~]*$`), "EMBEDDINGS_API_KEY: must be printable ASCII "+
 		"without spaces, as it goes into a header")
 	failIf(!matches(c.EmbeddingsHeader, `^[A-Za-z0-9-]*$`), "EMBEDDINGS_HEADER: must be the name "+
@@ -303,6 +312,12 @@ func matches(text, pattern string) bool { return regexp.MustCompile(pattern).Mat
 func isHost(text string) bool {
 	_, err := netip.ParseAddr(text)
 	return err == nil || matches(text, `^[A-Za-z0-9._-]+$`)
+}
+
+// isPort reports whether text is the number of a port; 0 is any that is free.
+func isPort(text string) bool {
+	_, err := strconv.ParseUint(text, 10, 16)
+	return err == nil
 }
 
 // foreignParameters are those of other drivers, with what to write instead. What else PostgreSQL

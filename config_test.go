@@ -171,6 +171,20 @@ func TestSettings(t *testing.T) {
 		{"CORS_ORIGINS", "https://u@a.example.com", nil},
 		{"CORS_ORIGINS", "https://a.example.com,", nil},
 		{"CORS_ORIGINS", "https://A.example.com", nil},
+		{"CORS_ORIGINS", "https://app.example.com:443", nil},
+		{"CORS_ORIGINS", "http://[::1]:80", nil},
+		{"CORS_ORIGINS", "http://localhost:05173", nil},
+		{"CORS_ORIGINS", "http://a:443, https://a:80, http://a:8080, http://[::1:80]",
+			[]string{"http://a:443", "https://a:80", "http://a:8080", "http://[::1:80]"}},
+		{"METRICS_ADDR", "65535", "65535"},
+		{"METRICS_ADDR", ":0", ":0"},
+		{"METRICS_ADDR", "[::1]:9090", "[::1]:9090"},
+		{"METRICS_ADDR", "localhost:9090", "localhost:9090"},
+		{"METRICS_ADDR", "99999", nil},
+		{"METRICS_ADDR", "10.0.0.5:65536", nil},
+		{"METRICS_ADDR", "[::1]:99999", nil},
+		{"METRICS_ADDR", "two words:9090", nil},
+		{"METRICS_ADDR", "localhost:", nil},
 		{"TRUSTED_PROXIES", "10.0.0.0/8", []netip.Prefix{net("10.0.0.0/8")}},
 		{"TRUSTED_PROXIES", "10.1.2.3/8, ::1, 192.0.2.1",
 			[]netip.Prefix{net("10.0.0.0/8"), net("::1/128"), net("192.0.2.1/32")}},
@@ -227,6 +241,17 @@ func TestDatabaseURL(t *testing.T) {
 		if err == nil || err.Error() != "DATABASE_URL: "+want ||
 			strings.Contains(err.Error(), "ssw0rd") {
 			t.Errorf("DATABASE_URL=%s gives %v, want %s", url, err, want)
+		}
+	}
+}
+
+func TestEmbeddingsPort(t *testing.T) {
+	t.Parallel()
+	for url, good := range map[string]bool{"http://127.0.0.1:11434/v1": true,
+		"http://[::1]:65535": true, "http://127.0.0.1:99999": false} {
+		_, err := loadFrom(map[string]string{"EMBEDDINGS_URL": url, "EMBEDDINGS_MODEL": "x"}, "")
+		if (err == nil) != good {
+			t.Errorf("EMBEDDINGS_URL=%s gives %v", url, err)
 		}
 	}
 }
@@ -386,6 +411,14 @@ func TestSettingFiles(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, got, row.want)
 		}
 	}
+	for name, env := range map[string]map[string]string{
+		both:   served("SECRET_KEY_FILE", plain),
+		unread: served("SECRET_KEY", "", "SECRET_KEY_FILE", dir),
+	} {
+		if _, err := loadFrom(env, ""); err == nil || err.Error() != name {
+			t.Errorf("with DATABASE_URL: %v, want %s", err, name)
+		}
+	}
 	others := map[string]string{ // values that are no default, where the tags tell none
 		"APP_NAME": "Other", "HOST": "::1", "API_V1_PREFIX": "/v2", "SECRET_KEY": oldTestKey,
 		"DATABASE_URL": "postgresql://u:p@other/x", "CORS_ORIGINS": "https://b.example.com",
@@ -411,6 +444,11 @@ func TestSettingFiles(t *testing.T) {
 		env[name+"_FILE"] = file(name, value+"\n")
 		if got, err := loadFrom(env, ""); err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s_FILE with %s gives %+v, %v, want %+v", name, value, got, err, want)
+		}
+		env[name+"_FILE"] = dir // no file
+		unread := fmt.Sprintf("%s: the file that %[1]s_FILE names cannot be read", name)
+		if _, err := loadFrom(env, ""); err == nil || err.Error() != unread {
+			t.Errorf("%s_FILE with a directory gives %v, want %s", name, err, unread)
 		}
 	}
 }
@@ -629,6 +667,8 @@ func TestUsage(t *testing.T) {
 		return []string{"DATABASE_URL=" + url, "SECRET_KEY=" + testKey}
 	}
 	badPort := []string{"PORT=canary"}
+	const noEmail = `^latch: EMAIL must be an e-mail address such as name@example\.com\n$`
+	long := strings.Repeat("canary.", 40) + "x@example.com"
 	for name, row := range map[string]struct {
 		args   string
 		env    []string
@@ -636,11 +676,18 @@ func TestUsage(t *testing.T) {
 		exit   int
 		stderr string
 	}{
-		"version":          {args: "-version"},
-		"unknown flag":     {args: "-canary", exit: 2, stderr: unknown},
-		"unknown command":  {args: "canary", exit: 2, stderr: unknown},
-		"admin of nobody":  {args: "admin", exit: 2, stderr: unknown},
-		"admin of two":     {args: "admin canary canary", exit: 2, stderr: unknown},
+		"version":         {args: "-version"},
+		"unknown flag":    {args: "-canary", exit: 2, stderr: unknown},
+		"unknown command": {args: "canary", exit: 2, stderr: unknown},
+		"admin of nobody": {args: "admin", exit: 2, stderr: unknown},
+		"admin of two":    {args: "admin canary canary", exit: 2, stderr: unknown},
+		"admin of a name": {args: "admin canary", exit: 2, stderr: noEmail},
+		"admin of -x@":    {args: "admin -x@", exit: 2, stderr: noEmail},
+		"admin --help":    {args: "admin --help", exit: 2, stderr: noEmail},
+		"index of a name": {args: "index canary@@", exit: 2, stderr: noEmail},
+		"-drop of a name": {args: "index -drop canary", exit: 2, stderr: noEmail},
+		"admin of too long": {args: "admin " + long, exit: 2,
+			stderr: `^latch: EMAIL must have at most 254 characters, and 64 before the @\n$`},
 		"migrate too much": {args: "migrate -check canary", exit: 2, stderr: unknown},
 		"two problems": {env: []string{"PORT=canary", "DEBUG=canary"}, exit: 2,
 			stderr: `^DEBUG: [^\n]+\nPORT: [^\n]+\n$`},

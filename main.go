@@ -74,7 +74,7 @@ Settings, from the environment or .env, each also as NAME_FILE and in lower case
 // run executes one command and returns the exit status.
 func run(ctx context.Context, args []string) (code int) {
 	defer reportPanic(&code)
-	command := strings.Join(append([]string{"latch"}, args...), " ")
+	command, email, refusal := strings.Join(append([]string{"latch"}, args...), " "), "", ""
 	switch {
 	case matches(command, `^latch (-h|--?help|help)$`):
 		fmt.Printf(usage, version)
@@ -83,8 +83,14 @@ func run(ctx context.Context, args []string) (code int) {
 	case matches(command, `^latch --?version$`):
 		fmt.Printf("latch %s (commit %s)\n", version, commit(debug.ReadBuildInfo()))
 		return 0
-	case !matches(command, `^latch( migrate( -check)?| admin [^ ]+| psql| healthcheck)?$`) &&
-		!matches(command, `^latch index( -list|( -drop)? [^ ]+@[^ ]+)$`):
+	case matches(command, `^latch( migrate( -check)?| index -list| psql| healthcheck)?$`):
+	case matches(command, `^latch (admin|index( -drop)?) \s*\S+\s*$`):
+		email, refusal = parseEmail(strings.TrimSpace(args[len(args)-1]))
+		if refusal != "" {
+			fmt.Fprintln(os.Stderr, "latch: EMAIL", refusal)
+			return 2
+		}
+	default:
 		fmt.Fprintln(os.Stderr, "latch: unknown command or flag; see latch -h")
 		return 2
 	}
@@ -101,7 +107,7 @@ func run(ctx context.Context, args []string) (code int) {
 		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}
-	if err := execute(ctx, cfg, strings.TrimPrefix(command, "latch ")); err != nil {
+	if err := execute(ctx, cfg, strings.TrimPrefix(command, "latch "), email); err != nil {
 		fmt.Fprintln(os.Stderr, "latch:", err)
 		return 1
 	}
@@ -121,8 +127,9 @@ func reportPanic(code *int) {
 	}
 }
 
-// execute runs a command, of which "latch" is to serve. In development it starts the database.
-func execute(ctx context.Context, cfg *config, command string) (err error) {
+// execute runs a command, of which "latch" is to serve, for the account of email if it is about
+// one. In development it starts the database.
+func execute(ctx context.Context, cfg *config, command, email string) (err error) {
 	command, argument, _ := strings.Cut(command, " ")
 	if command == "healthcheck" {
 		return healthcheck(cfg)
@@ -163,19 +170,15 @@ func execute(ctx context.Context, cfg *config, command string) (err error) {
 		return err
 	}
 	s := newServer(cfg, st, newHasher(currentParams), log)
-	address, drop := strings.CutPrefix(argument, "-drop ")
-	email, refusal := parseEmail(strings.TrimSpace(address))
 	switch {
 	case command == "latch":
 		return s.listenAndServe(ctx, dev)
 	case command == "index" && argument == "-list":
 		return s.printIndexes(ctx)
-	case refusal != "":
-		return errors.New("EMAIL " + refusal)
 	case command == "admin":
 		return s.makeAdmin(ctx, email)
 	}
-	return s.changeIndex(ctx, email, drop)
+	return s.changeIndex(ctx, email, strings.HasPrefix(argument, "-drop "))
 }
 
 // levelAudit, written as AUDIT, is for events of accounts and sessions, whatever LOG_LEVEL is.

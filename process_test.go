@@ -401,7 +401,6 @@ func TestIndexCommand(t *testing.T) {
 		index(2, args...)
 	}
 	for email, want := range map[string]string{
-		"ada@@":           "EMAIL must be an e-mail address",
 		"eve@example.com": "no account has this e-mail address",
 		poor.Email:        "the account has no documents",
 	} {
@@ -562,7 +561,7 @@ func TestAdminCommand(t *testing.T) {
 		}
 		may(email, goodPass)
 	}
-	out := admin("new@example.com", "")
+	out := admin(" new@example.com\t", "")
 	if !strings.Contains(out, `"level":"AUDIT","msg":"user_created"`) {
 		t.Errorf("the log of latch admin lacks user_created: %s", out)
 	}
@@ -582,8 +581,6 @@ func TestAdminCommand(t *testing.T) {
 	may(m.Email, goodPass)
 	const length = "the password must have 8 characters to 1024 bytes of UTF-8, without U+0000"
 	for _, row := range []struct{ email, input, stderr string }{
-		{"canary", "", "EMAIL must be an e-mail address such as name@example.com"},
-		{"-x@", "", "EMAIL must be an e-mail address such as name@example.com"},
 		{"f@example.com", "password1\n",
 			"the password is one of the most common passwords; choose another"},
 		{"f@example.com", "canary7\n", length},
