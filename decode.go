@@ -197,10 +197,13 @@ func (s *server) readBody(w *responseWriter, r *http.Request, o *object) error {
 		accepted = append(accepted, "application/x-www-form-urlencoded", "multipart/form-data")
 	}
 	media, params, err := mime.ParseMediaType(strings.Join(r.Header.Values("Content-Type"), ","))
-	charset, coding := strings.ToLower(params["charset"]), r.Header.Get("Content-Encoding")
+	charset := strings.ToLower(params["charset"])
+	encoded := func(coding string) bool {
+		return coding != "" && !strings.EqualFold(coding, "identity")
+	}
 	if err != nil || !slices.Contains(accepted, media) ||
 		!slices.Contains([]string{"", "utf-8", "utf8"}, charset) ||
-		coding != "" && !strings.EqualFold(coding, "identity") {
+		slices.ContainsFunc(r.Header.Values("Content-Encoding"), encoded) {
 		return errUnsupportedMedia.withDetail("Unsupported Content-Type: the body must be " +
 			strings.Join(accepted, " or ") + ", in UTF-8 and not compressed.")
 	}

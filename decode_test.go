@@ -347,6 +347,7 @@ func TestBoundMessages(t *testing.T) {
 		`{"count":0}`:                     "must be at least 1",
 		`{"ratio":2}`:                     "must be at most 1",
 		`{"tags":["a"]}`:                  "must have at least 2 characters",
+		`{"tags":[]}`:                     "must have at least 1 item",
 		`{"tags":["abc","abc","abc"]}`:    "must have at most 2 items",
 		`{"from":"1970-01-01T00:00:00Z"}`: "must be at least 2000-01-01T00:00:00Z",
 		`{"count":"1"}`: "must be a whole number in decimal digits, at most 9223372036854775807" +

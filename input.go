@@ -340,13 +340,19 @@ func (f *field) checkText(text string) (any, fault) {
 
 // bounded returns what is wrong with a number, a time in seconds, or a size.
 func (f *field) bounded(x float64, small, large, msg string) fault {
+	kind, which, bound := small, "least", f.minText
 	switch {
 	case f.minText != "" && x < float64(f.min):
-		return fault{small, fmt.Sprintf("must "+msg, "least", f.minText)}
 	case f.maxText != "" && x > float64(f.max):
-		return fault{large, fmt.Sprintf("must "+msg, "most", f.maxText)}
+		kind, which, bound = large, "most", f.maxText
+	default:
+		return fault{}
 	}
-	return fault{}
+	msg = fmt.Sprintf("must "+msg, which, bound)
+	if bound == "1" {
+		msg = strings.TrimSuffix(msg, "s") // 1 character
+	}
+	return fault{kind, msg}
 }
 
 const (

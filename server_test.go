@@ -265,6 +265,9 @@ func TestBodies(t *testing.T) {
 		strings.NewReader(good)), 415, "unsupported_media_type")
 	a.want(login(http.Header{"Content-Type": {"application/json"},
 		"Content-Encoding": {"identity"}}, strings.NewReader("\ufeff"+good)), 200, "")
+	twice := http.Header{"Content-Type": {"application/json"},
+		"Content-Encoding": {"identity", "gzip"}}
+	a.want(login(twice, strings.NewReader(good)), 415, "unsupported_media_type")
 	padded := func(n int) string {
 		return good[:len(good)-1] + strings.Repeat(" ", n-len(good)) + "}"
 	}
