@@ -42,7 +42,7 @@ func (s *server) register(ctx context.Context, c *caller, in registerInput) (use
 }
 
 type loginInput struct {
-	Username     *string `json:"username" form:"username" min:"1" max:"254"`
+	Username     *string `json:"username" form:"username" min:"1"` // the e-mail, not yet trimmed
 	Password     *string `json:"password" form:"password" format:"password" min:"1" max:"1024"`
 	GrantType    *string `json:"grant_type" form:"grant_type" enum:"password,refresh_token,"`
 	RefreshToken *string `json:"refresh_token" form:"refresh_token" min:"1" max:"4096"`
@@ -133,7 +133,7 @@ func (s *server) rehash(ctx context.Context, c *caller, u storedUser, password s
 type refreshInput struct {
 	RefreshToken  string  `json:"refresh_token" form:"refresh_token" min:"1" max:"4096"`
 	FormGrantType string  `form:"grant_type" enum:"refresh_token" example:"refresh_token"`
-	GrantType     *string `json:"grant_type" enum:"refresh_token"`
+	GrantType     *string `json:"grant_type" enum:"refresh_token,"`
 }
 
 // refresh exchanges a refresh token for its successor and a new access token.
@@ -160,9 +160,10 @@ func (s *server) idleLimit() time.Duration {
 	return time.Duration(s.cfg.RefreshDays) * 24 * time.Hour
 }
 
+// revokeInput has any token, and a hint, which is ignored as other parameters of a form are.
 type revokeInput struct {
-	Token string  `json:"token" form:"token" min:"1" max:"4096"`
-	Hint  *string `json:"token_type_hint" form:"token_type_hint" max:"255"`
+	Token string           `json:"token" form:"token" format:"opaque" min:"1"`
+	Hint  nullable[string] `json:"token_type_hint" format:"opaque"`
 }
 
 // revoke ends the session of a token, so that a client whose access token has expired can log out.

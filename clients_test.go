@@ -37,6 +37,7 @@ func TestTokenForms(t *testing.T) {
 		"no equals sign": login + "&remember",
 		"white space":    strings.Replace(login, "ada", "+%20ada", 1) + "&grant_type=",
 		"upper case":     strings.Replace(login, "ada", "ADA", 1),
+		"empty ones":     login + "&grant_type=&refresh_token=&password=&refresh_token",
 	} {
 		if ans := post("/login", form); ans.status != 200 {
 			t.Errorf("%s: %d %s", name, ans.status, ans.body)
@@ -49,18 +50,32 @@ func TestTokenForms(t *testing.T) {
 	token = refresh("grant_type=refresh_token&allow_redirects=True&refresh_token=" + token)
 	grant := "grant_type=refresh_token&refresh_token="
 	a.want(post("/login", grant+token), 200, "") // one token URL
-	for form, want := range map[string]string{
-		"grant_type=client_credentials":                   "unsupported_grant_type",
-		"grant_type=refresh_token":                        "invalid_request",
-		grant + "x":                                       "invalid_grant",
-		"username=ada%40example.com&password=wrongcanary": "invalid_grant",
-		login + "&password=x":                             "invalid_request",
-		"username=%zz":                                    "invalid_request",
+	for request, want := range map[string]string{
+		"/login grant_type=client_credentials":                   "unsupported_grant_type",
+		"/login grant_type=password&username=ada%40example.com":  "invalid_request",
+		"/login grant_type=refresh_token":                        "invalid_request",
+		"/login " + grant:                                        "invalid_request",
+		"/login " + grant + "x":                                  "invalid_grant",
+		"/login username=ada%40example.com&password=wrongcanary": "invalid_grant",
+		"/login " + login + "&password=x":                        "invalid_request",
+		"/login username=%zz":                                    "invalid_request",
+		"/refresh grant_type=authorization_code&code=1":          "unsupported_grant_type",
+		"/refresh grant_type=&refresh_token=x":                   "invalid_request",
+		"/revoke token=":                                         "invalid_request",
 	} {
-		ans := post("/login", form)
+		path, form, _ := strings.Cut(request, " ")
+		ans := post(path, form)
 		p := decode[map[string]any](ans)
 		if p["error"] != want || p["error_description"] != p["detail"] || ans.status < 400 {
-			t.Errorf("%s = %d %s, want error %s", form, ans.status, ans.body, want)
+			t.Errorf("%s = %d %s, want error %s", request, ans.status, ans.body, want)
+		}
+	}
+	for path, end := range map[string]string{"/login": "password, refresh_token.",
+		"/refresh": "refresh_token; body.refresh_token is required."} {
+		ans := a.want(post(path, "grant_type=x"), 422, "invalid_request")
+		want := "The request is invalid: body.grant_type must be one of: " + end
+		if got := decode[problemDocument](ans).Detail; got != want {
+			t.Errorf("%s of another grant says %q, want %q", path, got, want)
 		}
 	}
 	busy := occupy(t, &a.hasher.slots)
@@ -150,13 +165,21 @@ func TestRevoke(t *testing.T) {
 		t.Error("an expired access token does not end its session")
 	}
 	last := a.login(m.Email, goodPass)
-	for _, bad := range []string{"x", last.AccessToken + "x"} {
+	for _, bad := range []string{"x", last.AccessToken + "x", strings.Repeat("x", 16_000), "a\x00",
+		"\xff"} {
 		a.want(revoke(map[string]string{"token": bad}), 200, "")
+		a.want(revoke(url.Values{"token": {bad}}), 200, "")
 	}
+	for _, hint := range []string{strings.Repeat("x", 300), "a\x00", "\xff", ""} {
+		a.want(revoke(map[string]string{"token": "x", "token_type_hint": hint}), 200, "")
+		a.want(revoke(url.Values{"token": {"x"}, "token_type_hint": {hint, hint}}), 200, "")
+	}
+	a.want(revoke(`{"token":"\ud800","token_type_hint":null}`), 200, "")
 	if !a.accepts(last.AccessToken) {
 		t.Error("an invalid token ended a session")
 	}
 	a.want(revoke(url.Values{}), 422, "invalid_request")
+	a.want(revoke(`{"token":""}`), 422, "invalid_request")
 	a.want(revoke(map[string]string{"token": "x", "unknown": "x"}), 422, "invalid_request")
 }
 
@@ -243,6 +266,20 @@ func TestLenientRequests(t *testing.T) {
 	a.want(a.do("PUT", "/api/v1/users/me", token, `{"email":" root@example.com "}`), 200, "")
 	register := json.RawMessage(`{"email":" x@example.com ","password":"` + goodPass + `"}`)
 	a.want(a.do("POST", "/api/v1/auth/register", "", register), 201, "")
+	long := strings.Repeat("l", 64) + "@" + strings.Repeat(strings.Repeat("d", 61)+".", 3) + "com"
+	spaced := strings.Repeat(" ", 100) + long + " \t" // long has 254 characters
+	account := map[string]string{"email": spaced, "password": goodPass}
+	a.want(a.do("POST", "/api/v1/auth/register", "", account), 201, "")
+	a.want(a.tryLogin(spaced, goodPass), 200, "")
+	byJSON := map[string]string{"username": spaced, "password": goodPass}
+	a.want(a.do("POST", "/api/v1/auth/login", "", byJSON), 200, "")
+	a.want(a.tryLogin("l"+spaced, goodPass), 401, "invalid_credentials")
+	a.want(a.do("POST", "/api/v1/users", token, account), 409, "email_taken")
+	a.want(a.do("PUT", path, token, map[string]string{"email": spaced}), 409, "email_taken")
+	a.want(a.do("PUT", "/api/v1/users/me", token, map[string]string{"email": spaced}), 409,
+		"email_taken")
+	account["email"] = "l" + long
+	a.want(a.do("POST", "/api/v1/auth/register", "", account), 422, "invalid_request")
 	// axios.post(url, {}) to an operation that takes no body.
 	a.want(a.do("POST", "/api/v1/auth/logout", token, "{}"), 204, "")
 	if a.accepts(token) {

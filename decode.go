@@ -130,7 +130,8 @@ func (f *field) target(dst reflect.Value) reflect.Value {
 }
 
 // readPairs reads a query or form: name=value, joined by &, percent-encoded. Empty pairs are
-// ignored. A malformed pair is a fault of a query, and the refusal of a form.
+// ignored, as are those without a value in a form (RFC 6749, section 3.2). A malformed pair is a
+// fault of a query, and the refusal of a form.
 func (o *object) readPairs(source, text string) (refusal string) {
 	defer o.finish(source)
 	query := source == "query"
@@ -138,12 +139,14 @@ func (o *object) readPairs(source, text string) (refusal string) {
 		name, value, hasValue := strings.Cut(pair, "=")
 		name, nameErr := url.QueryUnescape(name)
 		value, valueErr := url.QueryUnescape(value)
-		if pair == "" || query && name == "_" { // a cache buster
+		switch {
+		case pair == "" || query && name == "_": // a cache buster
 			continue
-		}
-		if nameErr != nil || valueErr != nil || query && (!hasValue || name == "") {
+		case nameErr != nil || valueErr != nil || query && (!hasValue || name == ""):
 			o.add(fault{"query_malformed", "must be name=value pairs in percent-encoded UTF-8"})
 			return invalidForm
+		case !query && value == "":
+			continue
 		}
 		switch f := o.find(source, name); {
 		case f == nil:

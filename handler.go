@@ -458,13 +458,15 @@ func (p *problem) body(requestID string) problemDocument {
 
 // oauthError returns the error code of RFC 6749, section 5.2, for a refusal of a token endpoint.
 func (p *problem) oauthError() string {
-	ofGrant := func(f fieldError) bool { return f.Loc[len(f.Loc)-1] == "grant_type" }
+	unsupported := func(f fieldError) bool {
+		return f.Loc[len(f.Loc)-1] == "grant_type" && f.Type == "enum"
+	}
 	switch {
 	case p.status == 401 || p.status == 403:
 		return "invalid_grant"
 	case p.status >= 500:
 		return "temporarily_unavailable"
-	case len(p.errors) == 1 && ofGrant(p.errors[0]) && p.errors[0].Type == "enum":
+	case slices.ContainsFunc(p.errors, unsupported):
 		return "unsupported_grant_type"
 	}
 	return "invalid_request"

@@ -105,10 +105,10 @@ var formats = map[string]struct {
 	rule    func(string) (text, refusal string)
 	pattern string
 }{
-	"email": {func(text string) (string, string) { return parseEmail(strings.TrimSpace(text)) },
-		emailPattern},
+	"email":    {parseEmail, emailPattern}, // checkText trims it
 	"password": {checkPasswordBytes, ""},
 	"filter":   {checkFilter, ""},
+	"opaque":   {func(text string) (string, string) { return text, "" }, ""}, // any bytes
 }
 
 // compileInput reads the tags of the struct type t, which the outer types hold. It panics on
@@ -266,7 +266,9 @@ type fault struct{ kind, msg string }
 // number has one spelling.
 func (f *field) parse(text string, isJSON bool) (value any, bad fault) {
 	if isJSON && text[0] == '"' {
-		if text, bad = unquote(text); bad.msg != "" {
+		if plain, bad := unquote(text); bad.msg == "" {
+			text = plain
+		} else if f.format != "opaque" {
 			return nil, bad
 		}
 	}
@@ -321,16 +323,21 @@ func parseFloat(number string) (x float64, ok bool) {
 	return x, err == nil && (x != 0 || !strings.ContainsAny(mantissa, "123456789"))
 }
 
-// checkText returns the text to keep, or its fault.
+// checkText returns the text to keep, or its fault. White space around an e-mail address does not
+// count.
 func (f *field) checkText(text string) (any, fault) {
+	if f.format == "email" {
+		text = strings.TrimSpace(text)
+	}
 	n := float64(utf8.RuneCountInString(text))
 	bad := f.bounded(n, "string_too_short", "string_too_long", "have at %s %s characters")
 	switch {
-	case !utf8.ValidString(text) || strings.ContainsRune(text, 0):
+	case f.format != "opaque" && (!utf8.ValidString(text) || strings.ContainsRune(text, 0)):
 		bad = fault{"string_unicode", "must be valid UTF-8 without U+0000"}
 	case bad.msg != "":
 	case f.enum != nil && !slices.Contains(f.enum, text):
-		bad = fault{"enum", "must be one of: " + strings.Join(f.enum, ", ")}
+		words := strings.TrimSuffix(strings.Join(f.enum, ", "), ", ") // an empty one is last
+		bad = fault{"enum", "must be one of: " + words}
 	case f.format != "":
 		bad.kind = "value_error"
 		text, bad.msg = formats[f.format].rule(text)
