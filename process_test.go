@@ -1003,7 +1003,7 @@ func TestProduct(t *testing.T) {
 		t.Skip("there is no docs/entity.md, or its entity is here already")
 	}
 	p := copySources(t)
-	p.run(true, "docs/rename.sh", "q"+"qq") // of the least length
+	p.run(true, "docs/rename.sh", "q"+"xz") // of the least length
 	err = os.WriteFile(filepath.Join(p.dir, "README.md"), []byte("# Our own\n"), 0o644)
 	if err != nil {
 		t.Fatal(err)
