@@ -183,8 +183,8 @@ func partLength(texts []textToEmbed, n int64) int {
 }
 
 // embedPart sets the vectors of texts. After a refusal for which the provider is not at fault it
-// asks for half as many texts at a time. A text that is refused alone, twice, is an error: so 32
-// texts take at most 13 calls.
+// asks for half as many texts at a time; later parts begin with the first number that it accepts. A
+// text that is refused alone, twice, is an error: so 32 texts take at most 13 calls.
 func (j *embedJob) embedPart(ctx context.Context, texts []textToEmbed) error {
 	maxTexts := j.maxTexts.Load()
 	refusals := 0 // of the first, alone
@@ -192,6 +192,7 @@ func (j *embedJob) embedPart(ctx context.Context, texts []textToEmbed) error {
 		n := partLength(texts, maxTexts)
 		err := j.ask(ctx, texts[:n], j.dimensions.Load())
 		if err == nil {
+			j.maxTexts.CompareAndSwap(j.cfg.EmbeddingsBatch, maxTexts)
 			texts, refusals = texts[n:], 0
 			continue
 		}
@@ -204,7 +205,6 @@ func (j *embedJob) embedPart(ctx context.Context, texts []textToEmbed) error {
 		}
 		if n > 1 {
 			maxTexts = int64(n / 2)
-			j.maxTexts.Store(maxTexts)
 		} else if refusals++; refusals == 2 {
 			loc := append(texts[0].object, texts[0].member)
 			f.problem = errTextRefused.withErrors(fieldError{loc, "is refused by the embedding " +
