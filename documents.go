@@ -294,10 +294,11 @@ func (s *server) updateDocument(
 	if err != nil {
 		return document{}, err
 	}
-	switch changed := in.Content != nil && *in.Content != stored.Content; {
-	case changed && slices.Equal(in.Embedding, stored.Embedding):
+	changed := in.Content != nil && *in.Content != stored.Content
+	if changed && slices.Equal(in.Embedding, stored.Embedding) {
 		in.Embedding = nil // sent back as it was read: it belongs to the stored content
-	case !changed && in.Embedding == nil:
+	}
+	if !changed && in.Embedding == nil {
 		in.Content = nil
 	}
 	if in.Content == nil && in.Metadata == nil && in.Embedding == nil && !in.Key.Set {
@@ -320,8 +321,8 @@ func (s *server) updateDocument(
 	case errors.Is(err, errKeyTaken):
 		err = keyTaken(inBody, 0)
 	case errors.Is(err, errNotFound) && in.UpdatedAt != nil:
-		if _, gone := s.store.getDocument(ctx, c.ID, in.ID, false); gone == nil {
-			err = errStale
+		if _, err = s.store.getDocument(ctx, c.ID, in.ID, false); err == nil {
+			err = errStale // it is there, with another updated_at
 		}
 	}
 	return d, err

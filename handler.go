@@ -220,9 +220,7 @@ func (in *input) read(w *responseWriter, r *http.Request, dst reflect.Value) err
 	}
 	if in.body {
 		o.loc = []any{"body"}
-		if w.releaseRequest != nil {
-			w.releaseRequest() // a slot that is held meanwhile belongs to the slowest sender
-		}
+		w.leave()
 		err := w.server.readBody(w, r, o)
 		if err == nil {
 			err = w.enter(r.Context(), w.caller.ID)

@@ -52,6 +52,13 @@ func (w *responseWriter) enter(ctx context.Context, user int64) (err error) {
 	return err
 }
 
+// leave gives the slot of enter back while a body comes: else it belongs to the slowest sender.
+func (w *responseWriter) leave() {
+	if w.releaseRequest != nil {
+		w.releaseRequest()
+	}
+}
+
 // reserve takes the bytes of a large answer of s.answers until its client has read it. What writes
 // large documents calls it before: a refusal afterwards would make clients repeat what was stored.
 func (s *server) reserve(ctx context.Context, c *caller, size int) (err error) {

@@ -151,7 +151,8 @@ func (s *server) serverMetrics() []metric {
 	}
 	limiters := map[string]*limiter{"requests": &s.requests, "passwords": &s.hasher.slots,
 		"bodies": &s.bodies, "answers": &s.answers, "connections": &s.store.conns,
-		"searches": &s.store.expensive, "batches": &s.store.bulk, "deletions": &s.store.deletions}
+		"searches": &s.store.expensive, "batches": &s.store.bulk, "deletions": &s.store.deletions,
+		"confirmations": &s.confirmations}
 	if s.embedder != nil {
 		limiters["embeddings"] = &s.embedder.calls
 		limiters["embedding_batches"] = &s.embedder.batches

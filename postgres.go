@@ -36,7 +36,7 @@ const (
 	openTimeout    = time.Second             // seven round trips to a region of some 100 ms
 	queryTimeout   = 4 * time.Second         // PostgreSQL gives up first: that keeps the connection
 	bulkTimeout    = 20 * time.Second        // a batch of 16 MiB takes some seconds to be indexed
-	pingTimeout    = 800 * time.Millisecond  // /health/db promises an answer within 1 s
+	pingTimeout    = 400 * time.Millisecond  // twice, to connect and to ask: /health/db has 1 s
 	maxTries       = 5                       // backends may end one by one
 	retryDelay     = 5 * time.Millisecond    // before the second try; longer before the others
 )
@@ -49,9 +49,11 @@ var serverSettings = map[string]string{
 	"jit": "off", "max_parallel_workers_per_gather": "0", "random_page_cost": "1.1",
 }
 
-// bulkSettings are those of a transaction that may take bulkTimeout.
-var bulkSettings = []string{"lock_timeout = 0",
-	fmt.Sprintf("statement_timeout = %d", (bulkTimeout - time.Second).Milliseconds())}
+// bulkSettings are those of a transaction that may take bulkTimeout. A wait for a lock ends before
+// the statement does, so that it is told from too much work.
+var bulkSettings = []string{
+	fmt.Sprintf("statement_timeout = %d", (bulkTimeout - time.Second).Milliseconds()),
+	fmt.Sprintf("lock_timeout = %d", (bulkTimeout - 3*time.Second).Milliseconds())}
 
 // store is the database. It is safe for concurrent use.
 type store struct {
@@ -84,7 +86,7 @@ func openStore(
 			timeout: acquireTimeout, detail: "Too many searches are in progress; try again."},
 		bulk: limiter{total: max(1, maxConns/4), share: max(1, maxConns/8), queue: 64,
 			timeout: bulkTimeout, detail: "Too many batches are in progress; try again."},
-		deletions: limiter{total: max(1, maxConns/4), share: 1, queue: 64, timeout: bulkTimeout,
+		deletions: limiter{total: max(1, maxConns/8), share: 1, queue: 64, timeout: queryTimeout,
 			detail: "Too many deletions are in progress; try again."},
 	}
 	st.run = st.retry(queryTimeout, false)
@@ -291,7 +293,7 @@ func (st *store) retry(timeout time.Duration, idempotent bool) runner {
 				st.pool.Reset()
 			}
 			time.Sleep(time.Duration(tries) * retryDelay)
-			if conn, err = st.acquire(ctx); err != nil {
+			if conn, err = st.acquire(context.WithoutCancel(ctx)); err != nil {
 				return err
 			}
 		}

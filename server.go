@@ -28,7 +28,7 @@ const (
 	maxBody      = 16 << 10 // bytes; the longest registration has some 13 KiB, escaped six-fold
 	maxLargeBody = 16 << 20 // bytes; 500 documents of 1,536 numbers of 20 digits
 	maxHeader    = 12 << 10 // bytes; net/http adds 4 KiB; a token has some 300 bytes
-	maxRequests  = 4096     // with a token, in progress; 128 of one user: more than a client's pool
+	maxRequests  = 4096     // in progress, see enter; 128 of one user: more than a client's pool
 	maxRequestID = 64       // characters of a client's X-Request-Id; a UUID has 36
 	maxText      = 256      // bytes of a User-Agent, or of a provider's message, that are kept
 
@@ -66,7 +66,7 @@ type server struct {
 	start    time.Time
 	draining atomic.Bool
 
-	requests      limiter // requests with a token, in progress
+	requests      limiter // requests with a token, in progress: see enter
 	bodies        limiter // bytes of long bodies
 	answers       limiter // bytes of long answers
 	confirmations limiter // checks of current passwords, by session
@@ -284,9 +284,9 @@ func (s *server) addHandler(method, path string, rt *route, serve handlerFunc) {
 // answer, CORS, the handler of its method, or 404 or 405; finish recovers a panic, counts and logs.
 func (s *server) servePath(rw http.ResponseWriter, r *http.Request, byMethod handlers) {
 	ip, https := s.origin(r)
-	id := strings.Join(r.Header.Values("X-Request-Id"), " ") // several are refused for the space
-	if len(id) > maxRequestID || !printable.MatchString(id) {
-		id = rand.Text()
+	ids := r.Header.Values("X-Request-Id")
+	if len(ids) != 1 || len(ids[0]) > maxRequestID || !printable.MatchString(ids[0]) {
+		ids = []string{rand.Text()}
 	}
 	matched, ok := byMethod[r.Method]
 	if !ok {
@@ -294,11 +294,11 @@ func (s *server) servePath(rw http.ResponseWriter, r *http.Request, byMethod han
 	}
 	w := &responseWriter{ResponseWriter: rw, server: s, route: matched.route,
 		stats: matched.stats, start: time.Now(), unread: r.ContentLength != 0,
-		caller: caller{ip: ip, requestID: id, userAgent: r.UserAgent()}}
+		caller: caller{ip: ip, requestID: ids[0], userAgent: r.UserAgent()}}
 	s.stats.inFlight.Add(1)
 	defer s.finish(w, r)
 	h := w.Header()
-	h.Set("X-Request-Id", id)
+	h.Set("X-Request-Id", ids[0])
 	h.Set("Cache-Control", "no-store") // the assets replace this, and the policy
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")

@@ -100,7 +100,7 @@ func updateUser(
 			    email = coalesce($2, u.email), password_hash = coalesce($3, u.password_hash),
 			    full_name = CASE WHEN $4 THEN $5 ELSE u.full_name END,
 			    is_active = coalesce($6, u.is_active), is_admin = coalesce($7, u.is_admin),
-			    updated_at = greatest(u.updated_at, now())
+			    updated_at = greatest(now(), u.updated_at + interval '1 microsecond')
 			WHERE u.id = $1 RETURNING `+userColumns,
 			id, c.Email, c.PasswordHash, c.FullName.Set, c.FullName.Value, c.IsActive, c.IsAdmin)
 		if err == nil && (c.PasswordHash != nil || !after.IsActive) {

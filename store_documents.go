@@ -58,18 +58,10 @@ func (st *store) createDocuments(
 		contents[i], vectors[i] = in.Content, pgvector.NewHalfVector(in.Embedding)
 		metadata[i] = cmp.Or(string(in.Metadata), "{}")
 	}
-	run := st.run
-	if n > 1 {
-		run = tooMuchWork(st.runLong, "body", "send fewer documents at once")
-	}
-	reserved := func(ctx context.Context, f queryFunc) error {
-		if err := reserve(); err != nil {
-			return err
-		}
-		return run(ctx, f)
-	}
-	if n > 1 {
-		reserved = inSlot(&st.bulk, reserved)
+	run := reserveFirst(reserve, st.run)
+	if n > 1 { // the slot first, then the memory, then the connection
+		long := tooMuchWork(st.runLong, "body", "send fewer documents at once")
+		run = inSlot(&st.bulk, reserveFirst(reserve, long))
 	}
 	// Citus refuses parameters here.
 	returning := strings.Replace(documentColumns, "$2", strconv.FormatBool(embeddings), 1)
@@ -79,9 +71,10 @@ func (st *store) createDocuments(
 		onConflict = `
 		ON CONFLICT (owner_id, key) WHERE key IS NOT NULL DO UPDATE SET content = excluded.content,
 		    metadata = excluded.metadata, embedding = excluded.embedding,
-		    updated_at = greatest(d.updated_at, excluded.updated_at)`
+		    updated_at = greatest(excluded.updated_at,
+		        d.updated_at + interval '1 microsecond')`
 	}
-	docs, err := queryAll(ctx, reserved, scanDocument(), `
+	docs, err := queryAll(ctx, run, scanDocument(), `
 		INSERT INTO documents AS d (owner_id, key, content, metadata, embedding)
 		SELECT $1, key, content, metadata, embedding
 		FROM unnest($2::text[], $3::text[], $4::jsonb[], $5::halfvec[])
@@ -100,6 +93,16 @@ func (st *store) createDocuments(
 		byKey[key] = byKey[key][1:]
 	}
 	return docs, documentRefusal(err)
+}
+
+// reserveFirst returns run after reserve.
+func reserveFirst(reserve func() error, run runner) runner {
+	return func(ctx context.Context, f queryFunc) error {
+		if err := reserve(); err != nil {
+			return err
+		}
+		return run(ctx, f)
+	}
 }
 
 // documentRefusal returns the refusal of a document whose constraint err violates, or err.
@@ -253,7 +256,7 @@ func (st *store) updateDocument(
 		UPDATE documents d SET content = coalesce($4, d.content),
 		    metadata = coalesce($5, d.metadata), embedding = coalesce($6, d.embedding),
 		    key = CASE WHEN $7::boolean THEN $8 ELSE d.key END,
-		    updated_at = greatest(d.updated_at, now())
+		    updated_at = greatest(now(), d.updated_at + interval '1 microsecond')
 		WHERE d.owner_id = $1 AND d.id = $3 AND d.updated_at = coalesce($9, d.updated_at)
 		RETURNING `+documentColumns, owner, in.Include != nil, in.ID, in.Content,
 		[]byte(in.Metadata), embedding, in.Key.Set, in.Key.Value, in.UpdatedAt)
@@ -267,15 +270,15 @@ func (st *store) deleteDocument(ctx context.Context, owner, id int64) error {
 }
 
 // searchModes are the common table expressions of each mode; the last, best, has the results.
-// {filter} is a condition, {embedding} a placeholder. Hybrid is reciprocal rank fusion: it adds up
-// vote / (60 + rank). A vote is 1, but for part of the words their share ^ 6: that is little.
+// {filter} is a condition, {embedding} a placeholder, {enough} a number of results. Hybrid is
+// reciprocal rank fusion: it adds up vote / (60 + rank). A vote is 1, but for part of the words
+// their share ^ 6: that is little.
 var searchModes = map[string]string{
 	"vector": nearestVectors + `$3), best AS (SELECT *, 1 - distance AS score FROM nearest)`,
 	"text": matchingWords + `best AS MATERIALIZED (
 	    SELECT id, NULL::float8 AS distance, score FROM matching
 	    ORDER BY score DESC, id LIMIT $3)`,
-	"hybrid": nearestVectors + fuseDepth + `), ` +
-		strings.Replace(matchingWords, "< $3", "< "+fuseDepth, 1) + `best AS MATERIALIZED (
+	"hybrid": nearestVectors + fuseDepth + `), ` + matchingWords + `best AS MATERIALIZED (
 	    SELECT id, NULL::float8 AS distance, sum(vote / (60 + rank)) AS score
 	    FROM (SELECT id, row_number() OVER (ORDER BY distance, id) AS rank,
 	              1.0::float8 AS vote FROM nearest
@@ -319,7 +322,7 @@ const matchingWords = `query AS MATERIALIZED (
 	        SELECT count(*) AS n, array_agg(id) AS ids
 	        FROM (SELECT id FROM documents WHERE owner_id = $1{filter}
 	              AND words @@ (quote_literal(lexeme)::tsquery && required) LIMIT 2000) AS d) AS t
-	    WHERE (SELECT count(*) FROM complete) < $3),
+	    WHERE (SELECT count(*) FROM complete) < {enough}),
 	matching AS MATERIALIZED (
 	    SELECT * FROM complete
 	    UNION ALL
@@ -341,10 +344,13 @@ func searchDocuments(
 	if in.Mode != "text" {
 		args = append(args, pgvector.NewHalfVector(in.Embedding))
 	}
-	sql := strings.ReplaceAll(searchModes[in.Mode], "{embedding}", "$"+strconv.Itoa(len(args)))
+	embedding, enough := "$"+strconv.Itoa(len(args)), "$3"
+	if in.Mode == "hybrid" {
+		enough = fuseDepth
+	}
 	where, args := selection{Filter: in.Filter}.where(args...)
-	sql = strings.ReplaceAll(sql, "{filter}", where)
-	return queryMatches(ctx, run, sql, args...)
+	sql := strings.NewReplacer("{embedding}", embedding, "{enough}", enough, "{filter}", where)
+	return queryMatches(ctx, run, sql.Replace(searchModes[in.Mode]), args...)
 }
 
 // queryMatches returns the documents of best, a common table expression in sql, or errLongResults.
