@@ -439,6 +439,9 @@ func countWords(query string) (n int) {
 	return n
 }
 
+// orWord matches or as a word. PostgreSQL takes it for an operator in any case of letters.
+var orWord = regexp.MustCompile(`\b(or|Or|oR)\b`)
+
 // searchWords returns a query for websearch_to_tsquery, its required parts, and the optional rest.
 // OR is an operator, but or a word: questions have it. A minus before a word or a phrase excludes
 // it. Others, as in -5, become commas, which separate words: PostgreSQL's parser stacks 32 minuses.
@@ -454,7 +457,7 @@ func searchWords(query string) (whole, required, optional string) {
 			text[i] = ','
 		}
 	}
-	whole = strings.ReplaceAll(string(text), " or ", " ,or ")
+	whole = orWord.ReplaceAllString(string(text), ",$0")
 	required = strings.Join(requiredPart.FindAllString(whole, -1), " ")
 	return whole, required, requiredPart.ReplaceAllString(whole, " ")
 }

@@ -922,6 +922,11 @@ func TestSearch(t *testing.T) {
 		{`{"mode":"text","query":"\"red fox\" OR car","limit":2}`, "the red fox|a red car|"},
 		{`{"mode":"text","query":"\"red fox\""}`, "the red fox|"},
 		{`{"mode":"text","query":"red or fox","limit":3}`, "the red fox|the same fox|a red car|"},
+		{`{"mode":"text","query":"red\tOr fox","limit":3}`, "the red fox|the same fox|a red car|"},
+		{
+			`{"mode":"text","query":"red or or fox","limit":3}`,
+			"the red fox|the same fox|a red car|",
+		},
 		{`{"mode":"text","query":"the fox is red -same"}`, "the red fox|a red car|red red wine|"},
 		{`{"mode":"text","query":"the fox is red -same -\"red wine\""}`, "the red fox|a red car|"},
 		{

@@ -388,7 +388,7 @@ func checkObject(text string) (stored int, refusal string) {
 		case errors.Is(err, jsontext.ErrDuplicateName):
 			return 0, "must not hold a name twice in one object"
 		case err != nil || closed:
-			return 0, "must be one JSON object without half a surrogate pair"
+			return 0, "must be one JSON object, valid and without half a surrogate pair"
 		case dec.StackDepth() > maxDepth:
 			return 0, fmt.Sprintf("must be nested at most %d deep", maxDepth)
 		case token.Kind() == '"' && strings.ContainsRune(token.String(), 0):

@@ -36,7 +36,7 @@ const (
 	openTimeout    = time.Second             // seven round trips to a region of some 100 ms
 	queryTimeout   = 4 * time.Second         // PostgreSQL gives up first: that keeps the connection
 	bulkTimeout    = 20 * time.Second        // a batch of 16 MiB takes some seconds to be indexed
-	pingTimeout    = 400 * time.Millisecond  // twice, to connect and to ask: /health/db has 1 s
+	pingTimeout    = 800 * time.Millisecond  // /health/db promises an answer within 1 s
 	maxTries       = 5                       // backends may end one by one
 	retryDelay     = 5 * time.Millisecond    // before the second try; longer before the others
 )
@@ -453,13 +453,16 @@ func describe(err error) error {
 	return err
 }
 
-// ping returns nil when the database answers in time. It counts for no client.
+// ping returns nil when the database answers in time. It counts for no client, and one deadline
+// bounds the wait for a connection and the statement.
 func (st *store) ping(ctx context.Context) error {
 	r := requestOf(ctx)
 	r.client = clientKey{}
-	ctx = context.WithValue(ctx, requestKey{}, &r)
+	ctx = context.WithValue(context.WithoutCancel(ctx), requestKey{}, &r)
 	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()
-	_, err := exec(ctx, st.retry(pingTimeout, false), `SELECT 1`)
-	return err
+	return st.retry(pingTimeout, false)(ctx, func(_ context.Context, q querier) error {
+		_, err := q.Exec(ctx, `SELECT 1`)
+		return err
+	})
 }

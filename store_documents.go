@@ -300,7 +300,7 @@ const nearestVectors = `nearest AS MATERIALIZED (
 	    FROM documents WHERE owner_id = $1{filter} ORDER BY distance, id LIMIT `
 
 // matchingWords finds the documents that fit a query: $4 is the configuration of their words, $5 to
-// $7 are the results of searchWords. Complete ones, with all words, come first and score above 1.
+// $7 are the results of searchWords. Complete ones, with all words, come first and score from 1 on.
 // Where they are fewer than the limit $3, or in hybrid than fuseDepth, others follow: these have
 // the required parts, and score the share of the optional words that they have, rare ones weighing
 // more. Of these words the 64 longest are looked up, and for each the first 2,000 documents: that
