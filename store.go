@@ -145,8 +145,8 @@ func lockUser(ctx context.Context, q querier, id int64, c userChange) (user, err
 // deleteUser removes an account and all that belongs to it, with the errors of lockUser. It
 // deactivates the account first, which ends its tokens at once: a million documents take some
 // seconds to go, and batches in progress are waited for. Both steps have the same connection, so
-// that a busy server and a client that goes stop it before the first or not at all. Where the
-// second fails, deactivated is true.
+// that a busy server and a client that goes stop it before the first or not at all. deactivated is
+// whether the first has changed anything, also where the second fails.
 func (st *store) deleteUser(
 	ctx context.Context, id int64, oldHash string,
 ) (deactivated bool, err error) {
@@ -154,12 +154,13 @@ func (st *store) deleteUser(
 	run := inSlot(&st.deletions, st.retry(bulkTimeout, false))
 	err = run(ctx, func(ctx context.Context, q querier) error {
 		for {
-			if _, _, err := updateUser(ctx, inTx(onConn(q)), id, ch); err != nil {
+			was, _, err := updateUser(ctx, inTx(onConn(q)), id, ch)
+			if err != nil {
 				return err
 			}
-			deactivated = true
+			deactivated = deactivated || was.IsActive
 			const sql = `DELETE FROM users WHERE id = $1 AND NOT is_active`
-			err := requireRow(exec(ctx, inTx(onConn(q), bulkSettings...), sql, id))
+			err = requireRow(exec(ctx, inTx(onConn(q), bulkSettings...), sql, id))
 			if !errors.Is(err, errNotFound) { // else an admin has reactivated it in between
 				return err
 			}
